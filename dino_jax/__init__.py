@@ -1,0 +1,1 @@
+"""DINO self-supervised vision models in JAX."""

@@ -1,0 +1,62 @@
+"""Shared fixtures: where the golden numbers are and how to read them."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN_FOLDERS = (
+    [Path(os.environ["DINO_JAX_GOLDENS"])]
+    if "DINO_JAX_GOLDENS" in os.environ
+    else [ROOT / "tests" / "golden", ROOT.parent / "shared" / "goldens"]
+)
+
+
+def golden_path(name: str) -> Path | None:
+    """Returns the path of golden file or folder `name`, or None when no folder holds it."""
+    return next((folder / name for folder in GOLDEN_FOLDERS if (folder / name).exists()), None)
+
+
+def golden_names(pattern: str) -> list[str]:
+    """Lists the golden files matching `pattern`, for parametrised tests."""
+    return sorted({path.name for folder in GOLDEN_FOLDERS for path in folder.glob(pattern)})
+
+
+class Golden(dict):
+    """The arrays of one golden file by name, with its `config`."""
+
+    def __init__(self, path: Path):
+        with np.load(path, allow_pickle=False) as file:
+            super().__init__({name: file[name] for name in file.files})
+        self.config = json.loads(str(self.pop("config_json")))
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """Returns the arrays whose name starts with `prefix`, with the prefix removed."""
+        return {name.removeprefix(prefix): array for name, array in self.items() if name.startswith(prefix)}
+
+
+@pytest.fixture
+def golden():
+    """Loads a golden file by name; skips the test when it is not there."""
+
+    def load(name: str) -> Golden:
+        path = golden_path(name)
+        if path is None:
+            pytest.skip(f"golden file {name} is in none of {[str(f) for f in GOLDEN_FOLDERS]}")
+        return Golden(path)
+
+    return load
+
+
+@pytest.fixture
+def shared_data():
+    """Returns the folder of real labelled photographs; skips the test when it is not there."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
