@@ -1,0 +1,176 @@
+"""Every knob of a run with its unit and source; recipes in configs/ state only what differs."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dino_jax.models.variants import VARIANTS
+
+
+def default() -> ConfigDict:
+    """Returns the configuration that every recipe starts from; add phases with `set_phases`."""
+    c = ConfigDict()
+    c.seed = 0  # weights, data order, crops, masks and stochastic depth
+    c.precision = "bfloat16"  # of the forward and backward passes; parameters and losses stay float32
+    c.model = model("dinov3_vits16")
+    c.dino_head = head(prototypes=65_536)
+    c.ibot_head = head(prototypes=65_536)
+
+    c.data = ConfigDict()
+    c.data.source = "folder"  # packaged | folder | tar | arrayrecord
+    c.data.path = ""  # folder or file; unused by "packaged"
+    c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
+    c.data.workers = 0  # processes that decode and crop; 0 uses threads of this one
+    c.data.max_bad_share = 0.05  # stop when more than this share of the images cannot be read
+    c.data.mean = (0.485, 0.456, 0.406)  # ImageNet statistics, of images in [0, 1]
+    c.data.std = (0.229, 0.224, 0.225)
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices that hold a full copy of what fsdp shards; -1 takes all that are left
+    c.mesh.fsdp = 1  # devices over which parameters, moments and teachers are split
+
+    c.remat = "none"  # what the backward pass recomputes: none | matmuls (all but products) | full (whole blocks)
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 1000  # steps
+    c.checkpoint.keep_last = 3
+    c.checkpoint.keep_every = 0  # steps; also keep those at multiples of this, for ever; 0 keeps none
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps
+    c.log.health_every = 100  # steps; entropies, ranks and cosines on the current batch
+    c.log.pictures = True  # draw pictures when the run ends
+
+    c.nonfinite_limit = 10  # stop after this many skipped updates in a row
+
+    c.knn = ConfigDict()
+    c.knn.every = 0  # steps; weighted k-NN accuracy of the teacher on held-out images; 0 only at the end
+    c.knn.k = 20
+    c.knn.size = 224  # pixels; side of the evaluated images
+
+    c.phases = ConfigDict()
+    c.phase_order = ()
+    return c
+
+
+def model(variant: str, **changes: Any) -> ConfigDict:
+    """Returns the options of a published size with `changes`, and those that only act in training."""
+    training = {
+        "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block
+        "rope_shift": 0.0,  # RoPE box augmentation: +- shift,
+        "rope_jitter": 1.0,  # one factor per axis in [1 / jitter, jitter],
+        "rope_rescale": 1.0,  # one factor for both in [1 / rescale, rescale]
+    }
+    return _changed(ConfigDict(VARIANTS[variant] | training), changes)
+
+
+def head(*, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> ConfigDict:
+    """Returns the sizes of a projection head (DINO, section 3.1)."""
+    return ConfigDict({"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck})
+
+
+def schedule(*, start: float, peak: float, end: float, warmup: int = 0, cosine: int = 0) -> ConfigDict:
+    """Describes a value that rises linearly, follows a half cosine and stays.
+
+    Args:
+      start, peak, end: values at the first step, after the warm-up, and from the end of the cosine on.
+      warmup: steps from `start` to `peak`.
+      cosine: steps from `peak` to `end`; 0 takes all that remain of the phase.
+    """
+    return ConfigDict(
+        {"start": float(start), "peak": float(peak), "end": float(end), "warmup": warmup, "cosine": cosine}
+    )
+
+
+def constant(value: float) -> ConfigDict:
+    """Describes a value that never changes."""
+    return schedule(start=value, peak=value, end=value)
+
+
+def phase(**changes: Any) -> ConfigDict:
+    """Returns one phase of a run: its own steps, crops, losses and schedules (all counted from its first step).
+
+    The defaults are the DINOv3 losses and photometry of the fast ImageNet-1k set-up; `steps` must be given.
+    Nested options are changed by dicts, `phase(steps=100, crops={"global_size": 96})`.
+    """
+    p = ConfigDict()
+    p.steps = 0
+    p.batch_size = 2048  # images per step, over all devices
+
+    p.crops = ConfigDict()
+    p.crops.global_size = 224  # pixels
+    p.crops.global_scale = (0.32, 1.0)  # share of the image's area
+    p.crops.local_size = 96
+    p.crops.local_scale = (0.05, 0.32)
+    p.crops.local_number = 8
+    p.crops.horizontal_flips = True
+
+    p.masks = ConfigDict()
+    p.masks.probability = 0.5  # share of the global crops that are masked
+    p.masks.ratio = (0.1, 0.5)  # smallest and largest share of masked patches
+    p.masks.group_size = 16  # samples over which the mask sizes are spread evenly; divides each device's batch
+
+    p.student_temperature = 0.1
+    p.sinkhorn_iterations = 3
+
+    p.loss = ConfigDict()
+    p.loss.dino = 1.0
+    p.loss.ibot = 1.0
+    p.loss.koleo = 0.1
+    p.loss.koleo_topk = 1  # nearest neighbours that are pushed away
+    p.loss.koleo_group_size = 0  # samples among which neighbours are sought; 0 takes the whole batch
+
+    p.gram = ConfigDict()
+    p.gram.teacher = "none"  # none | ema (the run's teacher as the phase begins) | a snapshot folder
+    p.gram.crop_size = 0  # pixels; side of the Gram teacher's view of each global crop
+    p.gram.refresh_every = 0  # steps; 0 never
+    p.gram.first_refresh = 0  # steps; the earliest
+    p.gram.max_refreshes = 0  # 0 has no limit
+    p.gram.antialias = False  # when the Gram teacher's patches are brought to the student's grid
+    p.gram.image_level = True  # similarities inside each image, or over the whole batch
+    p.gram.remove_negatives = "none"  # none | both | teacher: similarities set to zero
+    p.gram.tokens = "all"  # all | masked | unmasked patches
+    p.gram.stats = False  # also report the loss over masked and over unmasked patches
+
+    p.snapshot_steps = ()  # steps of this phase after which the teacher is saved under gram_teacher/
+
+    p.optim = ConfigDict()
+    p.optim.b1 = 0.9
+    p.optim.b2 = 0.999
+    p.optim.clip_norm = 3.0  # of each sub-module: backbone, DINO head, iBOT head
+    p.optim.layer_decay = 0.9
+    p.optim.patch_embed_multiplier = 0.2
+    p.optim.lr_scaling = "sqrt_wrt_1024"  # none | linear_wrt_256 | sqrt_wrt_1024 (peak and end x 4 sqrt(batch / 1024))
+    p.optim.freeze_last_layer = 0  # steps in which the prototypes do not move
+
+    p.schedules = ConfigDict()
+    p.schedules.lr = schedule(start=0.0, peak=1e-3, end=1e-6)
+    p.schedules.weight_decay = schedule(start=0.04, peak=0.04, end=0.4)
+    p.schedules.momentum = schedule(start=0.992, peak=0.992, end=1.0)  # of the EMA teacher
+    p.schedules.teacher_temperature = constant(0.07)
+    p.schedules.local_weight = constant(1.0)  # of the DINO loss on local crops
+    p.schedules.gram_weight = constant(0.0)  # of the mean squared difference of similarities
+    return _changed(p, changes)
+
+
+def following(previous: ConfigDict, **changes: Any) -> ConfigDict:
+    """Returns a copy of phase `previous` with `changes`, without its snapshot steps."""
+    return _changed(ConfigDict(previous.to_dict()), {"snapshot_steps": ()} | changes)
+
+
+def set_phases(config: ConfigDict, **phases: ConfigDict) -> None:
+    """Sets the phases of a run, in order."""
+    config.phases = ConfigDict(phases)
+    config.phase_order = tuple(phases)
+
+
+def _changed(options: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+    with options.unlocked():
+        for name, value in changes.items():
+            if name not in options:
+                raise ValueError(f"there is no option {name!r} here; there are {', '.join(sorted(options))}")
+            if isinstance(value, dict | ConfigDict) and isinstance(options[name], ConfigDict):
+                _changed(options[name], dict(value))
+            else:
+                options[name] = value
+    return options

@@ -1,0 +1,160 @@
+"""Building blocks of the vision transformers: norms, LayerScale, attention, feed-forward, stochastic depth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from dino_jax.models import rope
+
+Dtype = Any
+Table = tuple[Array, Array]
+
+# PyTorch's trunc_normal_(std=0.02) cuts at an absolute +-2, a hundred deviations away: it is a plain normal.
+normal_init = nn.initializers.normal(0.02)
+
+
+def dense(features: int, *, bias: bool, dtype: Dtype, name: str) -> nn.Dense:
+    """Builds a linear layer with the initialisation of the DINO transformers (normal 0.02, zero bias)."""
+    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=normal_init, name=name)
+
+
+def norm(kind: str, *, epsilon: float, dtype: Dtype, name: str) -> nn.Module:
+    """Builds a "layernorm" or "rmsnorm" that computes its statistics in float32."""
+    if kind == "layernorm":
+        return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    if kind == "rmsnorm":
+        return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
+    raise ValueError(f"norm = {kind!r} is not one of 'layernorm', 'rmsnorm'")
+
+
+def swiglu_hidden(width: int, ratio: float, align: int) -> int:
+    """Returns the hidden width of SwiGLU: two thirds of `width * ratio`, rounded up to a multiple of `align`."""
+    hidden = int(int(width * ratio) * 2 / 3)
+    return hidden + (-hidden % align)
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned gain (CaiT, arXiv 2103.17239)."""
+
+    initial: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Scales `(..., dim)`."""
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
+        return x * gamma.astype(self.dtype)
+
+
+class QKV(nn.Module):
+    """Projects tokens to queries, keys and values, the key bias optionally held at zero."""
+
+    width: int
+    bias: bool
+    mask_key_bias: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `(batch, tokens, width)` to `(batch, tokens, 3 * width)`, ordered q | k | v."""
+        kernel = self.param("kernel", normal_init, (self.width, 3 * self.width))
+        y = x @ kernel.astype(self.dtype)
+        if not self.bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (3 * self.width,))
+        if self.mask_key_bias:
+            bias = bias * np.repeat(np.array([1, 0, 1], np.float32), self.width)
+        return y + bias.astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions on queries and keys."""
+
+    width: int
+    heads: int
+    qkv_bias: bool
+    mask_key_bias: bool
+    proj_bias: bool
+    dtype: Dtype
+    implementation: str | None = None
+
+    def setup(self):
+        self.qkv = QKV(self.width, self.qkv_bias, self.mask_key_bias, self.dtype)
+        self.proj = dense(self.width, bias=self.proj_bias, dtype=self.dtype, name="proj")
+
+    def queries_keys_values(self, x: Array, table: Table) -> tuple[Array, Array, Array]:
+        """Returns rotated q and k, and v, each `(batch, tokens, heads, head_dim)`."""
+        batch, tokens, _ = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        return rope.rotate(q, table), rope.rotate(k, table), v
+
+    def __call__(self, x: Array, table: Table) -> Array:
+        """Attends over `(batch, tokens, width)`."""
+        q, k, v = self.queries_keys_values(x, table)
+        y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        return self.proj(y.reshape(x.shape))
+
+    def probabilities(self, x: Array, table: Table) -> Array:
+        """Returns the attention weights `(batch, heads, query tokens, key tokens)` in float32."""
+        q, k, _ = self.queries_keys_values(x, table)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between."""
+
+    width: int
+    hidden: int
+    bias: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `(..., width)` to itself."""
+        x = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="fc1")(x)
+        x = jax.nn.gelu(x, approximate=False)
+        return dense(self.width, bias=self.bias, dtype=self.dtype, name="fc2")(x)
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward `w3(silu(w1 x) * w2 x)` (arXiv 2002.05202)."""
+
+    width: int
+    hidden: int
+    bias: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `(..., width)` to itself."""
+        gate = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="w1")(x)
+        value = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="w2")(x)
+        return dense(self.width, bias=self.bias, dtype=self.dtype, name="w3")(jax.nn.silu(gate) * value)
+
+
+def residual_on_subset(
+    branch: Callable[[Array], Array], x: Array, key: Array, *, rate: float, shards: int
+) -> Array:
+    """Adds `branch(x)` on a random subset of the samples, rescaled (batch-subset stochastic depth, DINOv2 section 5).
+
+    Skipped samples cost nothing. The subset is drawn separately inside each of `shards` equal slices of the batch, one
+    per data shard of the mesh, so its size is static and no sample crosses devices.
+
+    Args:
+      branch: residual branch, `(samples, tokens, dim)` to the same shape.
+      x: `(batch, tokens, dim)`; `shards` must divide the batch.
+      rate: share of the samples that skip the branch; at least one sample per slice is kept.
+    """
+    slices = x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
+    size = slices.shape[1]
+    kept = max(int(size * (1 - rate)), 1)
+    chosen = jnp.argsort(jax.random.uniform(key, (shards, size)), axis=1)[:, :kept]
+    subset = jax.vmap(lambda rows, index: rows[index])(slices, chosen)
+    update = branch(subset.reshape(-1, *x.shape[1:])).reshape(subset.shape) * (size / kept)
+    return jax.vmap(lambda rows, index, add: rows.at[index].add(add))(slices, chosen, update).reshape(x.shape)

@@ -1,0 +1,307 @@
+"""The DINOv3 vision transformer (arXiv 2508.10104, section 3.2; conventions of every option in the class docstring)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jax import Array
+
+from dino_jax.models import layers, rope
+
+# What the backward pass keeps of each block: everything, the matrix products, or only the block's input.
+REMAT_POLICIES = {
+    "none": None,
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; runs every crop group with one set of weights."""
+
+    width: int
+    heads: int
+    ffn: str
+    hidden: int
+    norm: str
+    norm_epsilon: float
+    layer_scale: float
+    qkv_bias: bool
+    mask_key_bias: bool
+    proj_bias: bool
+    ffn_bias: bool
+    drop_path: float
+    shards: int
+    dtype: Any
+    attention: str | None
+
+    def setup(self):
+        options = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
+        self.norm1 = layers.norm(self.norm, **options, name="norm1")
+        self.norm2 = layers.norm(self.norm, **options, name="norm2")
+        self.attn = layers.Attention(
+            self.width, self.heads, self.qkv_bias, self.mask_key_bias, self.proj_bias, self.dtype, self.attention
+        )
+        feed_forward = {"mlp": layers.Mlp, "swiglu": layers.SwiGlu}[self.ffn]
+        self.mlp = feed_forward(self.width, self.hidden, self.ffn_bias, self.dtype)
+        if self.layer_scale:
+            self.ls1 = layers.LayerScale(self.layer_scale, self.dtype)
+            self.ls2 = layers.LayerScale(self.layer_scale, self.dtype)
+
+    def __call__(self, groups: dict[str, Array], ropes: dict[str, layers.Table], train: bool, collect: bool):
+        """Maps each group's tokens `(batch, tokens, width)`; returns (groups, groups if `collect` else None)."""
+        out = {}
+        for name, x in groups.items():
+            x = self.residual(lambda y, table=ropes[name]: self.attention_branch(y, table), x, train)
+            out[name] = self.residual(self.feed_forward_branch, x, train)
+        return out, (out if collect else None)
+
+    def attention_branch(self, x: Array, table: layers.Table) -> Array:
+        """Returns what the attention adds to `(batch, tokens, width)`."""
+        y = self.attn(self.norm1(x), table)
+        return self.ls1(y) if self.layer_scale else y
+
+    def feed_forward_branch(self, x: Array) -> Array:
+        """Returns what the feed-forward adds to `(batch, tokens, width)`."""
+        y = self.mlp(self.norm2(x))
+        return self.ls2(y) if self.layer_scale else y
+
+    def residual(self, branch, x: Array, train: bool) -> Array:
+        """Adds `branch(x)` to x, on a random subset of the batch when training with stochastic depth."""
+        if not train or self.drop_path == 0.0:
+            return x + branch(x)
+        key = self.make_rng("drop_path")
+        return layers.residual_on_subset(branch, x, key, rate=self.drop_path, shards=self.shards)
+
+    def attention_probabilities(self, x: Array, table: layers.Table) -> Array:
+        """Returns the attention weights `(batch, heads, tokens, tokens)` of this block for its input."""
+        return self.attn.probabilities(self.norm1(x), table)
+
+
+class VisionTransformer(nn.Module):
+    """DINOv3 ViT: patch embedding, CLS, registers, axial RoPE, blocks stacked on a leading axis and scanned.
+
+    Called with named groups of crops, so that crops of several sizes share one pass over the weights:
+    `model.apply({"params": p}, {"global": images, "local": images}, {"global": masks}, train=True)`.
+    Training mode switches on stochastic depth and the RoPE augmentation (rngs "drop_path" and "rope", the latter drawn
+    once per forward and group; the reference redraws it in every block) and the separate local norm.
+
+    Published sizes are in `variants.VARIANTS`: `VisionTransformer(**VARIANTS["dinov3_vitl16"])`.
+
+    Attributes:
+      ffn: "mlp" (GELU) or "swiglu", of hidden width `ffn_ratio * width`, for SwiGLU two thirds of it rounded up to a
+        multiple of `ffn_align`.
+      norm: "layernorm" or "rmsnorm".
+      layer_scale: initial gain of LayerScale; 0 has none.
+      mask_key_bias: hold the key part of the qkv bias at zero.
+      rope_base: periods are its powers; None spaces them between `rope_min_period` and `rope_max_period`.
+      rope_normalize: "separate", "max" or "min", see `rope.coordinates`.
+      rope_shift, rope_jitter, rope_rescale: see `rope.augment`; 0, 1 and 1 are off.
+      untie_cls_and_patch_norms: CLS and registers get their own final norm.
+      untie_global_and_local_norms: in training, CLS and registers of the group "local" get their own final norm.
+      shards: data shards of the mesh, each of which draws its own stochastic-depth subset.
+      remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      attention: implementation for `jax.nn.dot_product_attention` (None chooses; "xla", "cudnn").
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    ffn: str
+    ffn_ratio: float
+    ffn_align: int
+    registers: int
+    norm: str
+    norm_epsilon: float
+    layer_scale: float
+    qkv_bias: bool
+    mask_key_bias: bool
+    untie_cls_and_patch_norms: bool
+    untie_global_and_local_norms: bool
+    rope_base: float | None
+    in_channels: int
+    rope_min_period: float | None = None
+    rope_max_period: float | None = None
+    rope_normalize: str = "separate"
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    drop_path: float = 0.0
+    rope_shift: float = 0.0
+    rope_jitter: float = 1.0
+    rope_rescale: float = 1.0
+    shards: int = 1
+    remat: str = "none"
+    attention: str | None = None
+    dtype: Any = jnp.float32
+
+    def block_options(self) -> dict[str, Any]:
+        """Returns the constructor arguments of one block."""
+        shared = (
+            "width heads ffn norm norm_epsilon layer_scale qkv_bias mask_key_bias proj_bias ffn_bias drop_path shards "
+            "dtype attention"
+        ).split()
+        if self.ffn not in ("mlp", "swiglu"):
+            raise ValueError(f"ffn = {self.ffn!r} is not one of 'mlp', 'swiglu'")
+        hidden = int(self.width * self.ffn_ratio)
+        if self.ffn == "swiglu":
+            hidden = layers.swiglu_hidden(self.width, self.ffn_ratio, self.ffn_align)
+        return {name: getattr(self, name) for name in shared} | {"hidden": hidden}
+
+    def setup(self):
+        self.patch_embed = PatchEmbed(self.patch_size, self.in_channels, self.width, self.dtype)
+        self.cls_token = self.param("cls_token", layers.normal_init, (self.width,))
+        if self.registers:
+            self.register_tokens = self.param("registers", layers.normal_init, (self.registers, self.width))
+        self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,))
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False, static_argnums=(3, 4))
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.depth,
+        )(**self.block_options())
+        options: dict[str, Any] = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
+        self.norm_all = layers.norm(self.norm, **options, name="norm")
+        if self.untie_cls_and_patch_norms:
+            self.cls_norm = layers.norm(self.norm, **options, name="cls_norm")
+        if self.untie_global_and_local_norms:
+            self.local_cls_norm = layers.norm(self.norm, **options, name="local_cls_norm")
+
+    def __call__(
+        self,
+        groups: Mapping[str, Array],
+        masks: Mapping[str, Array] | None = None,
+        *,
+        train: bool = False,
+        collect: bool = False,
+    ) -> dict[str, dict[str, Array]]:
+        """Computes the tokens of every crop group.
+
+        Args:
+          groups: by name, normalised images `(batch, height, width, in_channels)`; sides are multiples of the patch.
+          masks: by name, bool `(batch, patches)`: patches replaced by the mask token before the blocks.
+          collect: also return the output of every block.
+
+        Returns:
+          By name: "cls" `(batch, dim)`, "registers" `(batch, registers, dim)`, "patches" `(batch, patches, dim)`, all
+          after the final norm; "prenorm" `(batch, tokens, dim)`; with `collect`, "blocks" `(depth, batch, tokens,
+          dim)`, before the norm.
+
+        Raises:
+          ValueError: if an image side is not a multiple of the patch.
+        """
+        masks = masks or {}
+        tokens = {name: self.embed(images, masks.get(name)) for name, images in groups.items()}
+        ropes = {name: self.rope_table(images.shape[1:3], train) for name, images in groups.items()}
+        tokens, blocks = self.blocks(tokens, ropes, train, collect)
+        out = {name: self.final_norm(x, local=train and name == "local") for name, x in tokens.items()}
+        if self.is_initializing() and self.untie_global_and_local_norms:
+            self.local_cls_norm(tokens["global"][:, :1])
+        if collect:
+            out = {name: out[name] | {"blocks": blocks[name]} for name in out}
+        return out
+
+    def embed(self, images: Array, mask: Array | None = None) -> Array:
+        """Turns images into tokens `(batch, 1 + registers + patches, width)`: [CLS, registers, patches]."""
+        patches = self.patch_embed(images)
+        if mask is not None:
+            patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
+        prefix = self.cls_token[None]
+        if self.registers:
+            prefix = jnp.concatenate([prefix, self.register_tokens])
+        prefix = jnp.broadcast_to(prefix.astype(patches.dtype), (len(patches), *prefix.shape))
+        return jnp.concatenate([prefix, patches], axis=1)
+
+    def rope_table(self, image_size: tuple[int, ...], train: bool) -> layers.Table:
+        """Returns the (sin, cos) tables for all tokens of an image of `image_size` (height, width) pixels."""
+        height, width = (side // self.patch_size for side in image_size)
+        coords = rope.coordinates(height, width, normalize=self.rope_normalize)
+        box = {"shift": self.rope_shift, "jitter": self.rope_jitter, "rescale": self.rope_rescale}
+        if train and (self.rope_shift, self.rope_jitter, self.rope_rescale) != (0.0, 1.0, 1.0):
+            coords = rope.augment(coords, self.make_rng("rope"), **box)
+        periods = rope.periods(
+            self.width // self.heads, base=self.rope_base, min_period=self.rope_min_period, max_period=self.rope_max_period
+        )
+        return rope.with_prefix(rope.tables(coords, periods), 1 + self.registers)
+
+    def final_norm(self, x: Array, *, local: bool = False) -> dict[str, Array]:
+        """Applies to tokens `(batch, tokens, width)` the norm of each kind; `local` for a local crop in training."""
+        first, patches = x[:, : 1 + self.registers], x[:, 1 + self.registers :]
+        first_norm = self.cls_norm if self.untie_cls_and_patch_norms else self.norm_all
+        if local and self.untie_global_and_local_norms:
+            first_norm = self.local_cls_norm
+        first = first_norm(first)
+        return {"cls": first[:, 0], "registers": first[:, 1:], "patches": self.norm_all(patches), "prenorm": x}
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into patches and projects them linearly."""
+
+    patch_size: int
+    in_channels: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps `(batch, height, width, in_channels)` to `(batch, patches, width)`, patches row-major."""
+        p = self.patch_size
+        # PyTorch's default for a convolution: uniform within 1 / sqrt(fan in), for weights and bias.
+        limit = (p * p * self.in_channels) ** -0.5
+
+        def init(key: Array, shape: tuple[int, ...]) -> Array:
+            return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+        kernel = self.param("kernel", init, (p, p, self.in_channels, self.width))
+        bias = self.param("bias", init, (self.width,))
+        if images.shape[1] % p or images.shape[2] % p:
+            raise ValueError(f"image size {images.shape[1:3]} is not a multiple of the patch size {p}: crop or pad it")
+        pixels = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
+        return pixels @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+
+
+def intermediate_layers(
+    model: VisionTransformer, params: Any, images: Array, layers_wanted: list[int], *, norm: bool = True
+) -> list[dict[str, Array]]:
+    """Returns the tokens after the given blocks (negative indices count from the end).
+
+    Args:
+      images: `(batch, height, width, channels)`.
+      norm: apply the final norm (never the local one) to each.
+
+    Returns:
+      For each wanted block "cls" `(batch, dim)`, "registers" and "patches" `(batch, n, dim)`.
+    """
+    blocks = model.apply({"params": params}, {"global": images}, collect=True)["global"]["blocks"]
+    out = []
+    for index in layers_wanted:
+        x = blocks[index]
+        if norm:
+            out.append(model.apply({"params": params}, x, method="final_norm"))
+        else:
+            prefix = 1 + model.registers
+            out.append({"cls": x[:, 0], "registers": x[:, 1:prefix], "patches": x[:, prefix:]})
+    return out
+
+
+def last_attention(model: VisionTransformer, params: Any, images: Array) -> Array:
+    """Returns the last block's attention weights `(batch, heads, tokens, tokens)`, float32.
+
+    Args:
+      images: `(batch, height, width, channels)`.
+    """
+    variables = {"params": params}
+    if model.depth > 1:
+        x = model.apply(variables, {"global": images}, collect=True)["global"]["blocks"][-2]
+    else:
+        x = model.apply(variables, images, method="embed")
+    table = model.apply(variables, images.shape[1:3], False, method="rope_table")
+    last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
+    return Block(**model.block_options()).apply({"params": last}, x, table, method="attention_probabilities")

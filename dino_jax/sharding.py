@@ -1,0 +1,93 @@
+"""Where every array lives: one mesh, one table from parameter paths to mesh axes, one rule for batches.
+
+Mesh axes are named here and nowhere else. "data" replicates the state, "fsdp" splits it; both split the batch.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Suffix of a leaf's path -> mesh axis of each dimension. Kernels are split by rows: reducing their gradients then
+# becomes a reduce-scatter, where a thin slice of the minor dimension would still be all-reduced.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"blocks/.*/kernel", (None, "fsdp", None)),
+    (r"patch_embed/kernel", (None, None, None, "fsdp")),
+    (r"(mlp_\d+|prototypes)/kernel", ("fsdp", None)),
+    (r"(bias|scale|gamma|cls_token|registers|mask_token)", ()),
+    (r"(step|count|skipped|skipped_in_row)", ()),
+)
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
+    """Lays the devices out as (data, fsdp).
+
+    Args:
+      data: devices along "data"; -1 takes all that are left.
+      fsdp: devices along "fsdp".
+
+    Raises:
+      ValueError: if the shape does not use all devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data == -1:
+        data = len(devices) // fsdp
+    if data * fsdp != len(devices):
+        raise ValueError(
+            f"mesh.data x mesh.fsdp = {data} x {fsdp} does not use the {len(devices)} devices: "
+            "set mesh.data=-1 and mesh.fsdp to a divisor of their number"
+        )
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Returns into how many parts a batch is split."""
+    return math.prod(mesh.shape.values())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of anything with a leading batch axis."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of something every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def of_state(state: Any, mesh: Mesh) -> Any:
+    """Returns the tree of shardings of a train state (or any part of it), from the table `RULES`.
+
+    A dimension that the axis does not divide is kept whole.
+
+    Raises:
+      ValueError: if the table covers some leaf not at all.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _of_leaf(path_name(path), leaf.shape, mesh), state)
+
+
+def _of_leaf(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/){pattern}$", path):
+            fitting = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=False)]
+            return NamedSharding(mesh, PartitionSpec(*fitting))
+    raise ValueError(f"no sharding rule covers {path}: add one to dino_jax.sharding.RULES")
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Spells a tree path with slashes, as in "student/backbone/blocks/attn/qkv/kernel"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def place(batch_arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's part of a batch, split over all devices along the first axis."""
+    where = batch(mesh)
+    return {name: jax.make_array_from_process_local_data(where, x) for name, x in batch_arrays.items()}
+
+
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """Returns what a tree of array shapes takes on one device under the given shardings."""
+    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)

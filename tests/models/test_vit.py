@@ -1,0 +1,182 @@
+"""The v3 transformer against the reference's outputs and gradients, and its own properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.models import VARIANTS, VisionTransformer, intermediate_layers, last_attention
+from tests.conftest import golden_names
+from tests.torch_weights import assert_close, assert_trees_close, tree
+
+FORWARD = 1e-5  # largest error relative to each array's scale: a few float32 roundings per block
+GRADIENT = 1e-4
+
+FFN = {"mlp": ("mlp", 1), "swiglu": ("swiglu", 8), "swiglu32": ("swiglu", 32), "swiglu64": ("swiglu", 64)}
+NORMS = {"layernorm": ("layernorm", 1e-6), "layernormbf16": ("layernorm", 1e-5), "rmsnorm": ("rmsnorm", 1e-5)}
+
+
+def from_reference(config: dict) -> VisionTransformer:
+    """Builds our model from the options of a reference one."""
+    norm, epsilon = NORMS[config["norm_layer"]]
+    ffn, align = FFN[config["ffn_layer"]]
+    same = ("patch_size", "ffn_ratio", "qkv_bias", "mask_k_bias", "proj_bias", "ffn_bias", "untie_cls_and_patch_norms")
+    renamed = {"mask_k_bias": "mask_key_bias"}
+    rope = ("base", "min_period", "max_period")
+    return VisionTransformer(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        registers=config["n_storage_tokens"],
+        layer_scale=config["layerscale_init"] or 0.0,
+        in_channels=config["in_chans"],
+        norm=norm,
+        norm_epsilon=epsilon,
+        ffn=ffn,
+        ffn_align=align,
+        untie_global_and_local_norms=config["untie_global_and_local_cls_norm"],
+        rope_normalize=config["pos_embed_rope_normalize_coords"],
+        **{renamed.get(name, name): config[name] for name in same},
+        **{f"rope_{name}": config[f"pos_embed_rope_{name}"] for name in rope},
+    )
+
+
+def channels_last(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 2, 3, 1)
+
+
+def outputs(config: dict) -> dict[str, str]:
+    """Returns our names and the reference's of the tokens that the model has (empty ones are not stored)."""
+    names = {"cls": "x_norm_clstoken", "registers": "x_storage_tokens", "patches": "x_norm_patchtokens"}
+    if not config["n_storage_tokens"]:
+        del names["registers"]
+    return names
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", golden_names("v3vit_*.npz"))
+@pytest.mark.parametrize("shape", ["sq", "rect"])
+def test_forward(golden, name, shape):
+    g = golden(name)
+    model, params = from_reference(g.config), tree(g.under("param/"))
+    images = channels_last(g[f"in/{shape}/image"])
+    for kind, masks in (("nomask", {}), ("mask", {"global": g[f"in/{shape}/mask"]})):
+        out = jax.jit(lambda p, x, m: model.apply({"params": p}, {"global": x}, m))(params, images, masks)["global"]
+        for ours, theirs in (outputs(g.config) | {"prenorm": "x_prenorm"}).items():
+            assert_close(out[ours], g[f"out/{shape}/{kind}/{theirs}"], relative=FORWARD, name=f"{kind}/{ours}")
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", golden_names("v3vit_*.npz"))
+@pytest.mark.parametrize("shape", ["sq", "rect"])
+def test_intermediate_layers(golden, name, shape):
+    g = golden(name)
+    model, params = from_reference(g.config), tree(g.under("param/"))
+    images = channels_last(g[f"in/{shape}/image"])
+    last_two = intermediate_layers(model, params, images, [-2, -1])
+    for index, out in enumerate(last_two):
+        stored = {"cls": "cls", "registers": "extra", "patches": "patch"}
+        for ours in outputs(g.config):
+            theirs = stored[ours]
+            assert_close(out[ours], g[f"out/{shape}/intermediate_n2_norm/{index}/{theirs}"], relative=FORWARD)
+    (first,) = intermediate_layers(model, params, images, [0], norm=False)
+    expected = g[f"out/{shape}/intermediate_block0_nonorm_reshape"]
+    assert_close(first["patches"].reshape(channels_last(expected).shape), channels_last(expected), relative=FORWARD)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", golden_names("v3vit_*.npz"))
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_training_forward_and_gradients(golden, name, remat):
+    g = golden(name)
+    model, params = from_reference(g.config).clone(remat=remat), tree(g.under("param/"))
+    groups = {
+        "global": channels_last(g["in/sq/image"]),
+        "local": channels_last(g["in/train/local_image"]),
+    }
+    masks = {"global": g["in/sq/mask"]}
+
+    @jax.jit
+    def scalar(p):
+        out = model.apply({"params": p}, groups, masks, train=True)
+        terms = [
+            jnp.sum(out[group][ours] * g[f"in/train/cotangent/{group}/{theirs}"])
+            for group in groups
+            for ours, theirs in outputs(g.config).items()
+            if f"in/train/cotangent/{group}/{theirs}" in g
+        ]
+        return sum(terms), out
+
+    (value, out), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+    for group in groups:
+        for ours, theirs in outputs(g.config).items():
+            assert_close(out[group][ours], g[f"out/train/{group}/{theirs}"], relative=FORWARD, name=f"{group}/{ours}")
+    assert_close(value, g["out/train/scalar"], relative=FORWARD)
+    expected = tree({k: v for k, v in g.under("grad/").items()})
+    actual = jax.tree.map(np.asarray, grads)
+    assert_trees_close(actual, expected, relative=GRADIENT)
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = VisionTransformer(
+        **VARIANTS["dinov3_vits16"]
+        | {"patch_size": 4, "width": 32, "depth": 2, "heads": 2, "registers": 2, "layer_scale": 0.5}
+    )
+    images = jax.random.normal(jax.random.key(0), (4, 16, 24, 3))
+    return model, model.init(jax.random.key(1), {"global": images})["params"], images
+
+
+def test_a_side_that_is_no_multiple_of_the_patch_is_refused(small):
+    model, params, images = small
+    with pytest.raises(ValueError, match="not a multiple of the patch size 4"):
+        model.apply({"params": params}, {"global": images[:, :15]})
+
+
+def test_last_attention_sums_to_one_and_covers_all_tokens(small):
+    model, params, images = small
+    weights = last_attention(model, params, images)
+    assert weights.shape == (4, 2, 1 + 2 + 24, 27)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_last_attention_is_the_one_the_block_uses(small):
+    """Recomputing the last block's attention output from the weights gives the model's own tokens."""
+    model, params, images = small
+    single = model.clone(depth=1)
+    first = params | {"blocks": jax.tree.map(lambda x: x[:1], params["blocks"])}
+    weights = last_attention(single, first, images)
+    x = single.apply({"params": first}, images, method="embed")
+    block = jax.tree.map(lambda x: x[0], first["blocks"])
+
+    def layer_norm(y, p):
+        y = (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + 1e-5)
+        return y * p["scale"] + p["bias"]
+
+    values = (layer_norm(x, block["norm1"]) @ block["attn"]["qkv"]["kernel"])[..., 64:].reshape(4, 27, 2, 16)
+    y = jnp.einsum("bhqk,bkhd->bqhd", weights, values).reshape(4, 27, 32) @ block["attn"]["proj"]["kernel"]
+    y = x + 0.5 * y
+    hidden = jax.nn.gelu(layer_norm(y, block["norm2"]) @ block["mlp"]["fc1"]["kernel"], approximate=False)
+    expected = y + 0.5 * hidden @ block["mlp"]["fc2"]["kernel"]
+    out = single.apply({"params": first}, {"global": images})["global"]["prenorm"]
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+def test_rope_augmentation_and_drop_path_only_act_in_training(small):
+    model, params, images = small
+    noisy = model.clone(rope_rescale=2.0, drop_path=0.5)
+    plain = model.apply({"params": params}, {"global": images})["global"]["cls"]
+    same = noisy.apply({"params": params}, {"global": images})["global"]["cls"]
+    np.testing.assert_array_equal(plain, same)
+    rngs = {"rope": jax.random.key(2), "drop_path": jax.random.key(3)}
+    other = noisy.apply({"params": params}, {"global": images}, train=True, rngs=rngs)["global"]["cls"]
+    assert np.abs(plain - other).max() > 1e-3
+
+
+def test_bfloat16_stays_near_float32(small):
+    model, params, images = small
+    exact = model.apply({"params": params}, {"global": images})["global"]["patches"]
+    half = model.clone(dtype=jnp.bfloat16).apply({"params": params}, {"global": images})["global"]["patches"]
+    assert half.dtype == jnp.bfloat16
+    # bfloat16 keeps 8 bits: errors of a few 2**-8 on unit-variance tokens.
+    assert np.abs(exact - half.astype(jnp.float32)).max() < 0.1

@@ -1,0 +1,72 @@
+"""PyTorch state dicts of the references as our parameter trees, and gradients or parameters compared by their names."""
+
+import re
+
+import numpy as np
+
+RENAMED = {"storage_tokens": "registers", "patch_embed.proj.": "patch_embed.", "last_layer": "prototypes"}
+
+
+def to_path(name: str) -> tuple[tuple[str, ...], int | None]:
+    """Translates a reference parameter name to (path in our tree, block index or None)."""
+    for old, new in RENAMED.items():
+        name = name.replace(old, new)
+    name = re.sub(r"head\.mlp\.weight|head\.mlp\.bias", lambda m: m[0].replace("mlp.", "mlp_0."), name)
+    name = re.sub(r"mlp\.(\d)\.", lambda m: f"mlp_{int(m[1]) // 2}.", name)
+    if re.search(r"norm\w*\.weight$", name):
+        name = name.removesuffix("weight") + "scale"
+    name = re.sub(r"\.weight$", ".kernel", name)
+    block = re.search(r"blocks\.(\d+)\.", name)
+    if block:
+        return tuple(name.replace(block[0], "blocks.").split(".")), int(block[1])
+    return tuple(name.split(".")), None
+
+
+def to_array(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    """Brings a reference array into our layout: kernels (in, out), patch kernel (p, p, channels, dim), flat tokens."""
+    if path[-1] == "kernel":
+        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return array.reshape(array.shape[-2:]) if path[-1] == "registers" else array.reshape(array.shape[-1])
+
+
+def tree(state_dict: dict[str, np.ndarray]) -> dict:
+    """Builds our nested parameter tree (blocks stacked) from reference arrays by name; buffers are left out."""
+    stacked: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    for name, array in state_dict.items():
+        if name.endswith(("rope_embed.periods", "qkv.bias_mask")):
+            continue
+        path, block = to_path(name)
+        if block is None:
+            flat[path] = to_array(path, array)
+        else:
+            stacked.setdefault(path, {})[block] = to_array(path, array)
+    for path, blocks in stacked.items():
+        flat[path] = np.stack([blocks[i] for i in range(len(blocks))])
+    out: dict = {}
+    for path, array in flat.items():
+        node = out
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = array
+    return out
+
+
+def assert_trees_close(actual, expected: dict, *, relative: float = 0.0, absolute: float = 0.0, prefix: str = "") -> None:
+    """Checks that two trees hold the same paths and that no entry is off by more than
+    `absolute + relative * largest entry` of its expected array."""
+    assert set(actual) == set(expected), f"{prefix}: {set(actual) ^ set(expected)}"
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            assert_trees_close(actual[key], value, relative=relative, absolute=absolute, prefix=f"{prefix}/{key}")
+        else:
+            assert_close(actual[key], value, relative=relative, absolute=absolute, name=f"{prefix}/{key}")
+
+
+def assert_close(actual, expected, *, relative: float = 0.0, absolute: float = 0.0, name: str = "") -> None:
+    """Checks that no entry is off by more than `absolute + relative * largest expected entry`."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+    worst = np.abs(actual - expected).max(initial=0.0)
+    allowed = absolute + relative * np.abs(expected).max(initial=0.0)
+    assert worst <= allowed, f"{name}: off by {worst:.3g}, allowed {allowed:.3g}"
