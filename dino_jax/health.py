@@ -1,0 +1,226 @@
+"""Measures whether a run is healthy, and says in words when it looks collapsed or starved.
+
+The measures are pure functions on global arrays, for use under jit; `diagnose` reads the logged numbers on the host.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# A warning needs this many consecutive records, so that one odd batch says nothing.
+PATIENCE = 3
+# Teacher entropy over log K: centering or Sinkhorn-Knopp with a working temperature stays well inside these ends; above
+# the upper one the targets carry no information, below the lower one they are one-hot.
+UNIFORM_ENTROPY = 0.99
+ONE_HOT_ENTROPY = 0.01
+# One-hot targets alone are legitimate (a confident teacher); with under 5 % of the prototypes that the batch could use,
+# most images share a target, which is a collapse.
+FEW_PROTOTYPES_SHARE = 0.05
+# Features that vary along fewer than two directions cannot tell more than a handful of images apart.
+COLLAPSED_RANK = 2.0
+# A student that predicts the uniform distribution has a DINO loss of exactly log K; within 1 % of it over
+# STUCK_RECORDS records nothing has been learnt.
+STUCK_LOSS_SHARE = 0.01
+STUCK_RECORDS = 10
+# Dense-feature decay (DINOv3, section 4): the patches of an image become alike although they once were not.
+DECAYED_COSINE = 0.7
+DECAY_RISE = 0.25
+# The share of the step spent waiting for data above which faster input pays more than anything else.
+DATA_WAIT_SHARE = 0.3
+
+
+def entropy(probs: jax.Array) -> jax.Array:
+    """Returns the entropy in nats of distributions `(..., prototypes)` as `(...)`, float32; 0 log 0 counts as 0."""
+    probs = probs.astype(jnp.float32)
+    return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
+
+
+def prototypes(probs: jax.Array, valid: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Measures how a batch of teacher distributions uses the prototypes, as float32 scalars.
+
+    Sinkhorn-Knopp spreads every batch evenly over the prototypes by construction, so give softmax probabilities of the
+    teacher's logits to see the teacher itself.
+
+    Args:
+      probs: distributions `(samples, prototypes)`.
+      valid: `(samples,)` bool or 0/1; padded samples are left out. Default: all are valid.
+
+    Returns:
+      `entropy`: mean entropy in nats; `entropy_share`: that over log(prototypes), 0 to 1; `used`: number of prototypes
+      that are the most likely one of at least one sample; `used_share`: that over min(prototypes, samples);
+      `effective`: exp(entropy of the mean distribution).
+    """
+    samples, count = probs.shape
+    weights = jnp.ones(samples) if valid is None else valid.astype(jnp.float32)
+    total = jnp.maximum(weights.sum(), 1.0)
+    mean_entropy = jnp.sum(weights * entropy(probs)) / total
+    used = jnp.zeros(count).at[jnp.argmax(probs, axis=-1)].max(weights).sum()
+    return {
+        "entropy": mean_entropy,
+        "entropy_share": mean_entropy / math.log(max(count, 2)),
+        "used": used,
+        "used_share": used / jnp.minimum(count, total),
+        "effective": jnp.exp(entropy(weights @ probs.astype(jnp.float32) / total)),
+    }
+
+
+def rankme(features: jax.Array) -> jax.Array:
+    """Returns the effective rank of features `(samples, dim)`: a float32 between 1 and min(samples, dim).
+
+    exp of the entropy of the singular values normalised to sum 1 (RankMe, arXiv 2210.02885, equation 1).
+    """
+    singular = jnp.linalg.svd(features.astype(jnp.float32), compute_uv=False)
+    share = singular / jnp.maximum(singular.sum(), jnp.finfo(jnp.float32).tiny) + 1e-7
+    return jnp.exp(-jnp.sum(share * jnp.log(share)))
+
+
+def cls_patch_cosine(cls: jax.Array, patches: jax.Array) -> jax.Array:
+    """Returns the mean cosine of each CLS `(images, dim)` to its patches `(images, patches, dim)`.
+
+    It grows when CLS information leaks into the patches (DINOv3, section 4.1).
+    """
+    return jnp.mean(jnp.einsum("bd,bnd->bn", _unit(cls), _unit(patches)))
+
+
+def mean_pairwise_cosine(vectors: jax.Array) -> jax.Array:
+    """Returns the mean cosine over pairs of different vectors in `(..., vectors, dim)`, averaged over the rest.
+
+    Over the patches of an image it tells whether dense features still differ from place to place; over the CLS tokens
+    of a batch, whether images still differ. Linear in the number of vectors. Raises ValueError for fewer than two.
+    """
+    count = vectors.shape[-2]
+    if count < 2:
+        raise ValueError(f"mean_pairwise_cosine: {count} vector has no pair; give at least two")
+    unit = _unit(vectors)
+    squared_sum = jnp.sum(jnp.square(unit.sum(axis=-2)), axis=-1)
+    return jnp.mean((squared_sum - jnp.sum(jnp.square(unit), axis=(-2, -1))) / (count * (count - 1)))
+
+
+def parameter_distance(student: Any, teacher: Any) -> jax.Array:
+    """Returns the L2 norm of `student - teacher` over that of `teacher`, for two parameter trees of one structure."""
+    difference = jax.tree.map(lambda s, t: s.astype(jnp.float32) - t.astype(jnp.float32), student, teacher)
+    return _norm(difference) / jnp.maximum(_norm(teacher), jnp.finfo(jnp.float32).tiny)
+
+
+def measure(
+    *,
+    cls: jax.Array,
+    patches: jax.Array,
+    student: Any,
+    teacher: Any,
+    dino_probs: jax.Array | None = None,
+    ibot_probs: jax.Array | None = None,
+    ibot_valid: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Combines all measures of this module into flat `health/...` float32 scalars.
+
+    Args:
+      cls: teacher CLS features `(images, dim)`, one view per image, so that alike ones mean collapse.
+      patches: teacher patch features of the same images `(images, patches, dim)`.
+      student, teacher: their parameter trees.
+      dino_probs: teacher distributions over the DINO prototypes `(samples, prototypes)`.
+      ibot_probs: the same for masked patches; `ibot_valid` `(samples,)` is 0 on padding.
+    """
+    values = {
+        "rankme": rankme(cls),
+        "cls_cosine": mean_pairwise_cosine(cls),
+        "patch_cosine": mean_pairwise_cosine(patches),
+        "cls_patch_cosine": cls_patch_cosine(cls, patches),
+        "student_teacher_distance": parameter_distance(student, teacher),
+    }
+    for head, probs, valid in (("dino", dino_probs, None), ("ibot", ibot_probs, ibot_valid)):
+        if probs is not None:
+            values |= {f"{head}_{name}": value for name, value in prototypes(probs, valid).items()}
+    return {f"health/{name}": value for name, value in values.items()}
+
+
+def diagnose(
+    metrics: Mapping[str, float], history: Sequence[Mapping[str, float]] = (), *, warmup_steps: int = 0
+) -> list[str]:
+    """Says in words what looks wrong with a run, and which setting to look at; an empty list when nothing does.
+
+    Args:
+      metrics: the latest record with its "step": the names of `measure`, `loss/dino...` terms and
+        `throughput/data_wait_share`, whichever are there.
+      history: the earlier records, oldest first. A warning needs PATIENCE records in a row that agree; without a
+        history the latest record is judged alone.
+      warmup_steps: no verdict before this step, as every run starts out with uniform outputs and alike features.
+    """
+    records = [record for record in (*history, metrics) if record.get("step", warmup_steps) >= warmup_steps]
+    if metrics.get("step", warmup_steps) < warmup_steps:
+        return []
+    patience = PATIENCE if history else 1
+
+    def lasts(check: Callable[..., bool], *names: str, count: int = patience) -> bool:
+        """Tells whether `check` holds for the last `count` records that have all of `names`."""
+        with_names = [[record[name] for name in names] for record in records if all(name in record for name in names)]
+        return len(with_names) >= count and all(check(*values) for values in with_names[-count:])
+
+    found = [text for head in ("dino", "ibot") for text in _collapse(lasts, head)]
+    if lasts(lambda rank: rank < COLLAPSED_RANK, "health/rankme"):
+        found.append(
+            f"features collapsed: effective rank {metrics.get('health/rankme', math.nan):.2f}, all images look alike; "
+            "raise losses.koleo_weight or lower optim.learning_rate"
+        )
+    for name in sorted(name for name in metrics if name.startswith("loss/dino")):
+        if lasts(_loss_is_stuck, name, "health/dino_entropy", "health/dino_entropy_share", count=STUCK_RECORDS):
+            found.append(
+                f"{name} is stuck at log(prototypes): the student predicts the uniform distribution; "
+                "look at optim.learning_rate and its warm-up, and at targets.teacher_temperature"
+            )
+    if _patches_decay(records):
+        found.append(
+            f"dense features decay: cosine between the patches of an image rose to "
+            f"{records[-1]['health/patch_cosine']:.2f}; add a phase with a Gram teacher from an earlier snapshot"
+        )
+    if lasts(lambda share: share > DATA_WAIT_SHARE, "throughput/data_wait_share"):
+        found.append(
+            f"starved: {metrics.get('throughput/data_wait_share', math.nan):.0%} of the time is spent waiting for "
+            "data; raise data.workers or store smaller images"
+        )
+    return found
+
+
+def _collapse(lasts: Callable[..., bool], head: str) -> list[str]:
+    """Describes a collapse of one head's teacher distributions."""
+    share, used = f"health/{head}_entropy_share", f"health/{head}_used_share"
+    if lasts(lambda value: value > UNIFORM_ENTROPY, share):
+        return [
+            f"{head} teacher collapsed to uniform: its entropy is log(prototypes), so targets say nothing; "
+            "lower targets.teacher_temperature"
+        ]
+    if lasts(lambda value, part: value < ONE_HOT_ENTROPY and part < FEW_PROTOTYPES_SHARE, share, used):
+        return [
+            f"{head} teacher collapsed to few prototypes: most samples share one target; "
+            "raise targets.teacher_temperature, or use targets.centering = sinkhorn_knopp"
+        ]
+    return []
+
+
+def _loss_is_stuck(loss: float, entropy_nats: float, entropy_share: float) -> bool:
+    """Tells whether a cross-entropy is that of a uniform student, with log(prototypes) = entropy / share."""
+    if entropy_share <= 0:
+        return False
+    log_prototypes = entropy_nats / entropy_share
+    return abs(loss - log_prototypes) < STUCK_LOSS_SHARE * log_prototypes
+
+
+def _patches_decay(records: Sequence[Mapping[str, float]]) -> bool:
+    """Tells whether the patches of an image have become alike after having been clearly different."""
+    cosines = [record["health/patch_cosine"] for record in records if "health/patch_cosine" in record]
+    recent, earlier = cosines[-PATIENCE:], cosines[:-PATIENCE]
+    return bool(earlier) and min(recent) > max(DECAYED_COSINE, min(earlier) + DECAY_RISE)
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+    """L2-normalises the last axis in float32; a zero vector stays zero."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Returns the L2 norm of all leaves together, in float32."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))

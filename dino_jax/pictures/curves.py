@@ -1,0 +1,151 @@
+"""Draws how a run went: losses, schedules, norms, health and accuracy over the steps."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dino_jax.pictures.sheet import DPI, save
+
+COLUMNS = 4
+# Colours that stay apart for colour-blind readers: Okabe and Ito, "Color Universal Design", 2008.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+GREY = "#777777"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: its title, the metrics in it by the start of their names, and whether its axis is logarithmic."""
+
+    title: str
+    prefixes: tuple[str, ...]
+    log: bool = False
+
+
+PANELS = (
+    Panel("loss", ("loss/total", "loss/dino", "loss/ibot")),
+    Panel("KoLeo loss", ("loss/koleo",)),
+    Panel("Gram loss", ("loss/gram",)),
+    Panel("k-NN accuracy", ("knn/",)),
+    Panel("gradient norm", ("grad_norm/",), log=True),
+    Panel("update norm", ("update_norm/",), log=True),
+    Panel("teacher entropy / log(prototypes)", ("health/dino_entropy_share", "health/ibot_entropy_share")),
+    Panel("share of prototypes used", ("health/dino_used_share", "health/ibot_used_share")),
+    Panel("effective rank of CLS (RankMe)", ("health/rankme",)),
+    Panel("mean cosine", ("health/patch_cosine", "health/cls_patch_cosine", "health/cls_cosine")),
+    Panel("distance student to teacher", ("health/student_teacher_distance",)),
+)
+# Shown by a panel above in another unit.
+REDUNDANT = ("entropy", "used", "effective")
+
+
+def curves(
+    metrics: Sequence[Mapping[str, float]],
+    path: str | os.PathLike,
+    *,
+    phases: Sequence[tuple[str, int]] = (),
+    title: str = "Training curves",
+) -> Path:
+    """Draws the logged metrics, one small plot per kind.
+
+    Losses, norms, health and accuracy share the plots of PANELS; every other `schedule/...` and `health/...` metric has
+    its own plot, and metrics of other groups are left out. Non-finite values leave a gap in their line.
+
+    Args:
+      metrics: records with "step" and flat `group/name` numbers, as `metrics.read_metrics` returns; not every record
+        needs every name.
+      path: the PNG to write.
+      phases: name and first step of every phase, marked in all plots.
+      title: of the picture.
+
+    Raises:
+      ValueError: when no record holds a metric that can be drawn.
+    """
+    names = list(dict.fromkeys(name for record in metrics for name in record if name != "step"))
+    panels = [(panel, members) for panel in _panels(names) if (members := _members(panel, names))]
+    if not panels:
+        raise ValueError("curves: no record holds a loss, schedule, norm, health or k-NN number; nothing to draw")
+    rows = -(-len(panels) // COLUMNS)
+    columns = min(COLUMNS, len(panels))
+    figure = Figure(figsize=(3.3 * columns + 0.2, 2.35 * rows + 0.6), dpi=DPI, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for (panel, members), place in zip(panels, axes, strict=False):
+        _draw(place, panel, {name: _series(metrics, name) for name in members})
+        _mark_phases(place, phases)
+    for place in axes[len(panels) :]:
+        place.set_visible(False)
+    for place in axes[max(0, len(panels) - columns) : len(panels)]:
+        place.tick_params(labelbottom=True)
+        place.set_xlabel("step", size=8)
+    return save(figure, path)
+
+
+def _panels(names: Sequence[str]) -> list[Panel]:
+    """Returns PANELS and, after them, one for every schedule and health metric that they do not show."""
+    known = tuple(prefix for panel in PANELS for prefix in panel.prefixes)
+    health = tuple(f"health/{head}_{name}" for head in ("dino", "ibot") for name in REDUNDANT)
+    rest = [name for name in names if name.startswith(("schedule/", "health/")) and not name.startswith(known)]
+    own = [Panel(_label(name), (name,)) for name in rest if name not in health]
+    return [*PANELS, *own]
+
+
+def _members(panel: Panel, names: Sequence[str]) -> list[str]:
+    return [name for prefix in panel.prefixes for name in names if name.startswith(prefix)]
+
+
+def _label(name: str) -> str:
+    return name.split("/", 1)[1].replace("_", " ")
+
+
+def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    """Returns steps and values of one metric, `(2, records)`."""
+    return np.array([(record["step"], record[name]) for record in metrics if name in record], float).T
+
+
+def _draw(axes: Axes, panel: Panel, series: Mapping[str, np.ndarray]) -> None:
+    """Draws the lines of one panel; those of noisy metrics as a running mean over the faint raw values."""
+    for (name, (steps, values)), color in zip(series.items(), COLORS * 3, strict=False):
+        marker = "o" if len(steps) <= 8 else None
+        smooth = _smooth(values)
+        if name.startswith(("loss/", "grad_norm/", "update_norm/")) and smooth is not None:
+            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
+            values = smooth
+        axes.plot(steps, values, color=color, linewidth=1.5, marker=marker, markersize=3, label=_label(name))
+    if panel.log and all((values[np.isfinite(values)] > 0).all() for _, values in series.values()):
+        axes.set_yscale("log")
+    axes.set_title(panel.title, size=9, loc="left")
+    if len(series) > 1:
+        axes.legend(fontsize=7, frameon=False, loc="best", handlelength=1.2, labelspacing=0.25)
+    axes.tick_params(labelsize=7.5, length=2.5, color=GREY)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GREY)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray | None:
+    """Returns a centred running mean over 1/20 of the points, None when there are too few; non-finite values stay."""
+    width = len(values) // 20
+    if width < 2:
+        return None
+    finite = np.isfinite(values)
+    kernel = np.ones(2 * (width // 2) + 1)
+    total = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")
+    count = np.convolve(finite.astype(float), kernel, mode="same")
+    return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+def _mark_phases(axes: Axes, phases: Sequence[tuple[str, int]]) -> None:
+    """Draws a line where a phase begins, with its name at the top of the plot."""
+    for index, (name, first) in enumerate(phases):
+        if index:
+            axes.axvline(first, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+        place = axes.get_xaxis_transform()
+        axes.text(first, 1.0, f" {name}", transform=place, size=6.5, color=GREY, va="bottom", ha="left")
