@@ -1,0 +1,78 @@
+"""Images in ArrayRecord files.
+
+A record is the label as a signed 64-bit little-endian integer (-1 unknown) followed by the encoded image, a JPEG for
+example, unchanged. `write` makes such a file.
+"""
+
+import struct
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dino_jax.data.decode import BadImage, decode
+
+LABEL = struct.Struct("<q")
+EXTENSIONS = (".array_record", ".arrayrecord")
+
+
+class ArrayRecordSource:
+    """The records of one file, or of all .array_record files in a folder in alphabetical order."""
+
+    def __init__(self, path: Path):
+        """Opens the files.
+
+        Raises:
+            ValueError: array_record is not installed, or there are no records.
+        """
+        self._files = [str(path.absolute())] if path.is_file() else _files(path)
+        self.class_names: tuple[str, ...] = ()
+        try:
+            self._length = len(self._records)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{path} is not a readable ArrayRecord file ({error})") from None
+        if not self._length:
+            raise ValueError(f"no records found in {path} (looked for {' '.join(EXTENSIONS)})")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[index]
+        if len(record) < LABEL.size:
+            raise BadImage(f"a record of {len(record)} bytes has no label")
+        (label,) = LABEL.unpack_from(record)
+        return {"image": decode(record[LABEL.size :]), "label": label, "id": index}
+
+    def name(self, index: int) -> str:
+        """Returns the number of the record."""
+        return f"record {index}"
+
+    @cached_property
+    def _records(self) -> Any:
+        return _array_record().array_record_data_source.ArrayRecordDataSource(self._files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+
+def write(path: Path, samples: Iterable[tuple[bytes, int]]) -> None:
+    """Writes pairs of an encoded image and its label as an ArrayRecord file."""
+    # Records are compressed in groups; a group of one is what makes random access cheap.
+    writer = _array_record().array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for encoded, label in samples:
+        writer.write(LABEL.pack(label) + encoded)
+    writer.close()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(file.absolute()) for file in folder.iterdir() if file.suffix in EXTENSIONS)
+
+
+def _array_record() -> Any:
+    try:
+        import array_record.python as package
+        from array_record.python import array_record_data_source, array_record_module  # noqa: F401
+    except ImportError:
+        raise ValueError("data source 'arrayrecord' needs the array_record package: pip install array_record") from None
+    return package

@@ -1,0 +1,100 @@
+"""Multi-crop geometry on the host: which windows of an image the networks see, resized and flipped.
+
+Colours are distorted later, on the device (`photometry`).
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+RATIO = (3 / 4, 4 / 3)  # width / height of a window: torchvision's RandomResizedCrop default, used by DINO v1 to v3
+ATTEMPTS = 10
+
+Window = tuple[int, int, int, int]
+"""Top, left, height, width."""
+
+
+def multi_crop(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    global_size: int,
+    global_scale: tuple[float, float],
+    global_number: int = 2,
+    local_size: int,
+    local_scale: tuple[float, float],
+    local_number: int,
+    horizontal_flips: bool,
+    gram_size: int = 0,
+) -> dict[str, np.ndarray]:
+    """Cuts the global and local crops of one image (DINO, section 3.1: multi-crop).
+
+    Args:
+        image: uint8 (height, width, 3).
+        rng: source of every random choice.
+        global_size, local_size: side of the crops in pixels.
+        global_scale, local_scale: range of a window's share of the image's area.
+        global_number, local_number: crops of each kind.
+        horizontal_flips: mirror each crop with probability one half.
+        gram_size: side of the Gram teacher's crops, which show the same windows, flipped alike; 0 for none.
+
+    Returns:
+        "global_crops" uint8 (global_number, global_size, global_size, 3); "local_crops" uint8 (local_number,
+        local_size, local_size, 3); "gram_crops" uint8 (global_number, gram_size, gram_size, 3) if `gram_size`.
+    """
+    photograph = Image.fromarray(image)
+    crops = {
+        "global_crops": np.empty((global_number, global_size, global_size, 3), np.uint8),
+        "local_crops": np.empty((local_number, local_size, local_size, 3), np.uint8),
+    }
+    if gram_size:
+        crops["gram_crops"] = np.empty((global_number, gram_size, gram_size, 3), np.uint8)
+    for kind, scale, number in (("global", global_scale, global_number), ("local", local_scale, local_number)):
+        for view in range(number):
+            window = random_window(rng, *image.shape[:2], scale=scale)
+            flip = horizontal_flips and rng.random() < 0.5
+            for name in ("global_crops", "gram_crops") if kind == "global" else ("local_crops",):
+                if name in crops:
+                    crop = resized_crop(photograph, window, size=crops[name].shape[1])
+                    crops[name][view] = crop[:, ::-1] if flip else crop
+    return crops
+
+
+def random_window(rng: np.random.Generator, height: int, width: int, *, scale: tuple[float, float]) -> Window:
+    """Draws a window as torchvision's RandomResizedCrop does.
+
+    Its area is uniform in `scale` of the image's, its aspect log-uniform in `RATIO`; after ten windows that do not
+    fit, the largest centred window whose aspect is within `RATIO`.
+    """
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        window_width, window_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < window_width <= width and 0 < window_height <= height:
+            top = int(rng.integers(height - window_height + 1))
+            return top, int(rng.integers(width - window_width + 1)), window_height, window_width
+    window_width, window_height = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    return (height - window_height) // 2, (width - window_width) // 2, window_height, window_width
+
+
+def resized_crop(image: Image.Image, window: Window, *, size: int) -> np.ndarray:
+    """Resizes a window to uint8 (size, size, 3), bicubic and antialiased.
+
+    The window is cut out first: `resize(box=...)` would let the filter reach pixels outside the window.
+    """
+    top, left, height, width = window
+    cut = image.crop((left, top, left + width, top + height))
+    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def centre_crop(image: np.ndarray, *, size: int) -> np.ndarray:
+    """Resizes the shorter side to `size` (bicubic, antialiased) and cuts the centre: uint8 (size, size, 3)."""
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    shorter = min(height, width)
+    resized = (max(size, width * size // shorter), max(size, height * size // shorter))
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    photograph = Image.fromarray(image).resize(resized, Image.Resampling.BICUBIC)
+    return np.asarray(photograph.crop((left, top, left + size, top + size)))

@@ -1,0 +1,84 @@
+"""Turns one image file, or its bytes, into 8-bit RGB, or says in a word why it cannot."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+# A crop of a strip a few pixels wide shows a single object stretched beyond recognition. The limits only exclude
+# rulers, separators and tracking pixels; photographs, panoramas included, stay well inside them.
+MIN_SIDE = 8
+MAX_ASPECT = 20
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message is the reason, without the file's name."""
+
+
+def decode(image: bytes | str | Path) -> np.ndarray:
+    """Decodes an image to RGB.
+
+    JPEG, PNG, WebP, BMP and TIFF (first page); grey, palette and CMYK become RGB; transparent pixels are laid over
+    white; of 16-bit samples the high byte is kept; the EXIF orientation is applied.
+
+    Args:
+        image: the encoded bytes, or the path of a file.
+
+    Returns:
+        uint8 (height, width, 3), read-only.
+
+    Raises:
+        BadImage: empty, not an image, truncated, too large (Pillow's decompression-bomb limit), or absurdly shaped.
+    """
+    try:
+        return np.asarray(_open(image if isinstance(image, bytes) else Path(image).read_bytes()))
+    except BadImage:
+        raise
+    except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
+        raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from None
+
+
+def _open(encoded: bytes) -> Image.Image:
+    if not encoded:
+        raise BadImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image of a known format") from None
+    _check_size(*image.size)
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(_to_8_bit(image)))
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuses by the header alone, before any memory is spent on pixels."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise BadImage(f"{width} x {height} pixels exceed the decompression-bomb limit of {limit} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"{width} x {height} pixels: a side is shorter than {MIN_SIDE}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"{width} x {height} pixels: the sides differ by more than a factor of {MAX_ASPECT}")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Keeps the high byte of 16-bit grey, as Pillow does for 16-bit colour; its own conversion clips at 255."""
+    if image.mode in ("I", "F"):
+        raise BadImage("32-bit samples have no known range; save it with 8 or 16 bits per channel")
+    if not image.mode.startswith("I;16"):
+        return image
+    grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    grey.info["exif"] = image.getexif().tobytes()
+    return grey
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    over_white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    over_white.alpha_composite(image.convert("RGBA"))
+    return over_white.convert("RGB")

@@ -1,0 +1,58 @@
+"""Images in a folder, nested in any way; first-level sub-folders, if there are any, are the classes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dino_jax.data.decode import IMAGE_EXTENSIONS, decode
+
+
+class FolderSource:
+    """All images below a folder in alphabetical order of their paths; hidden files and folders are passed over."""
+
+    def __init__(self, folder: Path):
+        """Lists the folder.
+
+        Raises:
+            ValueError: not a folder, or one without images.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder: set data.path to the folder that holds the images")
+        self._folder = folder.absolute()
+        self._names = sorted(_image_names(self._folder))
+        if not self._names:
+            raise ValueError(f"no images found in {folder} (looked for {' '.join(IMAGE_EXTENSIONS)})")
+        self.class_names = tuple(sorted({_class_name(name) for name in self._names} - {""}))
+        self._labels = {class_name: label for label, class_name in enumerate(self.class_names)}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self._names[index]
+        image = decode(self._folder / name)
+        return {"image": image, "label": self._labels.get(_class_name(name), -1), "id": index}
+
+    def name(self, index: int) -> str:
+        """Returns the path of image `index` below the folder."""
+        return self._names[index]
+
+
+def _class_name(name: str) -> str:
+    """Returns the first folder of a relative path, or "" for an image at the top."""
+    return name.split("/", 1)[0] if "/" in name else ""
+
+
+def _image_names(folder: Path):
+    """Yields the paths of the images below `folder`, relative to it, following links but no folder twice."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in files:
+            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
+                yield (Path(parent) / file).relative_to(folder).as_posix()

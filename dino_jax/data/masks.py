@@ -1,0 +1,118 @@
+"""Block masks of the patch grid for iBOT, with the statistics of DINOv3 and counts that are known beforehand.
+
+A mask group is a fixed number of consecutive samples. Each group masks the same number of its global crops, with
+the same targets, dealt out anew: so the number of masked patches is a constant of the configuration, and so are the
+shapes the networks compile for.
+"""
+
+import math
+
+import numpy as np
+
+MIN_BLOCK_AREA = 4  # patches; BEiT and DINOv2/v3
+ASPECT = (0.3, 1 / 0.3)  # height / width of a block, log-uniform
+ATTEMPTS = 10  # draws before a mask is given up as having no room for another block
+ALIGNMENT = 8  # the padded bound of a group's masked patches is a multiple of this
+
+
+def group_targets(*, crops: int, patches: int, ratio: tuple[float, float], probability: float) -> np.ndarray:
+    """Returns the numbers of masked patches of a group's masked crops, int64 (masked crops,), before shuffling.
+
+    int(crops * probability) crops are masked; their ratios are the upper ends of as many equal parts of `ratio`.
+    The float32 arithmetic is the reference's: it decides the rounding.
+    """
+    masked = int(crops * probability)
+    ratios = np.linspace(*ratio, masked + 1).astype(np.float32)[1:]
+    return (np.float32(patches) * ratios).astype(np.int64)
+
+
+def mask_bound(*, crops: int, patches: int, ratio: tuple[float, float], probability: float) -> int:
+    """Returns the number of masked patches in every group, rounded up to a multiple of 8."""
+    total = int(group_targets(crops=crops, patches=patches, ratio=ratio, probability=probability).sum())
+    return -(-total // ALIGNMENT) * ALIGNMENT
+
+
+def draw_masks(
+    rng: np.random.Generator,
+    *,
+    crops: int,
+    grid: tuple[int, int],
+    ratio: tuple[float, float],
+    probability: float,
+) -> dict[str, np.ndarray]:
+    """Draws the masks of one group (iBOT, section 3.2; DINOv2, section 4).
+
+    Args:
+        rng: source of every random choice.
+        crops: global crops in the group (samples times global crops per sample).
+        grid: rows and columns of patches in a global crop.
+        ratio: range of the masked share of a masked crop.
+        probability: share of the crops that are masked.
+
+    Returns:
+        "masks" bool (crops, patches); "mask_indices" int32 (bound,), positions of the masked patches in the flattened
+        masks, 0 on padding; "mask_weights" float32 (bound,), one over the masked patches of that crop, 0 on padding.
+    """
+    patches = grid[0] * grid[1]
+    targets = np.zeros(crops, np.int64)
+    drawn = group_targets(crops=crops, patches=patches, ratio=ratio, probability=probability)
+    targets[: len(drawn)] = drawn
+    masks = np.stack([block_mask(rng, grid=grid, target=int(target)) for target in rng.permutation(targets)])
+    return {"masks": masks.reshape(crops, patches), **_pack(masks.reshape(crops, patches))}
+
+
+def block_mask(rng: np.random.Generator, *, grid: tuple[int, int], target: int) -> np.ndarray:
+    """Masks exactly `target` patches: rectangles while they fit, then single patches (DINOv3).
+
+    DINOv2 is `add_blocks` alone, which may stop short of its target.
+
+    Returns:
+        bool (rows, columns).
+    """
+    mask = np.zeros(grid, bool)
+    missing = target - add_blocks(rng, mask, target=target)
+    free = np.flatnonzero(~mask)
+    mask.reshape(-1)[rng.choice(free, missing, replace=False)] = True
+    return mask
+
+
+def add_blocks(rng: np.random.Generator, mask: np.ndarray, *, target: int) -> int:
+    """Adds rectangles to `mask` (rows, columns) in place until `target` patches are masked or none fits any more.
+
+    A block's area is uniform between 4 and what is missing, at most half of the rows; it must be smaller than the grid
+    in both directions and must not overshoot.
+
+    Returns:
+        the number of patches masked.
+    """
+    rows, columns = mask.shape
+    largest = rows // 2 * columns
+    count, failures = 0, 0
+    while count < target and failures < ATTEMPTS:
+        room = min(target - count, largest)
+        area, aspect, top, left = rng.random(4).tolist()
+        area = MIN_BLOCK_AREA + (room - MIN_BLOCK_AREA) * area
+        aspect = math.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect)
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        failures += 1
+        if height >= rows or width >= columns:
+            continue
+        top, left = int(top * (rows - height + 1)), int(left * (columns - width + 1))
+        block = mask[top : top + height, left : left + width]
+        added = height * width - int(np.count_nonzero(block))
+        if 0 < added <= room:
+            block[...] = True
+            count, failures = count + added, 0
+    return count
+
+
+def _pack(masks: np.ndarray) -> dict[str, np.ndarray]:
+    """Lists the masked patches of masks (crops, patches), padded to a multiple of 8."""
+    counts = masks.sum(1)
+    indices = np.flatnonzero(masks)
+    padding = (0, -len(indices) % ALIGNMENT)
+    weights = np.repeat(1 / np.maximum(counts, 1), counts)
+    return {
+        "mask_indices": np.pad(indices, padding).astype(np.int32),
+        "mask_weights": np.pad(weights, padding).astype(np.float32),
+    }

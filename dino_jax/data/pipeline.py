@@ -1,0 +1,227 @@
+"""Training batches on the host: shuffle, crop, mask, batch, in worker processes, resumable to the sample.
+
+A batch is a pure function of its number, whatever the number of worker processes or of training processes, so the
+whole state of the input is that number.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from dino_jax.data.crops import centre_crop, multi_crop
+from dino_jax.data.decode import BadImage
+from dino_jax.data.masks import draw_masks
+from dino_jax.data.sources import Source
+from dino_jax.data.workers import initialize_worker
+
+Batch = dict[str, np.ndarray]
+
+ATTEMPTS = 64  # replacements of one unreadable image; so many in a row means that hardly any image is readable
+# Each worker holds a batch that is ready and one in the making.
+WORKER_BUFFER = 1
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    global_size: int,
+    global_scale: tuple[float, float],
+    local_size: int,
+    local_scale: tuple[float, float],
+    local_number: int,
+    horizontal_flips: bool,
+    patch_size: int,
+    mask_ratio: tuple[float, float],
+    mask_probability: float,
+    mask_group_size: int = 16,
+    global_number: int = 2,
+    gram_size: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "TrainBatches":
+    """Iterates without end over this process's part of the global batches.
+
+    Every epoch is a new permutation of the source; an image that cannot be decoded is replaced by another one, drawn
+    from the sample's own random numbers.
+
+    Args:
+        source: the images; may be smaller than a batch.
+        batch_size: images in a global batch. Process p has its p-th equal part.
+        seed: of the order, the crops and the masks.
+        global_size, ..., horizontal_flips, global_number, gram_size: see `crops.multi_crop`.
+        patch_size: side of a patch in pixels; divides `global_size`.
+        mask_ratio, mask_probability: see `masks.draw_masks`.
+        mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
+        workers: processes that prepare batches; 0 for one thread of this process.
+        process_index, process_count: of the training processes.
+
+    Returns:
+        an iterator over dictionaries with a leading batch dimension, that of this process:
+        "global_crops" uint8 (batch, global_number, global_size, global_size, 3); "local_crops" uint8 (batch,
+        local_number, local_size, local_size, 3); "gram_crops" uint8 (batch, global_number, gram_size, gram_size, 3) if
+        `gram_size`; "masks" bool (batch, global_number, patches); "mask_indices" int32 and "mask_weights" float32
+        (groups, bound), see `masks.draw_masks`; "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the
+        source; "replaced" int32 (batch,), index of the unreadable image whose place the sample took, else -1.
+
+    Raises:
+        ValueError: an empty source or a size that does not divide as it must.
+    """
+    if not len(source):
+        raise ValueError("the data source holds no images")
+    if batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} does not divide by the {process_count} processes")
+    local_batch = batch_size // process_count
+    if local_batch % mask_group_size:
+        raise ValueError(
+            f"mask_group_size {mask_group_size} must divide the batch of one process, {local_batch} "
+            f"({batch_size} over {process_count} processes)"
+        )
+    if global_size % patch_size:
+        raise ValueError(f"global crops of {global_size} px are not a multiple of the patch, {patch_size} px")
+    crop = partial(
+        multi_crop,
+        global_size=global_size,
+        global_scale=global_scale,
+        global_number=global_number,
+        local_size=local_size,
+        local_scale=local_scale,
+        local_number=local_number,
+        horizontal_flips=horizontal_flips,
+        gram_size=gram_size,
+    )
+    mask = partial(
+        draw_masks,
+        crops=mask_group_size * global_number,
+        grid=(global_size // patch_size,) * 2,
+        ratio=mask_ratio,
+        probability=mask_probability,
+    )
+    batches = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(partial(_sample, source=source, crop=crop))
+        .batch(local_batch)
+        .map_with_index(partial(_add_masks, mask=mask, seed=seed, groups=local_batch // mask_group_size))
+        # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
+        .slice(slice(process_index, None, process_count))
+    )
+    return TrainBatches(batches, workers=workers)
+
+
+class TrainBatches(grain.DatasetIterator):
+    """The batches of `train_batches`; its state is the number of batches taken."""
+
+    def __init__(self, batches: grain.MapDataset, *, workers: int):
+        super().__init__()
+        self._batches = batches
+        self._workers = workers
+        self._taken = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        self.start_prefetch()
+        assert self._iterator is not None
+        batch = next(self._iterator)
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the state after the last batch taken; batches that are only prefetched do not count."""
+        return {"batches_taken": self._taken}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues after `state`, which may come from a run with another number of workers."""
+        self._stop()
+        self._taken = int(state["batches_taken"])
+
+    def start_prefetch(self) -> None:
+        """Starts the workers on the next batches."""
+        if self._closed:
+            raise ValueError("the batches were closed: open them again")
+        if self._iterator is None:
+            # One thread per process makes whole batches, one ahead: the default is 16 threads and 500 batches.
+            read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+            batches = self._batches[self._taken :].to_iter_dataset(read_options)
+            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=WORKER_BUFFER)
+            if self._workers:
+                if not flags.FLAGS.is_parsed():  # in a notebook or a test; Grain reads its own flags
+                    flags.FLAGS.mark_as_parsed()
+                batches = batches.mp_prefetch(options, worker_init_fn=initialize_worker)
+            self._iterator = iter(batches)
+            self._iterator.start_prefetch()
+
+    def close(self) -> None:
+        """Stops the workers."""
+        self._stop()
+        self._closed = True
+
+    def _stop(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def eval_batches(source: Source, *, size: int, batch_size: int) -> Iterator[Batch]:
+    """Iterates once over a source in order, one centred square per image.
+
+    The shorter side is resized to `size` (bicubic, antialiased) and the centre cut out.
+
+    Yields:
+        "images" uint8 (batch, size, size, 3); "labels", "ids" int32 (batch,); "valid" bool (batch,), False on the zeros
+        that fill up the last batch and on images that cannot be decoded.
+    """
+    for start in range(0, len(source), batch_size):
+        batch = {
+            "images": np.zeros((batch_size, size, size, 3), np.uint8),
+            "labels": np.full(batch_size, -1, np.int32),
+            "ids": np.full(batch_size, -1, np.int32),
+            "valid": np.zeros(batch_size, bool),
+        }
+        for row, index in enumerate(range(start, min(start + batch_size, len(source)))):
+            batch["ids"][row] = index
+            try:
+                sample = source[index]
+            except BadImage:
+                continue
+            batch["images"][row] = centre_crop(sample["image"], size=size)
+            batch["labels"][row] = sample["label"]
+            batch["valid"][row] = True
+        yield batch
+
+
+def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) -> Batch:
+    """Returns the crops of image `index`, or of another one where it cannot be decoded."""
+    replaced = -1
+    for _ in range(ATTEMPTS):
+        try:
+            sample = source[int(index)]
+        except BadImage:
+            replaced = int(index) if replaced < 0 else replaced
+            index = rng.integers(len(source))
+            continue
+        crops = crop(sample["image"], rng)
+        return crops | {
+            "labels": np.int32(sample["label"]),
+            "ids": np.int32(sample["id"]),
+            "replaced": np.int32(replaced),
+        }
+    raise ValueError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {source.name(int(index))}")
+
+
+def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int) -> Batch:
+    """Draws the masks of a batch's groups; a group's number among all groups of the run is its seed."""
+    drawn = [mask(np.random.default_rng((seed, index * groups + group))) for group in range(groups)]
+    masks, indices, weights = (
+        np.stack([group[name] for group in drawn]) for name in ("masks", "mask_indices", "mask_weights")
+    )
+    shape = (*batch["global_crops"].shape[:2], -1)
+    return batch | {"masks": masks.reshape(shape), "mask_indices": indices, "mask_weights": weights}

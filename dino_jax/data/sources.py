@@ -1,0 +1,66 @@
+"""Random-access collections of labelled images, opened by name."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+from dino_jax.data.arrayrecord import ArrayRecordSource
+from dino_jax.data.folder import FolderSource
+from dino_jax.data.packaged import PackagedSource
+from dino_jax.data.tar import TarSource
+
+SOURCES = ("packaged", "folder", "tar", "arrayrecord")
+
+
+class Source(Protocol):
+    """A fixed list of images. Picklable: worker processes open their own files."""
+
+    class_names: tuple[str, ...]
+    """Name of each label; empty when unknown."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns "image" uint8 (height, width, 3), "label" int (-1 unknown) and "id" int (= index).
+
+        Raises:
+            BadImage: the image cannot be used.
+        """
+
+    def name(self, index: int) -> str:
+        """Returns what a person would look for: the file, or the member of an archive."""
+
+
+def open_source(
+    source: str,
+    path: str = "",
+    *,
+    split: str = "train",
+    window_size: int = 96,
+    windows_per_photograph: int = 512,
+) -> Source:
+    """Opens a collection of images.
+
+    Args:
+        source: "packaged" (photographs that come with scikit-image), "folder", "tar" or "arrayrecord".
+        path: the folder or file; "{split}" in it is replaced by `split`. Not used by "packaged".
+        split: "train" or "test".
+        window_size, windows_per_photograph: of "packaged" only.
+
+    Raises:
+        ValueError: an unknown source, a path that is missing, or one without images.
+    """
+    if source not in SOURCES:
+        near = get_close_matches(source, SOURCES, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data source must be one of {SOURCES}, got {source!r}{hint}")
+    if source == "packaged":
+        return PackagedSource(split=split, window_size=window_size, windows_per_photograph=windows_per_photograph)
+    if not path:
+        raise ValueError(f"data source {source!r} needs a path: set data.path")
+    place = Path(path.replace("{split}", split)).expanduser()
+    if not place.exists():
+        raise ValueError(f"data path {place} does not exist")
+    if source == "folder":
+        return FolderSource(place)
+    return TarSource(place) if source == "tar" else ArrayRecordSource(place)

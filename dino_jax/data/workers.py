@@ -1,0 +1,25 @@
+"""What a worker process of the input pipeline does first, so that it cannot outlive or disturb the training."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import wait
+
+
+def initialize_worker(index: int, count: int) -> None:
+    """Prepares one of `count` worker processes: no accelerator, no reaction to signals, no life after its parent."""
+    del index, count
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # Ctrl-C and a cluster's SIGTERM reach the whole process group; the training process saves first, then stops us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """Ends this process when the training process is gone, killed included; else it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
