@@ -1,0 +1,118 @@
+"""The training step: targets, student, losses, update, EMA. Pure: (state, batch, hyper) -> (state, metrics, finite)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from dino_jax import health, optim
+from dino_jax.objective import Batch, Objective, loss_terms, targets, teacher_logits
+from dino_jax.state import Networks, TrainState
+
+# The scheduled scalars that a step takes, besides the losses' own.
+HYPER = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature", "local_weight", "gram_weight")
+Step = Callable[[TrainState, Batch, Mapping[str, Array]], tuple[TrainState, dict[str, Array], Array]]
+
+
+def make_train_step(
+    networks: Networks,
+    optimizer: optax.GradientTransformationExtraArgs,
+    objective: Objective,
+    *,
+    clip_norm: float,
+    layer_decay: float,
+    patch_embed_multiplier: float,
+    seed: int,
+) -> Step:
+    """Builds the step of a phase, to be jitted with its first argument donated.
+
+    The step takes the state, a batch of normalised float crops (see `data.pipeline`) and the scalars `HYPER`. An update
+    with a non-finite loss or gradient is left out and counted; the step number goes on, as does the data.
+
+    Args:
+      clip_norm: largest gradient norm of each sub-module.
+      layer_decay, patch_embed_multiplier: learning-rate shares, see `optim.lr_multipliers`.
+      seed: of stochastic depth and RoPE augmentation, which depend on it and the step number alone.
+
+    Returns:
+      step(state, batch, hyper) -> (state, metrics as float32 scalars, bool `(batch,)`: the sample's features are finite).
+    """
+
+    def train_step(state: TrainState, batch: Batch, hyper: Mapping[str, Array]):
+        # 1. Targets from the EMA teacher and the Gram teacher.
+        target = targets(
+            networks, state.teacher, state.gram_teacher, batch, objective, hyper["teacher_temperature"]
+        )
+        # 2. Student, losses and gradients.
+        rope_key, drop_path_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        rngs = {"rope": rope_key, "drop_path": drop_path_key}
+        differentiate = jax.value_and_grad(
+            lambda student: loss_terms(networks, student, batch, target, objective, hyper, rngs), has_aux=True
+        )
+        (loss, (terms, finite)), grads = differentiate(state.student)
+        # 3. Clip each sub-module, then AdamW.
+        grads, norms = optim.clip_by_module(grads, clip_norm)
+        updates, moments = optimizer.update(
+            grads,
+            state.optimizer,
+            state.student,
+            lr=hyper["lr"],
+            last_layer_lr=hyper["last_layer_lr"],
+            weight_decay=hyper["weight_decay"],
+            lr_multipliers=optim.lr_multipliers(
+                state.student, layer_decay=layer_decay, patch_embed_multiplier=patch_embed_multiplier
+            ),
+            decay_mask=optim.decay_mask(state.student),
+            last_layer=optim.is_last_layer(state.student),
+        )
+        student = optax.apply_updates(state.student, updates)
+        # 4. The teacher follows the new student.
+        teacher = optim.ema(state.teacher, student, hyper["momentum"])
+        # 5. Nothing non-finite enters the state.
+        good = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
+        student, teacher, moments = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (student, teacher, moments),
+            (state.student, state.teacher, state.optimizer),
+        )
+        metrics = {f"loss/{name}": value for name, value in terms.items()}
+        metrics |= {f"grad_norm/{name}": value for name, value in norms.items()}
+        metrics |= {f"update_norm/{name}": value for name, value in optim.update_norms(updates).items()}
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            student=student,
+            teacher=teacher,
+            optimizer=moments,
+            skipped=state.skipped + ~good,
+            skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
+        )
+        metrics |= {"train/skipped": state.skipped, "train/skipped_in_row": state.skipped_in_row}
+        return state, metrics, finite
+
+    return train_step
+
+
+def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[str, Array]]:
+    """Builds the measurement of a run's health on a batch: flat `health/...` float32 scalars (see `health.measure`).
+
+    Teacher distributions are softmaxes at the student's temperature of 0.1: Sinkhorn-Knopp would hide a collapse.
+    """
+
+    def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
+        out = teacher_logits(networks, state.teacher, batch)
+        views = out["cls"].shape[1]
+        return health.measure(
+            cls=out["cls"][:, 0],
+            patches=out["patches"][::views],
+            student=state.student,
+            teacher=state.teacher,
+            dino_probs=jax.nn.softmax(out["dino"] / 0.1),
+            ibot_probs=jax.nn.softmax(out["ibot"] / 0.1),
+            ibot_valid=batch["mask_weights"].reshape(-1) > 0,
+        )
+
+    return measure

@@ -1,0 +1,179 @@
+"""The training step against the reference's five-step trajectories, and its own guarantees."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dino_jax import optim, schedules, state as state_lib
+from dino_jax.models import VARIANTS, PrototypeHead, VisionTransformer
+from dino_jax.objective import Objective
+from dino_jax.state import Networks, TrainState
+from dino_jax.step import make_train_step
+from tests.conftest import golden_names
+from tests.torch_weights import assert_close, assert_trees_close, tree
+
+GOLDENS = [name for name in golden_names("v3_train_*.npz") if not name.endswith("_batches.npz")]
+REFERENCE_METRICS = {
+    "total_loss": "loss/total",
+    "dino_global_crops_loss": "loss/dino_global",
+    "dino_local_crops_loss": "loss/dino_local",
+    "ibot_loss": "loss/ibot",
+    "koleo_loss": "loss/koleo",
+    "gram_loss": "loss/gram",
+    "stats_only/masked_gram_loss": "loss/gram_masked",
+    "stats_only/unmasked_gram_loss": "loss/gram_unmasked",
+    "backbone_grad_norm": "grad_norm/backbone",
+    "dino_head_grad_norm": "grad_norm/dino_head",
+    "ibot_head_grad_norm": "grad_norm/ibot_head",
+}
+
+
+def networks_of(config: dict) -> Networks:
+    """Builds our networks from a reference training configuration."""
+    student, small = config["student"], config["golden_vit"]
+    norm, epsilon = {"layernorm": ("layernorm", 1e-6), "layernormbf16": ("layernorm", 1e-5)}[student["norm_layer"]]
+    backbone = VisionTransformer(
+        patch_size=student["patch_size"],
+        width=small["D"],
+        depth=small["depth"],
+        heads=small["heads"],
+        ffn=student["ffn_layer"],
+        ffn_ratio=student["ffn_ratio"],
+        ffn_align=8,
+        registers=student["n_storage_tokens"],
+        norm=norm,
+        norm_epsilon=epsilon,
+        layer_scale=student["layerscale"],
+        qkv_bias=student["qkv_bias"],
+        mask_key_bias=student["mask_k_bias"],
+        untie_cls_and_patch_norms=student["untie_cls_and_patch_norms"],
+        untie_global_and_local_norms=student["untie_global_and_local_cls_norm"],
+        rope_base=student["pos_embed_rope_base"],
+        rope_normalize=student["pos_embed_rope_normalize_coords"],
+        in_channels=student["in_chans"],
+    )
+    heads = [
+        PrototypeHead(
+            prototypes=options["head_n_prototypes"],
+            hidden=options["head_hidden_dim"],
+            bottleneck=options["head_bottleneck_dim"],
+            mlp_layers=options["head_nlayers"],
+        )
+        for options in (config["dino"], config["ibot"])
+    ]
+    return Networks(backbone, *heads)
+
+
+def objective_of(config: dict) -> Objective:
+    dino, gram = config["dino"], config["gram"]
+    assert dino["global_ignore_diagonal"] and gram["normalized"]
+    return Objective(
+        dino=dino["loss_weight"],
+        ibot=config["ibot"]["loss_weight"],
+        koleo=dino["koleo_loss_weight"],
+        koleo_topk=dino["koleo_topk"] if dino["koleo_loss_distributed"] else 1,
+        gram=gram["use_loss"],
+        gram_antialias=gram["global_teacher_resize_antialias"],
+        gram_image_level=gram["img_level"],
+        gram_remove_negatives="both" if gram["remove_neg"] else "none",
+        gram_tokens=gram["tokens_used"],
+        gram_stats=gram["compute_stats"],
+    )
+
+
+def sample_major(crops: np.ndarray, batch_size: int) -> np.ndarray:
+    """Turns the references' (views * batch, ...) into (batch, views, ...), images channels-last."""
+    crops = crops.reshape(-1, batch_size, *crops.shape[1:])
+    crops = np.moveaxis(crops, 0, 1)
+    return np.moveaxis(crops, 2, -1) if crops.ndim == 5 else crops
+
+
+def batch_of(g: dict, batch_size: int) -> dict[str, np.ndarray]:
+    masks = sample_major(g["collated_masks"], batch_size)
+    flat_masks = masks.reshape(-1, masks.shape[-1])
+    per_patch = flat_masks / np.maximum(flat_masks.sum(-1, keepdims=True), 1)
+    indices = np.flatnonzero(flat_masks)
+    padding = -len(indices) % 8
+    return {
+        "global_crops": sample_major(g["collated_global_crops"], batch_size),
+        "local_crops": sample_major(g["collated_local_crops"], batch_size),
+        "gram_crops": sample_major(g["collated_gram_teacher_crops"], batch_size),
+        "masks": masks,
+        "mask_indices": np.pad(indices, (0, padding)).astype(np.int32)[None],
+        "mask_weights": np.pad(per_patch.ravel()[indices], (0, padding)).astype(np.float32)[None],
+    }
+
+
+def start_of(g, optimizer: optax.GradientTransformation) -> TrainState:
+    student, teacher = (jax.tree.map(jnp.asarray, tree(g.under(f"init/{name}/"))) for name in ("student", "teacher"))
+    return TrainState(
+        step=jnp.int32(0),
+        student=student,
+        teacher=teacher,
+        optimizer=optimizer.init(student),
+        gram_teacher=jax.tree.map(jnp.asarray, tree(g.under("init/gram_teacher/"))["backbone"]),
+        skipped=jnp.int32(0),
+        skipped_in_row=jnp.int32(0),
+    )
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", GOLDENS)
+def test_trajectory(golden, name):
+    """Every metric of five steps, and all three networks after steps 1 and 5, within ten times the noise floor."""
+    g, batches = golden(name), golden(name.replace(".npz", "_batches.npz"))
+    config = g.config
+    optim_config, gram = config["optim"], config["gram"]
+    optimizer = optim.adamw(optim_config["adamw_beta1"], optim_config["adamw_beta2"])
+    networks = networks_of(config)
+    step = jax.jit(
+        make_train_step(
+            networks,
+            optimizer,
+            objective_of(config),
+            clip_norm=optim_config["clip_grad"],
+            layer_decay=optim_config["layerwise_decay"],
+            patch_embed_multiplier=optim_config["patch_embed_lr_mult"],
+            seed=0,
+        ),
+        donate_argnums=0,
+    )
+    state = start_of(g, optimizer)
+    schedule = g.under("schedule/")
+    refreshes = 0
+    steps = len(g["metrics/total_loss"])
+    for i in range(steps):
+        hyper = {k: np.float32(schedule[k][i]) for k in ("lr", "last_layer_lr", "weight_decay", "momentum")}
+        hyper["teacher_temperature"] = np.float32(schedule["teacher_temp"][i])
+        hyper["local_weight"] = np.float32(g["metrics/dino_local_loss_weight"][i]) if (
+            config["dino"]["reweight_dino_local_loss"]
+        ) else np.float32(1)
+        hyper["gram_weight"] = np.float32(schedule["gram_loss_weight"][i])
+        batch = batch_of(batches.under(f"batch{i}/"), batches.config["B"])
+        state, metrics, finite = step(state, batch, hyper)
+        assert np.asarray(finite).all()
+        for theirs, ours in REFERENCE_METRICS.items():
+            if f"metrics/{theirs}" in g:
+                expected = g[f"metrics/{theirs}"][i]
+                # The recorded floor of the total is 1e-6 of about 10; norms and terms carry as many roundings.
+                assert_close(metrics[ours], expected, relative=3e-6, name=f"step {i} {ours}")
+        due = i + 1 >= gram["it_first_update"] and (i + 1) % gram["update_frequency"] == 0
+        if gram["rep_update"] and due and (gram["max_updates"] is None or refreshes < gram["max_updates"]):
+            state, refreshes = state_lib.with_gram_teacher(state, state.teacher["backbone"]), refreshes + 1
+        after = f"after_step{i + 1}/"
+        if g.under(after):
+            floor = {k: float(v) for k, v in g.under(f"noise_floor/{after}").items()}
+            ours = {"student": state.student, "teacher": state.teacher, "gram_teacher": {"backbone": state.gram_teacher}}
+            for network, params in ours.items():
+                expected = tree(g.under(f"{after}{network}/") or g.under(f"init/{network}/"))
+                actual = jax.tree.map(np.asarray, params)
+                print(name, i, network, worst(actual, expected), floor[f"{network}_max_abs_diff"])
+                assert_trees_close(actual, expected, absolute=10 * floor[f"{network}_max_abs_diff"], prefix=network)
+
+
+def worst(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
