@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from dino_jax.losses.normalize import l2_normalize
 
 EPS = 1e-8  # of the references: in the normalisation, on each coordinate of the difference, and inside the logarithm
+RESOLUTION = 1e-6  # distances of unit vectors below this are rounding errors of float32
 
 
 def koleo_loss(x: jax.Array, *, topk: int = 1, group_size: int | None = None) -> jax.Array:
@@ -37,9 +38,9 @@ def koleo_loss(x: jax.Array, *, topk: int = 1, group_size: int | None = None) ->
     x = l2_normalize(x, eps=EPS).reshape(samples // size, size, dim)
     neighbours = _nearest(jax.lax.stop_gradient(x), topk=topk)
     difference = x[:, :, None] - jax.vmap(lambda group, index: group[index])(x, neighbours)
-    # Exact duplicates have no direction to part in. The references push them along (1, ..., 1) with a gradient of
-    # 1e7 that drowns the rest of the batch; here they keep their value and get no gradient.
-    duplicate = jnp.all(difference == 0, axis=-1, keepdims=True)
+    # What lies between duplicates is rounding and no direction to part in. The references push them anyway, with a
+    # gradient of 1e7 that drowns the rest of the batch; here they have the same value and no gradient.
+    duplicate = jnp.sum(difference * difference, axis=-1, keepdims=True) < RESOLUTION**2
     difference = jnp.where(duplicate, 0.0, difference) + EPS
     distance = jnp.sqrt(jnp.sum(difference * difference, axis=-1))
     return -jnp.mean(jnp.log(distance + EPS))

@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.losses.koleo import koleo_loss
+from tests.torch_weights import assert_close
+
+loss_and_gradient = jax.jit(jax.value_and_grad(koleo_loss), static_argnames=("topk", "group_size"))
+
+
+def reference(x, topk):
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    distances = np.sort(np.linalg.norm(x[:, None] - x[None], axis=-1), axis=1)[:, 1 : topk + 1]
+    return -np.log(distances).mean()
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_by_hand():
+    # Three unit vectors at 0, 60 and 180 degrees (lengths do not matter): nearest distances 1, 1 and sqrt(3).
+    x = np.array([[2.0, 0.0], [0.5, np.sqrt(3) / 2], [-7.0, 0.0]], np.float32)
+    np.testing.assert_allclose(loss_and_gradient(x)[0], -np.log(3) / 6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("topk", [1, 3])
+def test_against_numpy(topk):
+    x = normal(12, 5)
+    np.testing.assert_allclose(loss_and_gradient(x, topk=topk)[0], reference(x.astype(np.float64), topk), rtol=1e-5)
+
+
+def test_groups_are_losses_of_their_own():
+    x = normal(12, 5)
+    expected = np.mean([reference(x[start : start + 4].astype(np.float64), 2) for start in (0, 4, 8)])
+    np.testing.assert_allclose(loss_and_gradient(x, topk=2, group_size=4)[0], expected, rtol=1e-5)
+
+
+def test_opposite_samples_are_each_others_neighbour():
+    value, _ = loss_and_gradient(np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32))
+    np.testing.assert_allclose(value, -np.log(2), rtol=1e-6)
+
+
+def test_invariant_to_rotation_and_length():
+    x = normal(8, 4)
+    rotation, _ = np.linalg.qr(normal(4, 4))
+    moved = (3.0 * x @ rotation).astype(np.float32)
+    np.testing.assert_allclose(loss_and_gradient(moved)[0], loss_and_gradient(x)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("row", [1.0, 0.0])
+def test_duplicates_and_zeros_have_a_tame_gradient(row):
+    x = normal(8, 4)
+    x[0] = x[1] = row
+    value, gradient = loss_and_gradient(x)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    if row:
+        assert np.abs(gradient).max() < 10
+
+
+def test_bad_groups():
+    x = jnp.array(normal(6, 3))
+    with pytest.raises(ValueError, match="does not divide 6"):
+        koleo_loss(x, group_size=4)
+    with pytest.raises(ValueError, match="must be 1 to 2"):
+        koleo_loss(x, group_size=3, topk=3)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("name", "topk"),
+    [
+        ("v3_koleo", 1),
+        ("v2_koleo", 1),
+        ("v3_koleo_dist_topk1", 1),
+        ("v3_koleo_dist_topk2", 2),
+        ("v3_koleo_dist_topk2_group", 2),
+    ],
+)
+def test_golden(golden, name, topk):
+    file = golden("v3_koleo.npz")
+    value, gradient = loss_and_gradient(file["in/x"], topk=topk)
+    assert_close(value, file[f"out/{name}"], relative=1e-6)
+    assert_close(gradient, file[f"grad_input/{name}"], relative=2e-6)
+    duplicate, _ = loss_and_gradient(file["in/x_with_duplicate"], topk=topk)
+    assert_close(duplicate, file[f"out/{name}/duplicate"], relative=1e-6)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["v3_dist_world1.npz", "v3_dist_world2.npz"])
+@pytest.mark.parametrize(
+    ("case", "topk", "local"),
+    [("topk1", 1, False), ("topk2", 2, False), ("topk1_group_local", 1, True), ("topk2_group_all", 2, False)],
+)
+def test_golden_over_ranks(golden, name, case, topk, local):
+    """The mean over ranks is the global loss; a rank's gradient is that of the sum over ranks."""
+    file = golden(name)
+    ranks = [file.under(f"rank{rank}/koleo/") for rank in range(file.config["world"])]
+    x = np.concatenate([rank["in/x"] for rank in ranks])
+    value, gradient = loss_and_gradient(x, topk=topk, group_size=len(ranks[0]["in/x"]) if local else None)
+    assert_close(value, np.mean([rank[f"out/{case}"] for rank in ranks]), relative=2e-6)
+    expected = np.concatenate([rank[f"grad_input/{case}"] for rank in ranks])
+    assert_close(len(ranks) * gradient, expected, relative=2e-6)

@@ -1,0 +1,247 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dino_jax import optim
+from tests.torch_weights import assert_trees_close, to_path, tree
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def small_params(seed=0):
+    """Two modules: a backbone of three stacked blocks, and a head."""
+    shapes = {
+        "backbone": {
+            "cls_token": (4,),
+            "patch_embed": {"kernel": (2, 2, 3, 4), "bias": (4,)},
+            "blocks": {"norm1": {"scale": (3, 4)}, "mlp": {"fc1": {"kernel": (3, 4, 8)}}, "ls1": {"gamma": (3, 4)}},
+            "norm": {"scale": (4,), "bias": (4,)},
+        },
+        "dino_head": {"mlp_0": {"kernel": (4, 5)}, "prototypes": {"kernel": (5, 6)}},
+    }
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32), shapes, is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def trees(params, *, layer_decay=0.5, patch_embed_multiplier=0.2):
+    """The three trees an update needs."""
+    return {
+        "lr_multipliers": optim.lr_multipliers(
+            params, layer_decay=layer_decay, patch_embed_multiplier=patch_embed_multiplier
+        ),
+        "decay_mask": optim.decay_mask(params),
+        "last_layer": optim.is_last_layer(params),
+    }
+
+
+def test_multipliers_by_hand():
+    multipliers = optim.lr_multipliers(small_params(), layer_decay=0.5, patch_embed_multiplier=0.2)
+    backbone, head = multipliers["backbone"], multipliers["dino_head"]
+    assert backbone["cls_token"] == 0.5**4
+    np.testing.assert_allclose(backbone["patch_embed"]["bias"], 0.5**4 * 0.2)
+    kernel = backbone["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.shape == (3, 1, 1)
+    assert kernel.ravel().tolist() == [0.125, 0.25, 0.5]
+    assert backbone["norm"]["scale"] == head["prototypes"]["kernel"] == 1
+
+
+def test_multipliers_of_modules_without_blocks():
+    params = {"backbone": {"stem": {"kernel": np.zeros((3, 4))}, "stages_0": {"kernel": np.zeros((2, 4))}}}
+    multipliers = optim.lr_multipliers(params, layer_decay=0.5, patch_embed_multiplier=0.2)
+    assert jax.tree.leaves(multipliers) == [1, 1]
+
+
+def test_trees_broadcast_to_abstract_parameters():
+    params = jax.eval_shape(small_params)
+    for leaves in trees(params).values():
+        jax.tree.map(lambda leaf, p: np.broadcast_to(leaf, p.shape), leaves, params)
+
+
+def test_clip_by_hand():
+    grads = {"a": {"x": np.array([3.0]), "y": np.array([[4.0]])}, "b": {"x": np.array([0.3, 0.4])}}
+    clipped, norms = jax.jit(optim.clip_by_module)(grads, 1.0)
+    np.testing.assert_allclose([norms["a"], norms["b"]], [5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(clipped["a"]["y"], [[0.8]], rtol=1e-6)
+    np.testing.assert_allclose(clipped["b"]["x"], [0.3, 0.4], rtol=1e-6)
+
+
+def test_clip_keeps_trouble_in_its_module():
+    grads = {"a": {"x": np.array([np.nan, 1.0])}, "b": {"x": np.array([3.0])}}
+    clipped, norms = optim.clip_by_module(grads, 1.0)
+    assert np.isnan(norms["a"])
+    assert np.isnan(clipped["a"]["x"]).all()
+    np.testing.assert_allclose(clipped["b"]["x"], [1.0], rtol=1e-6)
+
+
+def reference_adamw(params, all_grads, *, b1, b2, rates, decays):
+    """AdamW of one array in float64, each step with its learning rate and weight decay."""
+    p, m, v = np.array(params, np.float64), 0.0, 0.0
+    for step, (grads, rate, decay) in enumerate(zip(all_grads, rates, decays, strict=True), start=1):
+        m, v = b1 * m + (1 - b1) * grads, b2 * v + (1 - b2) * np.square(grads, dtype=np.float64)
+        p = p * (1 - rate * decay)
+        p -= rate * (m / (1 - b1**step)) / (np.sqrt(v / (1 - b2**step)) + 1e-8)
+    return p, m, v
+
+
+def run_adamw(params, all_grads, *, b1=0.9, b2=0.999, rates, last_rates, decays):
+    adamw, extra, start = optim.adamw(b1, b2), trees(params), params
+
+    @jax.jit
+    def step(params, state, grads, lr, last_layer_lr, weight_decay):
+        updates, state = adamw.update(
+            grads, state, params, lr=lr, last_layer_lr=last_layer_lr, weight_decay=weight_decay, **extra
+        )
+        return optax.apply_updates(params, updates), state
+
+    state = adamw.init(start)
+    for grads, *scalars in zip(all_grads, rates, last_rates, decays, strict=True):
+        params, state = step(params, state, grads, *scalars)
+    return params, state
+
+
+def test_adamw_against_numpy():
+    params, all_grads = small_params(), [small_params(seed) for seed in (1, 2, 3, 4)]
+    rates, last_rates, decays = [0.1, 0.2, 0.1, 0.05], [0, 0, 0.3, 0.1], [0.04, 0.1, 0.2, 0.4]
+    out, state = run_adamw(params, all_grads, rates=rates, last_rates=last_rates, decays=decays)
+
+    def check(p, multiplier, decayed, last, actual, mu, nu, *grads):
+        multiplier = np.broadcast_to(multiplier, p.shape)
+        scheduled = last_rates if last else rates
+        expected = reference_adamw(
+            p,
+            grads,
+            b1=0.9,
+            b2=0.999,
+            rates=[rate * multiplier for rate in scheduled],
+            decays=np.array(decays) * decayed,
+        )
+        for ours, theirs in zip((actual, mu, nu), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=3e-7)
+
+    jax.tree.map(check, params, *trees(params).values(), out, state.mu, state.nu, *all_grads)
+
+
+def test_frozen_last_layer_rests_while_its_moments_advance():
+    params, grads = small_params(), small_params(1)
+    out, state = run_adamw(params, [grads], rates=[0.1], last_rates=[0.0], decays=[0.4])
+    assert (out["dino_head"]["prototypes"]["kernel"] == params["dino_head"]["prototypes"]["kernel"]).all()
+    assert (out["dino_head"]["mlp_0"]["kernel"] != params["dino_head"]["mlp_0"]["kernel"]).any()
+    assert (np.abs(state.mu["dino_head"]["prototypes"]["kernel"]) > 0).all()
+    assert state.count == 1
+
+
+def test_bias_correction_keeps_float32_accuracy():
+    """The first step is the sign of the gradient; optax's own correction is off by 6e-6 here."""
+    params = {"head": {"w": np.zeros(3, np.float32)}}
+    out, _ = run_adamw(params, [{"head": {"w": np.array([1.0, -2.0, 3.0])}}], rates=[1.0], last_rates=[1.0], decays=[0])
+    np.testing.assert_allclose(out["head"]["w"], [-1, 1, -1], rtol=3e-7)
+
+
+def test_state_mirrors_the_parameters_in_float32():
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), small_params())
+    state = optim.adamw(0.9, 0.999).init(params)
+    for moments in (state.mu, state.nu):
+        assert jax.tree.structure(moments) == jax.tree.structure(params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {np.dtype(np.float32)}
+
+
+def test_ema_and_norms_by_hand():
+    teacher = jax.jit(optim.ema)({"w": np.array([1.0, 2.0])}, {"w": np.array([3.0, 2.0])}, 0.75)
+    np.testing.assert_allclose(teacher["w"], [1.5, 2.0], rtol=1e-6)
+    still = jax.jit(optim.ema)({"w": np.array([0.1, 0.7])}, {"w": np.array([3.0, 2.0])}, 1.0)
+    np.testing.assert_array_equal(still["w"], np.array([0.1, 0.7], np.float32))
+    norms = optim.update_norms({"a": {"x": np.array([3.0]), "y": np.array([4.0])}, "b": {"x": np.array([2.0])}})
+    np.testing.assert_allclose([norms["a"], norms["b"]], [5, 2])
+
+
+def entry(node, name):
+    """Reads the value for reference parameter `name` from one of our trees: a scalar, or one per block."""
+    path, block = to_path(name)
+    for key in path:
+        node = node[key]
+    per_block = np.ravel(node)
+    return per_block[block if len(per_block) > 1 else 0]
+
+
+def check_groups(params, names, *, prefix, expected, layer_decay, patch_embed_multiplier):
+    """Compares our three trees with `expected` [lr multiplier, decay multiplier, is last layer] per name."""
+    ours = trees(params, layer_decay=layer_decay, patch_embed_multiplier=patch_embed_multiplier)
+    rows = [[entry(ours[kind], prefix + name) for kind in ours] for name in names]
+    for name, row, wanted in zip(names, rows, expected, strict=True):
+        np.testing.assert_allclose(row, wanted, rtol=2e-7, err_msg=name)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("network", "module"), [("vit4", "backbone"), ("dino_head", "dino_head")])
+@pytest.mark.parametrize("version", ["get_params_groups_with_decay_fsdp", "get_params_groups_with_decay"])
+def test_golden_of_parameter_groups(golden, network, module, version):
+    file = golden("v3_param_groups.npz")
+    group = file.under(f"{network}/{version}/")
+    shapes = [tuple(int(size) for size in text.strip("(),").split(",")) for text in group["shapes"]]
+    params = tree({f"{module}.{name}": np.zeros(shape) for name, shape in zip(group["names"], shapes, strict=True)})
+    check_groups(
+        params,
+        group["names"],
+        prefix=f"{module}.",
+        expected=np.stack([group["lr_multiplier"], group["wd_multiplier"], group["is_last_layer"]], axis=1),
+        layer_decay=file.config["layerwise_decay"],
+        patch_embed_multiplier=file.config["patch_embed_lr_mult"],
+    )
+
+
+TRAINING_RUNS = ["v3_train_a.npz", "v3_train_b.npz"]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", TRAINING_RUNS)
+def test_golden_of_parameter_groups_in_training(golden, name):
+    file = golden(name)
+    options = file.config["optim"]
+    check_groups(
+        tree(file.under("init/student/")),
+        file["info/param_names"],
+        prefix="",
+        expected=file["info/param_lr_wd_islast"],
+        layer_decay=options["layerwise_decay"],
+        patch_embed_multiplier=options["patch_embed_lr_mult"],
+    )
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", TRAINING_RUNS)
+def test_golden_of_the_first_update(golden, name):
+    """From the stored gradients: clipping, AdamW with the groups' rates, and the teacher's average."""
+    file = golden(name)
+    options, schedule = file.config["optim"], {key: values[0] for key, values in file.under("schedule/").items()}
+    student, teacher, grads = (tree(file.under(key)) for key in ("init/student/", "init/teacher/", "grad_step0/"))
+    extra = trees(
+        student, layer_decay=options["layerwise_decay"], patch_embed_multiplier=options["patch_embed_lr_mult"]
+    )
+    adamw = optim.adamw(options["adamw_beta1"], options["adamw_beta2"])
+
+    @jax.jit
+    def step(student, teacher, grads):
+        clipped, norms = optim.clip_by_module(grads, options["clip_grad"])
+        updates, _ = adamw.update(
+            clipped,
+            adamw.init(student),
+            student,
+            lr=schedule["lr"],
+            last_layer_lr=schedule["last_layer_lr"],
+            weight_decay=schedule["weight_decay"],
+            **extra,
+        )
+        student = optax.apply_updates(student, updates)
+        return student, optim.ema(teacher, student, file["info/ema_momentum_used"][0]), norms
+
+    student, teacher, norms = step(student, teacher, grads)
+    for module, norm in norms.items():
+        np.testing.assert_allclose(norm, file[f"metrics/{module}_grad_norm"][0], rtol=1e-5)
+    assert_trees_close(student, tree(file.under("after_step1/student/")), absolute=2e-7, relative=2e-7)
+    assert_trees_close(teacher, tree(file.under("after_step1/teacher/")), absolute=2e-7, relative=2e-7)
