@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 # A warning needs this many consecutive records, so that one odd batch says nothing.
 PATIENCE = 3
-# Teacher entropy over log K: centering or Sinkhorn-Knopp with a working temperature stays well inside these ends; above
-# the upper one the targets carry no information, below the lower one they are one-hot.
-UNIFORM_ENTROPY = 0.99
+# Entropy over log(prototypes) of softmax(teacher logits / 0.1). Prototypes drawn with standard deviation 0.02 on unit
+# vectors give 0.998; above 0.999 a head tells images apart less than at random initialisation.
+UNIFORM_ENTROPY = 0.999
 ONE_HOT_ENTROPY = 0.01
 # One-hot targets alone are legitimate (a confident teacher); with under 5 % of the prototypes that the batch could use,
 # most images share a target, which is a collapse.
@@ -138,21 +138,21 @@ def measure(
 
 
 def diagnose(
-    metrics: Mapping[str, float], history: Sequence[Mapping[str, float]] = (), *, warmup_steps: int = 0
+    metrics: Mapping[str, float], history: Sequence[Mapping[str, float]] | None = None, *, warmup_steps: int = 0
 ) -> list[str]:
     """Says in words what looks wrong with a run, and which setting to look at; an empty list when nothing does.
 
     Args:
       metrics: the latest record with its "step": the names of `measure`, `loss/dino...` terms and
         `throughput/data_wait_share`, whichever are there.
-      history: the earlier records, oldest first. A warning needs PATIENCE records in a row that agree; without a
-        history the latest record is judged alone.
+      history: the earlier records, oldest first. A warning needs PATIENCE records in a row that agree; with None the
+        latest record is judged alone.
       warmup_steps: no verdict before this step, as every run starts out with uniform outputs and alike features.
     """
-    records = [record for record in (*history, metrics) if record.get("step", warmup_steps) >= warmup_steps]
+    records = [record for record in (*(history or ()), metrics) if record.get("step", warmup_steps) >= warmup_steps]
     if metrics.get("step", warmup_steps) < warmup_steps:
         return []
-    patience = PATIENCE if history else 1
+    patience = 1 if history is None else PATIENCE
 
     def lasts(check: Callable[..., bool], *names: str, count: int = patience) -> bool:
         """Tells whether `check` holds for the last `count` records that have all of `names`."""
@@ -163,18 +163,18 @@ def diagnose(
     if lasts(lambda rank: rank < COLLAPSED_RANK, "health/rankme"):
         found.append(
             f"features collapsed: effective rank {metrics.get('health/rankme', math.nan):.2f}, all images look alike; "
-            "raise losses.koleo_weight or lower optim.learning_rate"
+            "raise loss.koleo or lower the peak of schedules.lr"
         )
     for name in sorted(name for name in metrics if name.startswith("loss/dino")):
         if lasts(_loss_is_stuck, name, "health/dino_entropy", "health/dino_entropy_share", count=STUCK_RECORDS):
             found.append(
                 f"{name} is stuck at log(prototypes): the student predicts the uniform distribution; "
-                "look at optim.learning_rate and its warm-up, and at targets.teacher_temperature"
+                "look at the warm-up and peak of schedules.lr, and at schedules.teacher_temperature"
             )
     if _patches_decay(records):
         found.append(
             f"dense features decay: cosine between the patches of an image rose to "
-            f"{records[-1]['health/patch_cosine']:.2f}; add a phase with a Gram teacher from an earlier snapshot"
+            f"{records[-1]['health/patch_cosine']:.2f}; add a phase whose gram.teacher is an earlier snapshot"
         )
     if lasts(lambda share: share > DATA_WAIT_SHARE, "throughput/data_wait_share"):
         found.append(
@@ -190,12 +190,12 @@ def _collapse(lasts: Callable[..., bool], head: str) -> list[str]:
     if lasts(lambda value: value > UNIFORM_ENTROPY, share):
         return [
             f"{head} teacher collapsed to uniform: its entropy is log(prototypes), so targets say nothing; "
-            "lower targets.teacher_temperature"
+            "lower schedules.teacher_temperature"
         ]
     if lasts(lambda value, part: value < ONE_HOT_ENTROPY and part < FEW_PROTOTYPES_SHARE, share, used):
         return [
             f"{head} teacher collapsed to few prototypes: most samples share one target; "
-            "raise targets.teacher_temperature, or use targets.centering = sinkhorn_knopp"
+            "raise schedules.teacher_temperature or loss.koleo"
         ]
     return []
 

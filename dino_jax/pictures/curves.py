@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dino_jax.pictures.sheet import DPI, save
 
@@ -15,6 +16,8 @@ COLUMNS = 4
 # Colours that stay apart for colour-blind readers: Okabe and Ito, "Color Universal Design", 2008.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 GREY = "#777777"
+# Drawn as a running mean, because they jump from batch to batch.
+NOISY = ("loss/", "grad_norm/", "update_norm/")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ def curves(
     columns = min(COLUMNS, len(panels))
     figure = Figure(figsize=(3.3 * columns + 0.2, 2.35 * rows + 0.6), dpi=DPI, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
+    if len(phases) > 1:
+        words = ", ".join(f"{name} from step {first:,}" for name, first in phases)
+        figure.text(0.99, 1 - 0.14 / figure.get_figheight(), words, ha="right", va="center", size=8, color=GREY)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for (panel, members), place in zip(panels, axes, strict=False):
         _draw(place, panel, {name: _series(metrics, name) for name in members})
@@ -109,25 +115,54 @@ def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 
 def _draw(axes: Axes, panel: Panel, series: Mapping[str, np.ndarray]) -> None:
     """Draws the lines of one panel; those of noisy metrics as a running mean over the faint raw values."""
-    for (name, (steps, values)), color in zip(series.items(), COLORS * 3, strict=False):
-        marker = "o" if len(steps) <= 8 else None
-        smooth = _smooth(values)
-        if name.startswith(("loss/", "grad_norm/", "update_norm/")) and smooth is not None:
+    for (name, (steps, values)), label, color in zip(series.items(), _labels(list(series)), COLORS * 3, strict=False):
+        smooth = _smooth(values) if name.startswith(NOISY) else None
+        if smooth is not None:
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-            values = smooth
-        axes.plot(steps, values, color=color, linewidth=1.5, marker=marker, markersize=3, label=_label(name))
-    if panel.log and all((values[np.isfinite(values)] > 0).all() for _, values in series.values()):
-        axes.set_yscale("log")
-    axes.set_title(panel.title, size=9, loc="left")
+        marker = "o" if len(steps) <= 8 else None
+        line = values if smooth is None else smooth
+        axes.plot(steps, line, color=color, linewidth=1.5, marker=marker, markersize=3, label=label)
+    _scale(axes, np.concatenate([values for _, values in series.values()]), log=panel.log)
+    axes.set_title(panel.title, size=9, loc="left", pad=13)
     if len(series) > 1:
-        axes.legend(fontsize=7, frameon=False, loc="best", handlelength=1.2, labelspacing=0.25)
-    axes.tick_params(labelsize=7.5, length=2.5, color=GREY)
+        _legend(axes, columns=len(series) if len(series) <= 3 else 2)
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def _scale(axes: Axes, values: np.ndarray, *, log: bool) -> None:
+    """Chooses the range and the tick labels of both axes."""
+    values = values[np.isfinite(values)]
+    if log and len(values) and values.min() > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif len(values) and values.min() == values.max() != 0:
+        axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10000 else f"{step:g}"))
+    axes.tick_params(which="both", labelsize=7.5, length=2.5, color=GREY)
+
+
+def _legend(axes: Axes, *, columns: int) -> None:
+    """Adds a legend at the top, and the room for it above the lines."""
+    legend = axes.legend(
+        loc="upper right", fontsize=7, ncols=columns, frameon=False, handlelength=1.2, columnspacing=1, labelspacing=0.2
+    )
+    rows = -(-len(legend.get_texts()) // columns)
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(axes.get_ylim())
+    axes.set_ylim(*scale.inverted().transform([low, high + (0.05 + 0.09 * rows) * (high - low)]))
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Returns legend labels without the words that all of them end with."""
+    words = [_label(name).split() for name in names]
+    while len(words) > 1 and all(len(label) > 1 and label[-1] == words[0][-1] for label in words):
+        words = [label[:-1] for label in words]
+    return [" ".join(label) for label in words]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray | None:
@@ -143,9 +178,19 @@ def _smooth(values: np.ndarray) -> np.ndarray | None:
 
 
 def _mark_phases(axes: Axes, phases: Sequence[tuple[str, int]]) -> None:
-    """Draws a line where a phase begins, with its name at the top of the plot."""
-    for index, (name, first) in enumerate(phases):
+    """Shades every second phase and writes the names above the plot, where there is room."""
+    axes.margins(x=0.02)
+    low, high = axes.get_xlim()
+    ends = [*(first for _, first in phases[1:]), high]
+    free = -np.inf
+    for index, ((name, first), end) in enumerate(zip(phases, ends, strict=False)):
+        if index % 2:
+            axes.axvspan(first, end, color="#f0f2f5", zorder=0)
         if index:
             axes.axvline(first, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
-        place = axes.get_xaxis_transform()
-        axes.text(first, 1.0, f" {name}", transform=place, size=6.5, color=GREY, va="bottom", ha="left")
+        start = max(low, first)
+        if start >= free and start < low + 0.9 * (high - low):
+            above = axes.get_xaxis_transform()
+            axes.text(start, 1.01, name, transform=above, size=7, color=GREY, va="bottom", ha="left")
+            free = start + 0.03 * len(name) * (high - low)
+    axes.set_xlim(low, high)

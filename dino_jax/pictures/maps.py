@@ -131,7 +131,7 @@ def cosine_maps(
         for panel, group in enumerate(maps.values(), start=1):
             axes = sheet.map(index, panel, group[index], low=low, high=1.0, colors="viridis")
             sheet.mark(axes, image.shape, group[index].shape, places[index])
-    sheet.bar(low, 1.0, "viridis", "cosine")
+    sheet.bar(low, 1.0, "viridis")
     return sheet.save(path)
 
 

@@ -4,12 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 DPI = 150
 PANEL = 2.0  # inches, the longer side of an image panel
@@ -42,7 +44,8 @@ class Sheet:
         self._block_width = panels * self._width + (panels - 1) * GAP
         rows = -(-len(images) // blocks)
         self._row_height = self._height + (LABEL if names else GAP)
-        self._top = TITLE + (LABEL if columns else 0)
+        # Column headings share the line of the first row's name.
+        self._top = TITLE + (LABEL if columns and not names else 0)
         self._inches = (
             2 * GAP + blocks * self._block_width + (blocks - 1) * BLOCK_GAP + (0.75 if colorbar else 0),
             self._top + rows * self._row_height + GAP,
@@ -67,25 +70,34 @@ class Sheet:
         top = self._top + row * self._row_height + label
         if self._names and panel == 0:
             self._text(left, top - LABEL / 2, self._names[index], size=9)
-        if self._columns and row == 0:
+        if self._columns and row == 0 and panel > 0:
             self._text(left + self._width / 2, TITLE + LABEL / 2, self._columns[panel], size=9, ha="center")
         axes = self._axes(left, top, self._width, self._height)
         axes.set_axis_off()
         return axes
 
     def image(self, index: int, panel: int, image: np.ndarray) -> Axes:
-        """Draws a photograph or a grid of colours, filling the panel."""
+        """Draws a photograph (uint8) or a grid of colours in [0, 1], filling the panel."""
         axes = self._panel(index, panel)
-        axes.imshow(image, extent=self._extent, interpolation="bicubic", aspect="auto")
+        channels = [self._enlarged(channel) for channel in np.moveaxis(np.asarray(image, np.float32), -1, 0)]
+        limit = 255.0 if image.dtype == np.uint8 else 1.0
+        pixels = np.clip(np.stack(channels, axis=-1) / limit, 0, 1)
+        axes.imshow(pixels, extent=self._extent, interpolation="nearest", aspect="auto")
         return axes
 
     def map(self, index: int, panel: int, values: np.ndarray, *, low: float, high: float, colors: str) -> Axes:
         """Draws a grid of values as colours, interpolated to fill the panel."""
         axes = self._panel(index, panel)
+        pixels = self._enlarged(np.asarray(values, np.float32))
         axes.imshow(
-            values, extent=self._extent, interpolation="bicubic", aspect="auto", vmin=low, vmax=high, cmap=colors
+            pixels, extent=self._extent, interpolation="nearest", aspect="auto", vmin=low, vmax=high, cmap=colors
         )
         return axes
+
+    def _enlarged(self, values: np.ndarray) -> np.ndarray:
+        """Resizes a float32 grid to the panel's pixels; Pillow's filters, unlike Matplotlib's, keep the peak values."""
+        size = (round(self._width * DPI), round(self._height * DPI))
+        return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC))
 
     def mark(self, axes: Axes, image: Sequence[int], grid: Sequence[int], place: tuple[float, float]) -> None:
         """Outlines the patch at `place`."""
@@ -95,12 +107,12 @@ class Sheet:
             box = Rectangle((column * width, row * height), width, height, fill=False, edgecolor=color, linewidth=line)
             axes.add_patch(box)
 
-    def bar(self, low: float, high: float, colors: str, label: str) -> None:
+    def bar(self, low: float, high: float, colors: str) -> None:
         """Draws the colour scale of the maps at the right, as high as the first row."""
         left = self._inches[0] - 0.62
         axes = self._axes(left, self._top + (LABEL if self._names else 0), 0.12, self._height)
-        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), colors)
-        self._figure.colorbar(scale, cax=axes, label=label)
+        scale = ScalarMappable(Normalize(low, high), colors)
+        self._figure.colorbar(scale, cax=axes)
         axes.tick_params(labelsize=8)
 
     def save(self, path: str | os.PathLike) -> Path:
