@@ -28,7 +28,7 @@ class ArrayRecordSource:
         self._files = [str(path.absolute())] if path.is_file() else _files(path)
         self.class_names: tuple[str, ...] = ()
         try:
-            self._length = len(self._records)
+            self._length = len(self._records) if self._files else 0
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path} is not a readable ArrayRecord file ({error})") from None
         if not self._length:

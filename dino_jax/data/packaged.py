@@ -1,7 +1,7 @@
 """Windows cut from the photographs that scikit-image installs: a small labelled data set that needs no download."""
 
 import math
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class PackagedSource:
         self._split = split
         self._size = window_size
         self._windows = windows_per_photograph
+        self._cells = [
+            split_cells(*read_photograph(name).shape[:2], window_size=window_size, name=name)[split]
+            for name in PHOTOGRAPHS
+        ]
         self.class_names = tuple(Path(name).stem for name in PHOTOGRAPHS)
 
     def __len__(self) -> int:
@@ -82,17 +86,10 @@ class PackagedSource:
         photograph, number = divmod(index, self._windows)
         rng = np.random.default_rng((SPLITS.index(self._split), photograph, number))
         cells = self._cells[photograph]
-        top, left, bottom, right = cells[number % len(cells)]
+        top, left, bottom, right = cells[rng.integers(len(cells))]
         side = min(round(self._size * math.exp(rng.uniform(*np.log(ZOOM)))), bottom - top, right - left)
         top, left = int(rng.integers(top, bottom - side + 1)), int(rng.integers(left, right - side + 1))
         return top, left, top + side, left + side
-
-    @cached_property
-    def _cells(self) -> list[list[Box]]:
-        return [
-            split_cells(*read_photograph(name).shape[:2], window_size=self._size, name=name)[self._split]
-            for name in PHOTOGRAPHS
-        ]
 
 
 def split_cells(height: int, width: int, *, window_size: int, name: str) -> dict[str, list[Box]]:

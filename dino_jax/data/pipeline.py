@@ -180,7 +180,7 @@ def eval_batches(source: Source, *, size: int, batch_size: int) -> Iterator[Batc
         that fill up the last batch and on images that cannot be decoded.
     """
     for start in range(0, len(source), batch_size):
-        batch = {
+        batch: Batch = {
             "images": np.zeros((batch_size, size, size, 3), np.uint8),
             "labels": np.full(batch_size, -1, np.int32),
             "ids": np.full(batch_size, -1, np.int32),
@@ -203,10 +203,10 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
     replaced = -1
     for _ in range(ATTEMPTS):
         try:
-            sample = source[int(index)]
+            sample = source[index]
         except BadImage:
-            replaced = int(index) if replaced < 0 else replaced
-            index = rng.integers(len(source))
+            replaced = index if replaced < 0 else replaced
+            index = int(rng.integers(len(source)))
             continue
         crops = crop(sample["image"], rng)
         return crops | {
@@ -214,7 +214,7 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
             "ids": np.int32(sample["id"]),
             "replaced": np.int32(replaced),
         }
-    raise ValueError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {source.name(int(index))}")
+    raise ValueError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {source.name(index)}")
 
 
 def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int) -> Batch:

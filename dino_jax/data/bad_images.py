@@ -1,0 +1,84 @@
+"""The record of images that could not be decoded: listed in the workdir, and a limit to how many are put up with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_jax.data.decode import BadImage
+from dino_jax.data.sources import Source
+
+# The share is not judged before this many images were drawn (or all of them, if there are fewer): one early bad image
+# says nothing.
+LEAST_DRAWS = 1000
+
+
+class BadImages:
+    """Counts the replaced images of a run and lists each once, with its reason, in a file of the workdir.
+
+    The file outlives restarts; the share is that of the images drawn since the last start.
+    """
+
+    def __init__(self, workdir: Path, source: Source, *, most: float, process_index: int = 0):
+        """Reads what earlier starts found.
+
+        Args:
+            workdir: receives `bad_images.jsonl`, or `bad_images_<process>.jsonl` from the second process on.
+            source: the images that are trained on.
+            most: the largest share of bad images that does not stop the run.
+            process_index: of this training process.
+        """
+        self.file = workdir / (f"bad_images_{process_index}.jsonl" if process_index else "bad_images.jsonl")
+        self._source = source
+        self._most = most
+        self._drawn = 0
+        self._replaced = 0
+        self._listed: dict[str, dict[str, Any]] = {}  # by name: an index may move when files are added
+        if self.file.exists():
+            entries = [json.loads(line) for line in self.file.read_text().splitlines()]
+            self._listed = {entry["name"]: entry for entry in entries}
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def update(self, replaced: np.ndarray) -> None:
+        """Takes in one batch.
+
+        Args:
+            replaced: int (batch,), index of the unreadable image whose place each sample took, else -1.
+
+        Raises:
+            ValueError: too large a share of the images is bad.
+        """
+        bad = [int(index) for index in replaced if index >= 0]
+        self._drawn += len(replaced)
+        self._replaced += len(bad)
+        new = {self._source.name(index): index for index in bad if self._source.name(index) not in self._listed}
+        if new:
+            self._listed |= {name: self._entry(name, index) for name, index in new.items()}
+            self._write()
+        enough = min(LEAST_DRAWS, len(self._source))
+        if self._drawn >= enough and self._replaced > self._most * self._drawn:
+            raise ValueError(
+                f"{self._replaced} of {self._drawn} images cannot be used, more than the share of {self._most:g} that "
+                f"data.max_bad_share allows: see {self.file}, for example {self._example()}"
+            )
+
+    def _entry(self, name: str, index: int) -> dict[str, Any]:
+        try:
+            self._source[index]
+            reason = "readable now"
+        except BadImage as error:
+            reason = str(error)
+        return {"id": index, "name": name, "reason": reason}
+
+    def _example(self) -> str:
+        entry = next(reversed(self._listed.values()))
+        return f"{entry['name']} ({entry['reason']})"
+
+    def _write(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_suffix(".tmp")
+        unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in self._listed.values()))
+        unfinished.replace(self.file)

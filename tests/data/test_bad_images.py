@@ -1,0 +1,62 @@
+"""The list of bad images and the limit to their share."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dino_jax.data.bad_images import BadImages
+from dino_jax.data.sources import open_source
+from tests.data.images import encode, photograph
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Twenty images; 3, 7 and 11 are bad."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02}.png").write_bytes(b"" if number in (3, 7, 11) else encode(photograph()))
+    return open_source("folder", str(folder))
+
+
+def batch(*bad, size=10):
+    return np.array([*bad, *[-1] * (size - len(bad))], np.int32)
+
+
+def listed(workdir):
+    return [json.loads(line) for line in (workdir / "bad_images.jsonl").read_text().splitlines()]
+
+
+def test_each_bad_image_is_listed_once_with_its_reason_across_restarts(source, tmp_path):
+    workdir = tmp_path / "run"
+    first = BadImages(workdir, source, most=0.5)
+    first.update(batch())
+    assert not (workdir / "bad_images.jsonl").exists()
+    first.update(batch(7, 7))
+    first.update(batch(7))
+    assert listed(workdir) == [{"id": 7, "name": "07.png", "reason": "the file is empty"}]
+    again = BadImages(workdir, source, most=0.5)
+    again.update(batch(3, 7))
+    again.update(batch(11))
+    assert [entry["name"] for entry in listed(workdir)] == ["07.png", "03.png", "11.png"]
+    assert len(again) == 3
+    assert [file.name for file in workdir.iterdir()] == ["bad_images.jsonl"]
+
+
+def test_too_large_a_share_stops_the_run_in_one_line(source, tmp_path):
+    bad_images = BadImages(tmp_path, source, most=0.1)
+    bad_images.update(batch(3))
+    bad_images.update(batch(7))  # 2 of 20 is the limit itself
+    with pytest.raises(ValueError, match=r"3 of 30 images cannot be used.*data\.max_bad_share.*\.png") as error:
+        BadImages(tmp_path, source, most=0.09).update(batch(3, 7, 11, size=30))
+    assert "\n" not in str(error.value)
+
+
+def test_the_first_images_do_not_stop_the_run(source, tmp_path):
+    BadImages(tmp_path, source, most=0.1).update(batch(3, 7, 11))  # 3 of 10, but the source has twenty
+
+
+def test_other_processes_write_their_own_file(source, tmp_path):
+    BadImages(tmp_path, source, most=1.0, process_index=2).update(batch(3))
+    assert (tmp_path / "bad_images_2.jsonl").exists()

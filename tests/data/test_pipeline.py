@@ -1,0 +1,270 @@
+"""Batches: their contents, their reproducibility, and what happens when files or workers fail."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from dino_jax.data.decode import BadImage
+from dino_jax.data.pipeline import eval_batches, train_batches
+from dino_jax.data.sources import open_source
+from tests.data.images import encode, photograph
+
+OPTIONS = {
+    "batch_size": 8,
+    "seed": 3,
+    "global_size": 16,
+    "global_scale": (0.32, 1.0),
+    "local_size": 8,
+    "local_scale": (0.05, 0.32),
+    "local_number": 3,
+    "horizontal_flips": True,
+    "patch_size": 4,
+    "mask_ratio": (0.1, 0.5),
+    "mask_probability": 0.5,
+    "mask_group_size": 4,
+}
+
+
+class Squares:
+    """Flat images whose value is their index; every index in `bad` is unreadable, `fatal` raises another error."""
+
+    class_names = ("even", "odd")
+
+    def __init__(self, number, bad=(), fatal=-1, deadly=-1):
+        self.number, self.bad, self.fatal, self.deadly = number, bad, fatal, deadly
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadImage("bad")
+        if index == self.fatal:
+            raise RuntimeError("the disk is on fire")
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"image": np.full((20, 24, 3), index, np.uint8), "label": index % 2, "id": index}
+
+    def name(self, index):
+        return f"square {index}"
+
+
+def take(batches, number):
+    return [next(batches) for _ in range(number)]
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_contents():
+    batch = next(train_batches(Squares(20), gram_size=32, **OPTIONS))
+    expected = {
+        "global_crops": ((8, 2, 16, 16, 3), np.uint8),
+        "local_crops": ((8, 3, 8, 8, 3), np.uint8),
+        "gram_crops": ((8, 2, 32, 32, 3), np.uint8),
+        "masks": ((8, 2, 16), bool),
+        "mask_indices": ((2, 24), np.int32),
+        "mask_weights": ((2, 24), np.float32),
+        "labels": ((8,), np.int32),
+        "ids": ((8,), np.int32),
+        "replaced": ((8,), np.int32),
+    }
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == expected
+    for name in ("global_crops", "local_crops", "gram_crops"):
+        assert (batch[name] == batch["ids"].reshape(8, 1, 1, 1, 1)).all()
+    np.testing.assert_array_equal(batch["labels"], batch["ids"] % 2)
+    assert (batch["replaced"] == -1).all()
+    for group, (indices, weights) in enumerate(zip(batch["mask_indices"], batch["mask_weights"], strict=True)):
+        masks = batch["masks"][4 * group : 4 * group + 4].reshape(-1)
+        np.testing.assert_array_equal(indices[weights > 0], np.flatnonzero(masks))
+
+
+def test_every_epoch_is_another_permutation():
+    ids = np.concatenate([batch["ids"] for batch in take(train_batches(Squares(24), **OPTIONS), 9)]).reshape(3, 24)
+    np.testing.assert_array_equal(np.sort(ids), np.tile(np.arange(24), (3, 1)))
+    assert (ids[0] != ids[1]).any() and (ids[1] != ids[2]).any()
+
+
+def test_crops_and_masks_differ_between_epochs(packaged):
+    batches = take(train_batches(packaged, **OPTIONS | {"batch_size": 48}), 2)
+    crops = [batch["global_crops"][np.argsort(batch["ids"])] for batch in batches]
+    assert (crops[0] != crops[1]).any((1, 2, 3, 4)).all()
+    assert (batches[0]["masks"] != batches[1]["masks"]).any()
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return open_source("packaged", window_size=32, windows_per_photograph=3)
+
+
+def test_a_source_smaller_than_the_batch_repeats():
+    batch = next(train_batches(Squares(3), **OPTIONS))
+    assert np.bincount(batch["ids"]).min() >= 2
+
+
+def test_seeds(packaged):
+    first, again, other = (take(train_batches(packaged, **OPTIONS | {"seed": seed}), 2) for seed in (3, 3, 4))
+    assert_same(first, again)
+    assert (first[0]["ids"] != other[0]["ids"]).any() and (first[0]["masks"] != other[0]["masks"]).any()
+
+
+def test_processes_share_the_global_batch(packaged):
+    whole = take(train_batches(packaged, **OPTIONS), 8)
+    parts = [take(train_batches(packaged, process_index=p, process_count=2, **OPTIONS), 8) for p in range(2)]
+    joined = [
+        {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_same(whole, joined)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumption_is_exact(packaged, workers):
+    whole = take(train_batches(packaged, **OPTIONS), 7)
+    first = train_batches(packaged, workers=workers, **OPTIONS)
+    assert_same(take(first, 3), whole[:3])
+    state = first.get_state()
+    assert_same(take(first, 1), whole[3:4])
+    first.close()
+    for number in {workers, 1}:
+        resumed = train_batches(packaged, workers=number, **OPTIONS)
+        resumed.set_state(state)
+        assert resumed.get_state() == state
+        assert_same(take(resumed, 3), whole[3:6])
+        resumed.set_state({"batches_taken": 1})
+        assert_same(take(resumed, 1), whole[1:2])
+        resumed.close()
+
+
+def test_a_closed_iterator_says_so(packaged):
+    batches = train_batches(packaged, **OPTIONS)
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+def test_bad_images_are_replaced_and_named():
+    source = Squares(24, bad=(2, 5, 6))
+    batches = take(train_batches(source, **OPTIONS), 3)
+    replaced = np.concatenate([batch["replaced"] for batch in batches])
+    ids = np.concatenate([batch["ids"] for batch in batches])
+    assert sorted(replaced[replaced >= 0]) == [2, 5, 6]
+    assert not set(ids) & {2, 5, 6}
+    resumed = train_batches(source, **OPTIONS)
+    resumed.set_state({"batches_taken": 1})
+    assert_same(take(resumed, 2), batches[1:])
+
+
+def test_only_bad_images_are_an_error():
+    with pytest.raises(ValueError, match="64 images in a row cannot be decoded, the last one square"):
+        next(train_batches(Squares(5, bad=range(5)), **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 9, "process_count": 2}, "batch size 9 does not divide by the 2 processes"),
+        ({"mask_group_size": 3}, "mask_group_size 3 must divide the batch of one process, 8"),
+        ({"global_size": 18}, "18 px are not a multiple of the patch, 4 px"),
+    ],
+)
+def test_sizes_that_do_not_divide(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_batches(Squares(5), **OPTIONS | changes)
+
+
+def test_an_empty_source():
+    with pytest.raises(ValueError, match="no images"):
+        train_batches(Squares(0), **OPTIONS)
+
+
+def test_an_error_in_a_worker_surfaces():
+    batches = train_batches(Squares(16, fatal=5), workers=2, **OPTIONS)
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        take(batches, 4)
+    batches.close()
+
+
+def test_a_killed_worker_surfaces():
+    batches = train_batches(Squares(16, deadly=5), workers=1, **OPTIONS)
+    with pytest.raises(RuntimeError, match="terminated unexpectedly"):
+        take(batches, 4)
+    batches.close()
+
+
+TRAINER = """
+    import sys, time
+    import jax
+    from dino_jax.data.pipeline import train_batches
+    from tests.data.test_pipeline import OPTIONS, Squares
+
+    if __name__ == "__main__":
+        batches = train_batches(Squares(16), workers=2, **OPTIONS)
+        next(batches)
+        import multiprocessing
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        if sys.argv[1] == "sleep":
+            time.sleep(60)
+        if sys.argv[1] == "raise":
+            raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("end", ["return", "raise", "kill", "terminate"])
+def test_no_worker_outlives_its_parent(end, tmp_path):
+    script = tmp_path / "trainer.py"
+    script.write_text(textwrap.dedent(TRAINER))
+    mode = "sleep" if end in ("kill", "terminate") else end
+    with subprocess.Popen(
+        [sys.executable, str(script), mode],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as trainer:
+        workers = [int(number) for number in trainer.stdout.readline().split()]
+        assert len(workers) == 2
+        if mode == "sleep":
+            trainer.send_signal(signal.SIGKILL if end == "kill" else signal.SIGTERM)
+        assert trainer.wait(timeout=30) == {"return": 0, "raise": 3, "kill": -9, "terminate": -15}[end]
+    deadline = time.monotonic() + 10
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived the training process"
+        time.sleep(0.05)
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_eval_batches_are_padded_and_in_order(tmp_path):
+    for number in range(5):
+        content = b"" if number == 3 else encode(photograph(20 + number, 30, seed=number))
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[number % 2] / f"{number}.png").write_bytes(content)
+    source = open_source("folder", str(tmp_path))
+    batches = list(eval_batches(source, size=16, batch_size=2))
+    assert [batch["valid"].tolist() for batch in batches] == [[True, True], [True, True], [False, False]]
+    assert [batch["ids"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, -1]]
+    assert [batch["labels"].tolist() for batch in batches] == [[0, 0], [0, 1], [-1, -1]]
+    assert all(batch["images"].shape == (2, 16, 16, 3) and batch["images"].dtype == np.uint8 for batch in batches)
+    assert (batches[2]["images"] == 0).all()
+
+
+def test_eval_images_of_the_right_size_are_untouched():
+    image = next(eval_batches(open_source("packaged", window_size=32), size=32, batch_size=1))["images"][0]
+    np.testing.assert_array_equal(image, open_source("packaged", window_size=32)[0]["image"])

@@ -1,0 +1,197 @@
+"""The four kinds of sources, and what is said when they cannot be opened."""
+
+import builtins
+import gzip
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from dino_jax.data import arrayrecord, tar
+from dino_jax.data.decode import BadImage
+from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
+from dino_jax.data.sources import open_source
+from tests.data.images import encode, photograph
+
+
+def check(source):
+    """A source survives the way to a worker process, opened or not, and numbers its samples."""
+    fresh = pickle.loads(pickle.dumps(source))
+    for index in range(len(source)):
+        sample = source[index]
+        assert sample["image"].dtype == np.uint8 and sample["image"].shape[2] == 3
+        assert sample["id"] == index and isinstance(sample["label"], int)
+        np.testing.assert_array_equal(sample["image"], fresh[index]["image"])
+    assert pickle.loads(pickle.dumps(source))[0]["label"] == source[0]["label"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    files = ["b/2.PNG", "a/deep/er/1.png", "a/0.png", "top.png", "a/.hidden.png", ".git/x.png", "a/notes.txt"]
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encode(photograph(seed=number)))
+    return root
+
+
+def test_folder_is_sorted_and_labelled_by_its_first_level(folder):
+    source = open_source("folder", str(folder))
+    assert [source.name(i) for i in range(len(source))] == ["a/0.png", "a/deep/er/1.png", "b/2.PNG", "top.png"]
+    assert [source[i]["label"] for i in range(4)] == [0, 0, 1, -1]
+    assert source.class_names == ("a", "b")
+    np.testing.assert_array_equal(source[2]["image"], photograph(seed=0))
+    check(source)
+
+
+def test_folder_without_subfolders_has_no_labels(folder):
+    source = open_source("folder", str(folder / "b"))
+    assert source.class_names == () and source[0]["label"] == -1
+
+
+def test_folder_follows_links_but_not_in_circles(folder, tmp_path):
+    (folder / "b" / "circle").symlink_to(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "3.png").write_bytes(encode(photograph()))
+    (folder / "c").symlink_to(tmp_path / "elsewhere")
+    source = open_source("folder", str(folder))
+    assert len(source) == 5 and source.class_names == ("a", "b", "c")
+
+
+def test_split_is_put_into_the_path(folder):
+    assert len(open_source("folder", str(folder / "{split}"), split="a")) == 2
+
+
+@pytest.fixture(params=["images.tar", "images.tar.gz"])
+def archive(request, tmp_path, folder):
+    path = tmp_path / request.param
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
+        for name in ("b/2.PNG", "a/0.png", "a/notes.txt", "a/.hidden.png"):
+            file.add(folder / name, f"./{name}")
+    return path
+
+
+def test_tar_is_read_at_random(archive):
+    source = open_source("tar", str(archive))
+    assert [source.name(i) for i in range(len(source))] == ["./a/0.png", "./b/2.PNG"]
+    assert [source[i]["label"] for i in (0, 1)] == [0, 1] and source.class_names == ("a", "b")
+    np.testing.assert_array_equal(source[1]["image"], photograph(seed=0))
+    check(source)
+
+
+def test_damaged_archives_are_refused_in_one_line(archive, tmp_path, monkeypatch):
+    cut = tmp_path / f"cut{archive.suffix}"
+    cut.write_bytes(archive.read_bytes()[: archive.stat().st_size // 3])
+    with pytest.raises(ValueError, match="not a readable tar"):
+        open_source("tar", str(cut))
+    if archive.suffix == ".gz":
+        monkeypatch.setattr(tar, "MAX_UNPACKED_BYTES", 100)
+        with pytest.raises(ValueError, match="run gunzip"):
+            open_source("tar", str(archive))
+
+
+def test_tar_without_images(tmp_path):
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(ValueError, match=r"no images found in .*empty\.tar \(looked for \.jpg"):
+        open_source("tar", str(tmp_path / "empty.tar"))
+    (tmp_path / "text.tar.gz").write_bytes(gzip.compress(b"hello" * 1000))
+    with pytest.raises(ValueError, match="not a readable tar"):
+        open_source("tar", str(tmp_path / "text.tar.gz"))
+
+
+def test_shared_objects(shared_data):
+    source = open_source("tar", str(shared_data / "objects-{split}.tar.gz"), split="test")
+    assert len(source) == 1800 and len(source.class_names) == 10
+    assert source[0]["image"].shape == (96, 96, 3)
+    assert np.bincount([source[i]["label"] for i in range(0, 1800, 20)]).tolist() == [9] * 10
+
+
+def test_arrayrecord_round_trip(tmp_path):
+    pytest.importorskip("array_record")
+    images = [photograph(seed=seed) for seed in range(5)]
+    arrayrecord.write(tmp_path / "0.array_record", [(encode(image), seed) for seed, image in enumerate(images[:3])])
+    arrayrecord.write(tmp_path / "1.array_record", [(encode(image), -1) for image in images[3:]] + [(b"", 7)])
+    source = open_source("arrayrecord", str(tmp_path))
+    assert len(source) == 6
+    assert [source[i]["label"] for i in range(5)] == [0, 1, 2, -1, -1]
+    np.testing.assert_array_equal(source[4]["image"], images[4])
+    with pytest.raises(BadImage, match="empty"):
+        source[5]
+    assert source.name(4) == "record 4"
+    check(open_source("arrayrecord", str(tmp_path / "0.array_record")))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no records found"):
+        open_source("arrayrecord", str(tmp_path / "none"))
+    (tmp_path / "bad.array_record").write_bytes(b"no record" * 100)
+    with pytest.raises(ValueError, match="not a readable ArrayRecord"):
+        open_source("arrayrecord", str(tmp_path / "bad.array_record"))
+
+
+def test_arrayrecord_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.startswith("array_record"):
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    (tmp_path / "x.array_record").write_bytes(b"")
+    with pytest.raises(ValueError, match="pip install array_record"):
+        open_source("arrayrecord", str(tmp_path))
+
+
+def test_open_source_names_the_mistake(tmp_path):
+    with pytest.raises(ValueError, match=r"got 'foldre'; did you mean 'folder'\?"):
+        open_source("foldre", str(tmp_path))
+    with pytest.raises(ValueError, match="does not exist"):
+        open_source("folder", str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="needs a path"):
+        open_source("tar")
+    with pytest.raises(ValueError, match=r"no images found in .* \(looked for \.jpg \.jpeg \.png"):
+        open_source("folder", str(tmp_path))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match="is not a folder"):
+        open_source("folder", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("window_size", [32, 64, 96])
+def test_packaged_splits_share_no_pixel_and_cover_the_photographs(window_size):
+    windows = {}
+    for split, number in (("train", 300), ("test", 100)):
+        source = PackagedSource(split=split, window_size=window_size, windows_per_photograph=number)
+        windows[split] = np.array([source.window(i) for i in range(len(source))]).reshape(len(PHOTOGRAPHS), number, 4)
+    for photograph_number, name in enumerate(PHOTOGRAPHS):
+        shape = read_photograph(name).shape[:2]
+        covered = {split: np.zeros(shape, bool) for split in windows}
+        for split, mask in covered.items():
+            for top, left, bottom, right in windows[split][photograph_number]:
+                assert 0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]
+                mask[top:bottom, left:right] = True
+        assert not (covered["train"] & covered["test"]).any()
+        if max(shape) <= 512:  # the others are too large for so few windows
+            assert covered["train"].mean() > 0.35 and covered["test"].mean() > 0.15
+
+
+def test_packaged_is_labelled_and_fixed():
+    source = open_source("packaged", split="test", window_size=32, windows_per_photograph=3)
+    assert len(source) == 48 and len(source.class_names) == len(set(source.class_names)) == 16
+    assert [source[i]["label"] for i in range(48)] == [i // 3 for i in range(48)]
+    assert source[0]["image"].shape == (32, 32, 3)
+    assert source.name(3).startswith("brick.png[")
+    check(source)
+
+
+def test_packaged_photographs_are_colourful_and_grey():
+    """The set would be too easy if colour alone told the photographs apart."""
+    grey = [name for name in PHOTOGRAPHS if np.ptp(read_photograph(name).astype(int), axis=-1).max() == 0]
+    assert 6 <= len(grey) <= 10
+
+
+def test_packaged_names_windows_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"windows of 224 px are too large for .*choose 96 or less"):
+        open_source("packaged", window_size=224)
+    with pytest.raises(ValueError, match="split must be one of"):
+        open_source("packaged", split="validation")
