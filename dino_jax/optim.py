@@ -104,7 +104,8 @@ def adamw(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformati
     its moments and the step count advance (DINOv2 and DINOv3 code).
 
     `update(grads, state, params, *, lr, last_layer_lr, weight_decay, lr_multipliers, decay_mask, last_layer)` takes
-    float32 scalars and the trees of this module's functions of the same names (`last_layer` of `is_last_layer`).
+    float32 scalars and the trees of this module's functions of the same names (`last_layer` of `is_last_layer`), which
+    are constants and not traced.
 
     Args:
       b1: decay of the first moment.

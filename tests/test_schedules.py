@@ -146,6 +146,18 @@ def test_golden_of_the_first_form(golden):
 
 
 @pytest.mark.golden
+def test_golden_of_dino(golden):
+    file = golden("v1_schedules_param_groups.npz")
+    for name, expected in file.under("cosine_scheduler/").items():
+        c = file.config[name]
+        epoch = c["niter_per_ep"]
+        schedule = CosineSchedule(
+            base=c["base"], end=c["final"], total=c["epochs"] * epoch, warmup=c.get("warmup_epochs", 0) * epoch
+        )
+        np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=1e-13, err_msg=name)
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize("rule", ["none", "linear_wrt_256", "sqrt_wrt_1024"])
 def test_golden_of_the_second_form(golden, rule):
     file = golden("v3_schedules.npz")
