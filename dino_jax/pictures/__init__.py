@@ -3,7 +3,7 @@
 Takes plain arrays. Every function writes its file atomically and returns its path.
 """
 
-from dino_jax.pictures.curves import curves
+from dino_jax.pictures.history import curves
 from dino_jax.pictures.maps import attention, cosine_maps, pca, principal_colors
 
 __all__ = ["attention", "cosine_maps", "curves", "pca", "principal_colors"]

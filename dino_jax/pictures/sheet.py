@@ -46,10 +46,9 @@ class Sheet:
         self._row_height = self._height + (LABEL if names else GAP)
         # Column headings share the line of the first row's name.
         self._top = TITLE + (LABEL if columns and not names else 0)
-        self._inches = (
-            2 * GAP + blocks * self._block_width + (blocks - 1) * BLOCK_GAP + (0.75 if colorbar else 0),
-            self._top + rows * self._row_height + GAP,
-        )
+        width = 2 * GAP + blocks * self._block_width + (blocks - 1) * BLOCK_GAP + (0.75 if colorbar else 0)
+        # A single small panel must still leave room for the title, about 0.095 inches a letter.
+        self._inches = max(width, 0.095 * len(title)), self._top + rows * self._row_height + GAP
         self._figure = Figure(figsize=self._inches, dpi=DPI)
         self._text(GAP, 0.17, title, size=11, weight="bold")
 

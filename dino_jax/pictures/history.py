@@ -69,7 +69,7 @@ def curves(
       ValueError: when no record holds a metric that can be drawn.
     """
     names = list(dict.fromkeys(name for record in metrics for name in record if name != "step"))
-    panels = [(panel, members) for panel in _panels(names) if (members := _members(panel, names))]
+    panels = layout(names)
     if not panels:
         raise ValueError("curves: no record holds a loss, schedule, norm, health or k-NN number; nothing to draw")
     rows = -(-len(panels) // COLUMNS)
@@ -91,17 +91,17 @@ def curves(
     return save(figure, path)
 
 
-def _panels(names: Sequence[str]) -> list[Panel]:
-    """Returns PANELS and, after them, one for every schedule and health metric that they do not show."""
+def layout(names: Sequence[str]) -> list[tuple[Panel, list[str]]]:
+    """Returns the plots to draw with the metrics in each: PANELS, then one for each other schedule or health metric."""
     known = tuple(prefix for panel in PANELS for prefix in panel.prefixes)
-    health = tuple(f"health/{head}_{name}" for head in ("dino", "ibot") for name in REDUNDANT)
+    redundant = tuple(f"health/{head}_{name}" for head in ("dino", "ibot") for name in REDUNDANT)
     rest = [name for name in names if name.startswith(("schedule/", "health/")) and not name.startswith(known)]
-    own = [Panel(_label(name), (name,)) for name in rest if name not in health]
-    return [*PANELS, *own]
-
-
-def _members(panel: Panel, names: Sequence[str]) -> list[str]:
-    return [name for prefix in panel.prefixes for name in names if name.startswith(prefix)]
+    own = [Panel(_label(name), (name,)) for name in rest if name not in redundant]
+    members = [
+        (panel, [name for prefix in panel.prefixes for name in names if name.startswith(prefix)])
+        for panel in (*PANELS, *own)
+    ]
+    return [(panel, found) for panel, found in members if found]
 
 
 def _label(name: str) -> str:
@@ -116,7 +116,7 @@ def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 def _draw(axes: Axes, panel: Panel, series: Mapping[str, np.ndarray]) -> None:
     """Draws the lines of one panel; those of noisy metrics as a running mean over the faint raw values."""
     for (name, (steps, values)), label, color in zip(series.items(), _labels(list(series)), COLORS * 3, strict=False):
-        smooth = _smooth(values) if name.startswith(NOISY) else None
+        smooth = running_mean(values) if name.startswith(NOISY) else None
         if smooth is not None:
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
         marker = "o" if len(steps) <= 8 else None
@@ -149,7 +149,14 @@ def _scale(axes: Axes, values: np.ndarray, *, log: bool) -> None:
 def _legend(axes: Axes, *, columns: int) -> None:
     """Adds a legend at the top, and the room for it above the lines."""
     legend = axes.legend(
-        loc="upper right", fontsize=7, ncols=columns, frameon=False, handlelength=1.2, columnspacing=1, labelspacing=0.2
+        loc="upper right",
+        fontsize=7,
+        ncols=columns,
+        framealpha=0.8,
+        edgecolor="none",
+        handlelength=1.2,
+        columnspacing=1,
+        labelspacing=0.2,
     )
     rows = -(-len(legend.get_texts()) // columns)
     scale = axes.yaxis.get_transform()
@@ -165,8 +172,8 @@ def _labels(names: Sequence[str]) -> list[str]:
     return [" ".join(label) for label in words]
 
 
-def _smooth(values: np.ndarray) -> np.ndarray | None:
-    """Returns a centred running mean over 1/20 of the points, None when there are too few; non-finite values stay."""
+def running_mean(values: np.ndarray) -> np.ndarray | None:
+    """Averages values `(points,)` over a centred 1/20 of the points; None when there are too few. Gaps (NaN) stay."""
     width = len(values) // 20
     if width < 2:
         return None
