@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
@@ -72,11 +72,18 @@ class Throughput:
             self._steps += 1
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
+    def waiting(self, running: Any = None) -> Iterator[None]:
+        """Counts the time inside as waiting for data.
+
+        Steps are dispatched ahead, so a host that waits while the devices still work loses nothing. Given `running`, an array
+        put out by the last dispatched step, only the time after its end counts: all of it when that step had ended
+        before, half of it when it ended meanwhile, as nobody knows when, and nothing when it still runs afterwards.
+        """
         start = self._clock()
+        idle_before = running is None or running.is_ready()
         yield
-        self._waited += self._clock() - start
+        idle_after = running is None or running.is_ready()
+        self._waited += (self._clock() - start) * (idle_before + idle_after) / 2
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -118,7 +125,8 @@ class Progress:
     """Shows a bar on a terminal and, elsewhere, plain lines that stay readable in a log file.
 
     Plain lines come at the first and last step, at each new phase, and otherwise `interval` seconds apart; the distance
-    grows by a tenth each time up to a minute, so that a run of days does not write a log of millions of lines.
+    grows by a tenth each time up to a minute, so that a run of days does not write a log of millions of lines. Of
+    several processes only the first shows anything.
     """
 
     LONGEST_INTERVAL = 60.0
@@ -138,7 +146,8 @@ class Progress:
         self._phase: str | None = None
         self._last_line = -math.inf
         self._bar = None
-        if self._stream.isatty():
+        self._silent = jax.process_index() != 0
+        if self._stream.isatty() and not self._silent:
             layout = "{percentage:3.0f}%|{bar}| {desc}"
             self._bar = tqdm(
                 total=total_steps, initial=first_step, file=self._stream, bar_format=layout, dynamic_ncols=True
@@ -168,7 +177,7 @@ class Progress:
         """Prints a line of its own, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
+        elif not self._silent:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:

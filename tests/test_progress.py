@@ -75,6 +75,28 @@ def test_throughput_leaves_out_compilation_and_pauses():
     assert throughput.read()["throughput/images_per_second"] == 2.0  # the window starts anew
 
 
+class Running:
+    """An output that becomes ready at a given time."""
+
+    def __init__(self, clock, ready_at):
+        self.clock, self.ready_at = clock, ready_at
+
+    def is_ready(self):
+        return self.clock.now >= self.ready_at
+
+
+@pytest.mark.parametrize(("ready_after", "share"), [(0.0, 0.5), (1.0, 0.25), (3.0, 0.0)])
+def test_waiting_counts_only_while_the_devices_are_idle(ready_after, share):
+    clock = Clock()
+    throughput = Throughput(devices=[FakeDevice("cpu")], clock=clock)
+    throughput.add(1)
+    with throughput.waiting(Running(clock, clock.now + ready_after)):
+        clock.now += 2
+    clock.now += 2
+    throughput.add(1)
+    assert throughput.read()["throughput/data_wait_share"] == share
+
+
 def test_throughput_without_a_known_peak_has_no_mfu():
     clock = Clock()
     throughput = Throughput(flops_per_image=1e12, devices=[FakeDevice("cpu")], clock=clock)
@@ -105,6 +127,16 @@ def test_plain_lines_are_few_and_mark_phases_and_the_end():
     assert "step 50001/100000 [gram] loss 1" in lines
     assert lines[-1].startswith("step 100000/100000")
     assert len(lines) < 250  # 10,000 seconds at a line a minute, and the denser start
+
+
+def test_only_process_0_shows_anything(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    for stream in (io.StringIO(), Terminal()):
+        progress = Progress(10, stream=stream)
+        progress.update(5, phase="pretrain", loss=2.5)
+        progress.note("saved")
+        progress.close()
+        assert stream.getvalue() == ""
 
 
 def test_terminal_gets_a_bar_that_notes_do_not_break():
