@@ -75,9 +75,9 @@ class Throughput:
     def waiting(self, running: Any = None) -> Iterator[None]:
         """Counts the time inside as waiting for data.
 
-        Steps are dispatched ahead, so a host that waits while the devices still work loses nothing. Given `running`, an array
-        put out by the last dispatched step, only the time after its end counts: all of it when that step had ended
-        before, half of it when it ended meanwhile, as nobody knows when, and nothing when it still runs afterwards.
+        Steps are dispatched ahead, so a host that waits while the devices still work loses nothing. Given `running`, an
+        array that the last dispatched step puts out, only the time after the end of that step counts: all of it when it
+        had ended before, half when it ended meanwhile, as nobody knows when, and nothing when it still runs afterwards.
         """
         start = self._clock()
         idle_before = running is None or running.is_ready()
