@@ -23,7 +23,7 @@ class ArrayRecordSource:
         """Opens the files.
 
         Raises:
-            ValueError: array_record is not installed, or there are no records.
+          ValueError: array_record is not installed, or there are no records.
         """
         self._files = [str(path.absolute())] if path.is_file() else _files(path)
         self.class_names: tuple[str, ...] = ()

@@ -24,10 +24,10 @@ class BadImages:
         """Reads what earlier starts found.
 
         Args:
-            workdir: receives `bad_images.jsonl`, or `bad_images_<process>.jsonl` from the second process on.
-            source: the images that are trained on.
-            most: the largest share of bad images that does not stop the run.
-            process_index: of this training process.
+          workdir: receives `bad_images.jsonl`, or `bad_images_<process>.jsonl` from the second process on.
+          source: the images that are trained on.
+          most: the largest share of bad images that does not stop the run.
+          process_index: of this training process.
         """
         self.file = workdir / (f"bad_images_{process_index}.jsonl" if process_index else "bad_images.jsonl")
         self._source = source
@@ -46,10 +46,10 @@ class BadImages:
         """Takes in one batch.
 
         Args:
-            replaced: int (batch,), index of the unreadable image whose place each sample took, else -1.
+          replaced: int (batch,), index of the unreadable image whose place each sample took, else -1.
 
         Raises:
-            ValueError: too large a share of the images is bad.
+          ValueError: too large a share of the images is bad.
         """
         bad = [int(index) for index in replaced if index >= 0]
         self._drawn += len(replaced)

@@ -31,17 +31,17 @@ def multi_crop(
     """Cuts the global and local crops of one image (DINO, section 3.1: multi-crop).
 
     Args:
-        image: uint8 (height, width, 3).
-        rng: source of every random choice.
-        global_size, local_size: side of the crops in pixels.
-        global_scale, local_scale: range of a window's share of the image's area.
-        global_number, local_number: crops of each kind.
-        horizontal_flips: mirror each crop with probability one half.
-        gram_size: side of the Gram teacher's crops, which show the same windows, flipped alike; 0 for none.
+      image: uint8 (height, width, 3).
+      rng: source of every random choice.
+      global_size, local_size: side of the crops in pixels.
+      global_scale, local_scale: range of a window's share of the image's area.
+      global_number, local_number: crops of each kind.
+      horizontal_flips: mirror each crop with probability one half.
+      gram_size: side of the Gram teacher's crops, which show the same windows, flipped alike; 0 for none.
 
     Returns:
-        "global_crops" uint8 (global_number, global_size, global_size, 3); "local_crops" uint8 (local_number,
-        local_size, local_size, 3); "gram_crops" uint8 (global_number, gram_size, gram_size, 3) if `gram_size`.
+      "global_crops" uint8 (global_number, global_size, global_size, 3); "local_crops" uint8 (local_number,
+      local_size, local_size, 3); "gram_crops" uint8 (global_number, gram_size, gram_size, 3) if `gram_size`.
     """
     photograph = Image.fromarray(image)
     crops = {

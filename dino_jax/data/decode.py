@@ -26,13 +26,13 @@ def decode(image: bytes | str | Path) -> np.ndarray:
     white; of 16-bit samples the high byte is kept; the EXIF orientation is applied.
 
     Args:
-        image: the encoded bytes, or the path of a file.
+      image: the encoded bytes, or the path of a file.
 
     Returns:
-        uint8 (height, width, 3), read-only.
+      uint8 (height, width, 3), read-only.
 
     Raises:
-        BadImage: empty, not an image, truncated, too large (Pillow's decompression-bomb limit), or absurdly shaped.
+      BadImage: empty, not an image, truncated, too large (Pillow's decompression-bomb limit), or absurdly shaped.
     """
     try:
         return np.asarray(_open(image if isinstance(image, bytes) else Path(image).read_bytes()))

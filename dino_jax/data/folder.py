@@ -1,6 +1,7 @@
 """Images in a folder, nested in any way; first-level sub-folders, if there are any, are the classes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ class FolderSource:
         """Lists the folder.
 
         Raises:
-            ValueError: not a folder, or one without images.
+          ValueError: not a folder, or one without images.
         """
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: set data.path to the folder that holds the images")
@@ -43,7 +44,7 @@ def _class_name(name: str) -> str:
     return name.split("/", 1)[0] if "/" in name else ""
 
 
-def _image_names(folder: Path):
+def _image_names(folder: Path) -> Iterator[str]:
     """Yields the paths of the images below `folder`, relative to it, following links but no folder twice."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -53,6 +54,8 @@ def _image_names(folder: Path):
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        place = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if place == "." else f"{place}/"
         for file in files:
             if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
-                yield (Path(parent) / file).relative_to(folder).as_posix()
+                yield prefix + file

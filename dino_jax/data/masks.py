@@ -43,15 +43,15 @@ def draw_masks(
     """Draws the masks of one group (iBOT, section 3.2; DINOv2, section 4).
 
     Args:
-        rng: source of every random choice.
-        crops: global crops in the group (samples times global crops per sample).
-        grid: rows and columns of patches in a global crop.
-        ratio: range of the masked share of a masked crop.
-        probability: share of the crops that are masked.
+      rng: source of every random choice.
+      crops: global crops in the group (samples times global crops per sample).
+      grid: rows and columns of patches in a global crop.
+      ratio: range of the masked share of a masked crop.
+      probability: share of the crops that are masked.
 
     Returns:
-        "masks" bool (crops, patches); "mask_indices" int32 (bound,), positions of the masked patches in the flattened
-        masks, 0 on padding; "mask_weights" float32 (bound,), one over the masked patches of that crop, 0 on padding.
+      "masks" bool (crops, patches); "mask_indices" int32 (bound,), positions of the masked patches in the flattened
+      masks, 0 on padding; "mask_weights" float32 (bound,), one over the masked patches of that crop, 0 on padding.
     """
     patches = grid[0] * grid[1]
     targets = np.zeros(crops, np.int64)
@@ -67,7 +67,7 @@ def block_mask(rng: np.random.Generator, *, grid: tuple[int, int], target: int) 
     DINOv2 is `add_blocks` alone, which may stop short of its target.
 
     Returns:
-        bool (rows, columns).
+      bool (rows, columns).
     """
     mask = np.zeros(grid, bool)
     missing = target - add_blocks(rng, mask, target=target)
@@ -83,7 +83,7 @@ def add_blocks(rng: np.random.Generator, mask: np.ndarray, *, target: int) -> in
     in both directions and must not overshoot.
 
     Returns:
-        the number of patches masked.
+      the number of patches masked.
     """
     rows, columns = mask.shape
     largest = rows // 2 * columns

@@ -49,12 +49,12 @@ class PackagedSource:
         """Chooses the windows.
 
         Args:
-            split: "train" or "test".
-            window_size: side of the samples in pixels.
-            windows_per_photograph: windows of each photograph.
+          split: "train" or "test".
+          window_size: side of the samples in pixels.
+          windows_per_photograph: windows of each photograph.
 
         Raises:
-            ValueError: an unknown split, or windows that do not fit the smallest photograph.
+          ValueError: an unknown split, or windows that do not fit the smallest photograph.
         """
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS} for the packaged photographs, got {split!r}")

@@ -99,19 +99,19 @@ def distort(
     """Distorts the colours of crops and normalises them (DINOv2/v3 recipe: jitter, grey, blur, solarise).
 
     Args:
-        key: source of every random choice.
-        crops: uint8 (batch, views, height, width, 3).
-        blur: probability of a Gaussian blur for each view; sigma uniform in 0.1 to 2 pixels.
-        solarize: probability of solarisation at 128 for each view.
-        brightness, contrast, saturation: factors are uniform in [max(0, 1 - x), 1 + x], per image.
-        hue: shift uniform in [-x, x] turns, per image.
-        jitter_probability: probability that an image's brightness, contrast, saturation and hue change; their order
-            is drawn once per view.
-        gray_probability: probability that an image loses its colours.
-        mean, std: per channel, of values in [0, 1].
+      key: source of every random choice.
+      crops: uint8 (batch, views, height, width, 3).
+      blur: probability of a Gaussian blur for each view; sigma uniform in 0.1 to 2 pixels.
+      solarize: probability of solarisation at 128 for each view.
+      brightness, contrast, saturation: factors are uniform in [max(0, 1 - x), 1 + x], per image.
+      hue: shift uniform in [-x, x] turns, per image.
+      jitter_probability: probability that an image's brightness, contrast, saturation and hue change; their order
+        is drawn once per view.
+      gray_probability: probability that an image loses its colours.
+      mean, std: per channel, of values in [0, 1].
 
     Returns:
-        float32 (batch, views, height, width, 3).
+      float32 (batch, views, height, width, 3).
     """
     batch_and_views = crops.shape[:2]
     jitter_key, gray_key, sigma_key, blur_key, solarize_key = jax.random.split(key, 5)

@@ -52,37 +52,28 @@ def train_batches(
     from the sample's own random numbers.
 
     Args:
-        source: the images; may be smaller than a batch.
-        batch_size: images in a global batch. Process p has its p-th equal part.
-        seed: of the order, the crops and the masks.
-        global_size, ..., horizontal_flips, global_number, gram_size: see `crops.multi_crop`.
-        patch_size: side of a patch in pixels; divides `global_size`.
-        mask_ratio, mask_probability: see `masks.draw_masks`.
-        mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
-        workers: processes that prepare batches; 0 for one thread of this process.
-        process_index, process_count: of the training processes.
+      source: the images; may be smaller than a batch.
+      batch_size: images in a global batch. Process p has its p-th equal part.
+      seed: of the order, the crops and the masks.
+      global_size, ..., horizontal_flips, global_number, gram_size: see `crops.multi_crop`.
+      patch_size: side of a patch in pixels; divides `global_size`.
+      mask_ratio, mask_probability: see `masks.draw_masks`.
+      mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
+      workers: processes that prepare batches; 0 for one thread of this process.
+      process_index, process_count: of the training processes.
 
     Returns:
-        an iterator over dictionaries with a leading batch dimension, that of this process:
-        "global_crops" uint8 (batch, global_number, global_size, global_size, 3); "local_crops" uint8 (batch,
-        local_number, local_size, local_size, 3); "gram_crops" uint8 (batch, global_number, gram_size, gram_size, 3) if
-        `gram_size`; "masks" bool (batch, global_number, patches); "mask_indices" int32 and "mask_weights" float32
-        (groups, bound), see `masks.draw_masks`; "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the
-        source; "replaced" int32 (batch,), index of the unreadable image whose place the sample took, else -1.
+      an iterator over dictionaries with a leading batch dimension, that of this process:
+      "global_crops" uint8 (batch, global_number, global_size, global_size, 3); "local_crops" uint8 (batch,
+      local_number, local_size, local_size, 3); "gram_crops" uint8 (batch, global_number, gram_size, gram_size, 3) if
+      `gram_size`; "masks" bool (batch, global_number, patches); "mask_indices" int32 and "mask_weights" float32
+      (groups, bound), see `masks.draw_masks`; "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the
+      source; "replaced" int32 (batch,), index of the unreadable image whose place the sample took, else -1.
 
     Raises:
-        ValueError: an empty source or a size that does not divide as it must.
+      ValueError: an empty source or a size that does not divide as it must.
     """
-    if not len(source):
-        raise ValueError("the data source holds no images")
-    if batch_size % process_count:
-        raise ValueError(f"batch size {batch_size} does not divide by the {process_count} processes")
-    local_batch = batch_size // process_count
-    if local_batch % mask_group_size:
-        raise ValueError(
-            f"mask_group_size {mask_group_size} must divide the batch of one process, {local_batch} "
-            f"({batch_size} over {process_count} processes)"
-        )
+    local_batch = _local_batch(source, batch_size, process_count, mask_group_size)
     if global_size % patch_size:
         raise ValueError(f"global crops of {global_size} px are not a multiple of the patch, {patch_size} px")
     crop = partial(
@@ -176,8 +167,8 @@ def eval_batches(source: Source, *, size: int, batch_size: int) -> Iterator[Batc
     The shorter side is resized to `size` (bicubic, antialiased) and the centre cut out.
 
     Yields:
-        "images" uint8 (batch, size, size, 3); "labels", "ids" int32 (batch,); "valid" bool (batch,), False on the zeros
-        that fill up the last batch and on images that cannot be decoded.
+      "images" uint8 (batch, size, size, 3); "labels", "ids" int32 (batch,); "valid" bool (batch,), False on the zeros
+      that fill up the last batch and on images that cannot be decoded.
     """
     for start in range(0, len(source), batch_size):
         batch: Batch = {
@@ -196,6 +187,21 @@ def eval_batches(source: Source, *, size: int, batch_size: int) -> Iterator[Batc
             batch["labels"][row] = sample["label"]
             batch["valid"][row] = True
         yield batch
+
+
+def _local_batch(source: Source, batch_size: int, process_count: int, mask_group_size: int) -> int:
+    """Returns the number of images of each process, once it is sure that the sizes fit together."""
+    if not len(source):
+        raise ValueError("the data source holds no images")
+    if batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} does not divide by the {process_count} processes")
+    local_batch = batch_size // process_count
+    if local_batch % mask_group_size:
+        raise ValueError(
+            f"mask_group_size {mask_group_size} must divide the batch of one process, {local_batch} "
+            f"({batch_size} over {process_count} processes)"
+        )
+    return local_batch
 
 
 def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) -> Batch:

@@ -24,7 +24,7 @@ class Source(Protocol):
         """Returns "image" uint8 (height, width, 3), "label" int (-1 unknown) and "id" int (= index).
 
         Raises:
-            BadImage: the image cannot be used.
+          BadImage: the image cannot be used.
         """
 
     def name(self, index: int) -> str:
@@ -42,13 +42,13 @@ def open_source(
     """Opens a collection of images.
 
     Args:
-        source: "packaged" (photographs that come with scikit-image), "folder", "tar" or "arrayrecord".
-        path: the folder or file; "{split}" in it is replaced by `split`. Not used by "packaged".
-        split: "train" or "test".
-        window_size, windows_per_photograph: of "packaged" only.
+      source: "packaged" (photographs that come with scikit-image), "folder", "tar" or "arrayrecord".
+      path: the folder or file; "{split}" in it is replaced by `split`. Not used by "packaged".
+      split: "train" or "test".
+      window_size, windows_per_photograph: of "packaged" only.
 
     Raises:
-        ValueError: an unknown source, a path that is missing, or one without images.
+      ValueError: an unknown source, a path that is missing, or one without images.
     """
     if source not in SOURCES:
         near = get_close_matches(source, SOURCES, n=1, cutoff=0.4)

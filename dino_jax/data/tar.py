@@ -26,7 +26,7 @@ class TarSource:
         """Indexes the archive.
 
         Raises:
-            ValueError: not a tar, without images, or a tar.gz that is too large.
+          ValueError: not a tar, without images, or a tar.gz that is too large.
         """
         self._path = path.absolute()
         self._bytes = _gunzip(path) if _is_gzip(path) else None
@@ -85,10 +85,11 @@ def _gunzip(path: Path) -> bytes:
 
 def _image_members(path: Path, unpacked: bytes | None) -> list[tarfile.TarInfo]:
     try:
-        with tarfile.open(path) if unpacked is None else tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+        # "r:" refuses other compressions, in which a member's offset is not its place in the file.
+        with tarfile.open(path, "r:", fileobj=None if unpacked is None else io.BytesIO(unpacked)) as archive:
             return [member for member in archive if _is_image(member)]
     except (tarfile.TarError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is not a readable tar archive ({error})") from None
+        raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:

@@ -1,5 +1,6 @@
 """Batches: their contents, their reproducibility, and what happens when files or workers fail."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -147,6 +149,14 @@ def test_resumption_is_exact(packaged, workers):
         resumed.close()
 
 
+def test_the_state_is_saved_by_grain_s_checkpoint_handler(packaged, tmp_path):
+    batches = train_batches(packaged, **OPTIONS)
+    take(batches, 2)
+    grain.checkpoint.CheckpointHandler().save(tmp_path, batches)
+    resumed = grain.checkpoint.CheckpointHandler().restore(tmp_path, train_batches(packaged, **OPTIONS))
+    assert_same(take(resumed, 2), take(batches, 2))
+
+
 def test_a_closed_iterator_says_so(packaged):
     batches = train_batches(packaged, **OPTIONS)
     batches.close()
@@ -201,6 +211,17 @@ def test_a_killed_worker_surfaces():
     with pytest.raises(RuntimeError, match="terminated unexpectedly"):
         take(batches, 4)
     batches.close()
+
+
+def test_workers_work_on_when_a_cluster_terminates_the_group():
+    whole = take(train_batches(Squares(16), **OPTIONS), 4)
+    batches = train_batches(Squares(16), workers=1, **OPTIONS)
+    first = take(batches, 1)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    assert_same(first + take(batches, 3), whole)
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 TRAINER = """

@@ -91,6 +91,13 @@ def test_damaged_archives_are_refused_in_one_line(archive, tmp_path, monkeypatch
             open_source("tar", str(archive))
 
 
+def test_other_compressions_are_refused(folder, tmp_path):
+    with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as file:
+        file.add(folder / "a")
+    with pytest.raises(ValueError, match="not a readable tar"):
+        open_source("tar", str(tmp_path / "images.tar.xz"))
+
+
 def test_tar_without_images(tmp_path):
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
