@@ -20,6 +20,8 @@ def default() -> ConfigDict:
     c.data.source = "folder"  # packaged | folder | tar | arrayrecord
     c.data.path = ""  # folder or file; unused by "packaged"
     c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
+    c.data.window_size = 96  # pixels; of the windows cut from the packaged photographs
+    c.data.windows_per_photograph = 512  # in training
     c.data.workers = 0  # processes that decode and crop; 0 uses threads of this one
     c.data.max_bad_share = 0.05  # stop when more than this share of the images cannot be read
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet statistics, of images in [0, 1]
@@ -47,6 +49,7 @@ def default() -> ConfigDict:
     c.knn.every = 0  # steps; weighted k-NN accuracy of the teacher on held-out images; 0 only at the end
     c.knn.k = 20
     c.knn.size = 224  # pixels; side of the evaluated images
+    c.knn.images = 20_000  # training images that vote, spread evenly over the set
 
     c.phases = ConfigDict()
     c.phase_order = ()

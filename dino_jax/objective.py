@@ -81,7 +81,12 @@ def teacher_logits(networks: Networks, teacher: Params, batch: Batch) -> dict[st
 
 
 def targets(
-    networks: Networks, teacher: Params, gram_teacher: Params | None, batch: Batch, objective: Objective, temperature: Array
+    networks: Networks,
+    teacher: Params,
+    gram_teacher: Params | None,
+    batch: Batch,
+    objective: Objective,
+    temperature: Array,
 ) -> dict[str, Array]:
     """Computes what the student shall predict; constants to it.
 
@@ -145,9 +150,7 @@ def loss_terms(
     group_size = objective.koleo_group_size
     koleo = [koleo_loss(global_cls[:, v], topk=objective.koleo_topk, group_size=group_size) for v in range(views)]
     terms = {
-        "dino_global": dino_loss(
-            global_logits, target["dino"], student_temperature=temperature, ignore_diagonal=True
-        ),
+        "dino_global": dino_loss(global_logits, target["dino"], student_temperature=temperature, ignore_diagonal=True),
         "dino_local": dino_loss(local_logits, target["dino"], student_temperature=temperature),
         "ibot": ibot_loss(
             ibot_logits,
@@ -159,9 +162,7 @@ def loss_terms(
         "koleo": sum(koleo) / views,
     }
     # 4. Their sum: pairs of crops weigh alike; KoLeo counts once per global crop.
-    global_weight, local_weight = crop_weights(
-        global_crops=views, local_crops=local_cls.shape[1], ignore_diagonal=True
-    )
+    global_weight, local_weight = crop_weights(global_crops=views, local_crops=local_cls.shape[1], ignore_diagonal=True)
     total = (
         objective.dino * global_weight * terms["dino_global"]
         + objective.dino * local_weight * hyper["local_weight"] * terms["dino_local"]

@@ -91,3 +91,8 @@ def bytes_per_device(shapes: Any, shardings: Any) -> int:
     """Returns what a tree of array shapes takes on one device under the given shardings."""
     leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
+
+
+def place_whole(array: Any, mesh: Mesh) -> jax.Array:
+    """Makes a global array, split over all devices along the first axis, of one that every process holds whole."""
+    return jax.make_array_from_callback(array.shape, batch(mesh), lambda index: array[index])

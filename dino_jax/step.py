@@ -43,9 +43,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, hyper: Mapping[str, Array]):
         # 1. Targets from the EMA teacher and the Gram teacher.
-        target = targets(
-            networks, state.teacher, state.gram_teacher, batch, objective, hyper["teacher_temperature"]
-        )
+        target = targets(networks, state.teacher, state.gram_teacher, batch, objective, hyper["teacher_temperature"])
         # 2. Student, losses and gradients.
         rope_key, drop_path_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         rngs = {"rope": rope_key, "drop_path": drop_path_key}

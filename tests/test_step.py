@@ -1,6 +1,5 @@
 """The training step against the reference's five-step trajectories, and its own guarantees."""
 
-import json
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from dino_jax import optim, schedules, state as state_lib
-from dino_jax.models import VARIANTS, PrototypeHead, VisionTransformer
+from dino_jax import optim
+from dino_jax import state as state_lib
+from dino_jax.models import PrototypeHead, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
 from dino_jax.step import make_train_step
@@ -149,9 +149,11 @@ def test_trajectory(golden, name):
     for i in range(steps):
         hyper = {k: np.float32(schedule[k][i]) for k in ("lr", "last_layer_lr", "weight_decay", "momentum")}
         hyper["teacher_temperature"] = np.float32(schedule["teacher_temp"][i])
-        hyper["local_weight"] = np.float32(g["metrics/dino_local_loss_weight"][i]) if (
-            config["dino"]["reweight_dino_local_loss"]
-        ) else np.float32(1)
+        hyper["local_weight"] = (
+            np.float32(g["metrics/dino_local_loss_weight"][i])
+            if (config["dino"]["reweight_dino_local_loss"])
+            else np.float32(1)
+        )
         hyper["gram_weight"] = np.float32(schedule["gram_loss_weight"][i])
         batch = batch_of(batches.under(f"batch{i}/"), batches.config["B"])
         state, metrics, finite = step(state, batch, hyper)
@@ -167,7 +169,11 @@ def test_trajectory(golden, name):
         after = f"after_step{i + 1}/"
         if g.under(after):
             floor = {k: float(v) for k, v in g.under(f"noise_floor/{after}").items()}
-            ours = {"student": state.student, "teacher": state.teacher, "gram_teacher": {"backbone": state.gram_teacher}}
+            ours = {
+                "student": state.student,
+                "teacher": state.teacher,
+                "gram_teacher": {"backbone": state.gram_teacher},
+            }
             for network, params in ours.items():
                 expected = tree(g.under(f"{after}{network}/") or g.under(f"init/{network}/"))
                 actual = jax.tree.map(np.asarray, params)

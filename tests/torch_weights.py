@@ -52,7 +52,9 @@ def tree(state_dict: dict[str, np.ndarray]) -> dict:
     return out
 
 
-def assert_trees_close(actual, expected: dict, *, relative: float = 0.0, absolute: float = 0.0, prefix: str = "") -> None:
+def assert_trees_close(
+    actual, expected: dict, *, relative: float = 0.0, absolute: float = 0.0, prefix: str = ""
+) -> None:
     """Checks that two trees hold the same paths and that no entry is off by more than
     `absolute + relative * largest entry` of its expected array."""
     assert set(actual) == set(expected), f"{prefix}: {set(actual) ^ set(expected)}"

@@ -138,9 +138,7 @@ class SwiGlu(nn.Module):
         return dense(self.width, bias=self.bias, dtype=self.dtype, name="w3")(jax.nn.silu(gate) * value)
 
 
-def residual_on_subset(
-    branch: Callable[[Array], Array], x: Array, key: Array, *, rate: float, shards: int
-) -> Array:
+def residual_on_subset(branch: Callable[[Array], Array], x: Array, key: Array, *, rate: float, shards: int) -> Array:
     """Adds `branch(x)` on a random subset of the samples, rescaled (batch-subset stochastic depth, DINOv2 section 5).
 
     Skipped samples cost nothing. The subset is drawn separately inside each of `shards` equal slices of the batch, one

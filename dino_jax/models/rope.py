@@ -41,7 +41,9 @@ def coordinates(height: int, width: int, *, normalize: str = "separate") -> np.n
         "max": (max(height, width),) * 2,
         "min": (min(height, width),) * 2,
     }[normalize]
-    rows, columns = ((np.arange(n, dtype=np.float32) + 0.5) / side for n, side in zip((height, width), sides, strict=True))
+    rows, columns = (
+        (np.arange(n, dtype=np.float32) + 0.5) / side for n, side in zip((height, width), sides, strict=True)
+    )
     grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
     return 2.0 * grid.reshape(-1, 2) - 1.0
 

@@ -140,10 +140,7 @@ class VisionTransformer(nn.Module):
 
     def block_options(self) -> dict[str, Any]:
         """Returns the constructor arguments of one block."""
-        shared = (
-            "width heads ffn norm norm_epsilon layer_scale qkv_bias mask_key_bias proj_bias ffn_bias drop_path shards "
-            "dtype attention"
-        ).split()
+        shared = ["width", "heads", "ffn", "norm", "norm_epsilon", "layer_scale", "qkv_bias", "mask_key_bias", "proj_bias", "ffn_bias", "drop_path", "shards", "dtype", "attention"]
         if self.ffn not in ("mlp", "swiglu"):
             raise ValueError(f"ffn = {self.ffn!r} is not one of 'mlp', 'swiglu'")
         hidden = int(self.width * self.ffn_ratio)
@@ -227,7 +224,10 @@ class VisionTransformer(nn.Module):
         if train and (self.rope_shift, self.rope_jitter, self.rope_rescale) != (0.0, 1.0, 1.0):
             coords = rope.augment(coords, self.make_rng("rope"), **box)
         periods = rope.periods(
-            self.width // self.heads, base=self.rope_base, min_period=self.rope_min_period, max_period=self.rope_max_period
+            self.width // self.heads,
+            base=self.rope_base,
+            min_period=self.rope_min_period,
+            max_period=self.rope_max_period,
         )
         return rope.with_prefix(rope.tables(coords, periods), 1 + self.registers)
 

@@ -1,0 +1,82 @@
+"""Makes the objects of a run from its configuration; below this, nothing knows about ConfigDict."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from dino_jax import optim, schedules
+from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax.objective import Objective
+from dino_jax.state import Networks
+from dino_jax.step import Step, make_train_step
+
+
+def networks(config: ConfigDict, *, shards: int) -> Networks:
+    """Builds backbone and heads.
+
+    Args:
+      shards: data shards of the mesh.
+    """
+    dtype = jnp.dtype(config.precision)
+    backbone = VisionTransformer(**config.model.to_dict(), shards=shards, remat=config.remat, dtype=dtype)
+    heads = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
+    return Networks(backbone, *heads)
+
+
+def optimizer(phase: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Builds AdamW; its state passes from phase to phase."""
+    return optim.adamw(phase.optim.b1, phase.optim.b2)
+
+
+def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
+    """Builds the step of a phase."""
+    gram = phase.gram
+    objective = Objective(
+        student_temperature=phase.student_temperature,
+        sinkhorn_iterations=phase.sinkhorn_iterations,
+        dino=phase.loss.dino,
+        ibot=phase.loss.ibot,
+        koleo=phase.loss.koleo,
+        koleo_topk=phase.loss.koleo_topk,
+        koleo_group_size=phase.loss.koleo_group_size or None,
+        gram=gram.teacher != "none",
+        gram_antialias=gram.antialias,
+        gram_image_level=gram.image_level,
+        gram_remove_negatives=gram.remove_negatives,
+        gram_tokens=gram.tokens,
+        gram_stats=gram.stats,
+    )
+    return make_train_step(
+        networks,
+        optimizer(phase),
+        objective,
+        clip_norm=phase.optim.clip_norm,
+        layer_decay=phase.optim.layer_decay,
+        patch_embed_multiplier=phase.optim.patch_embed_multiplier,
+        seed=seed,
+    )
+
+
+def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
+    """Builds the phase's schedules by the names of `step.HYPER`; each counts from the phase's first step."""
+    scale = schedules.scale_learning_rate(1.0, rule=phase.optim.lr_scaling, batch_size=phase.batch_size)
+    built: dict[str, schedules.Schedule] = {}
+    for name, s in phase.schedules.items():
+        # The references scale the peak and the end of the learning rate, not its start.
+        factor = scale if name == "lr" else 1.0
+        built[name] = schedules.WarmupCosine(
+            start=s.start,
+            peak=s.peak * factor,
+            end=s.end * factor,
+            warmup=s.warmup,
+            cosine=s.cosine or None,
+            total=phase.steps,
+        )
+    built["last_layer_lr"] = schedules.FrozenStart(built["lr"], phase.optim.freeze_last_layer)
+    return built
+
+
+def hyper(built: dict[str, schedules.Schedule], step: int) -> dict[str, np.float32]:
+    """Evaluates all schedules at a step of the phase."""
+    return {name: np.float32(schedule(step)) for name, schedule in built.items()}

@@ -1,0 +1,47 @@
+"""Counts the floating-point operations of the matrix products of a training step, for MFU and planning."""
+
+from ml_collections import ConfigDict
+
+from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax.state import Networks
+
+
+def backbone_flops(model: VisionTransformer, side: int, *, kept: float = 1.0) -> float:
+    """Returns the forward FLOPs of one square image of `side` pixels (two per multiply-add).
+
+    Args:
+      kept: share of the samples that a residual branch runs on, below 1 with batch-subset stochastic depth.
+    """
+    patches = (side // model.patch_size) ** 2
+    tokens = 1 + model.registers + patches
+    hidden = model.block_options()["hidden"]
+    ffn_products = 3 if model.ffn == "swiglu" else 2
+    per_token = 4 * model.width**2 + ffn_products * model.width * hidden
+    attention = 2 * tokens**2 * model.width
+    embed = patches * model.patch_size**2 * model.in_channels * model.width
+    return 2.0 * (model.depth * kept * (tokens * per_token + attention) + embed)
+
+
+def head_flops(head: PrototypeHead, width: int) -> float:
+    """Returns the forward FLOPs of a head on one token."""
+    widths = [width] + [head.hidden] * (head.mlp_layers - 1) + [head.bottleneck, head.prototypes]
+    return 2.0 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
+    """Returns the FLOPs that training on one image needs: student forward and backward (3x), teachers forward.
+
+    Recomputation is not counted, so that MFU is the useful share.
+    """
+    model, crops = networks.backbone, phase.crops
+    kept = 1.0 - model.drop_path
+    student = 2 * backbone_flops(model, crops.global_size, kept=kept)
+    student += crops.local_number * backbone_flops(model, crops.local_size, kept=kept)
+    teacher = 2 * backbone_flops(model, crops.global_size)
+    gram = 2 * backbone_flops(model, phase.gram.crop_size or crops.global_size) if phase.gram.teacher != "none" else 0
+    patches = (crops.global_size // model.patch_size) ** 2
+    masked = 2 * phase.masks.probability * sum(phase.masks.ratio) / 2 * patches
+    dino, ibot = (head_flops(h, model.width) for h in (networks.dino_head, networks.ibot_head))
+    student += (2 + crops.local_number) * dino + masked * ibot
+    teacher += 2 * dino + masked * ibot
+    return 3 * student + teacher + gram

@@ -1,0 +1,66 @@
+"""Watches for updates that were left out because something was not finite, and stops a run that makes no more of them."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+
+class Guard:
+    """Reads each step's verdict one step later, so that the devices never wait for the host."""
+
+    def __init__(self, *, limit: int, name: Callable[[int], str], note: Callable[[str], None]):
+        """Prepares to watch.
+
+        Args:
+          limit: skipped updates in a row after which the run stops.
+          name: gives the file of a sample id.
+          note: takes a line for the user.
+        """
+        self._limit, self._name, self._note = limit, name, note
+        self._pending: tuple[int, Mapping[str, jax.Array], jax.Array, np.ndarray] | None = None
+
+    def watch(self, step: int, metrics: Mapping[str, jax.Array], finite: jax.Array, ids: np.ndarray) -> None:
+        """Takes a step's outputs and judges those of the step before.
+
+        Args:
+          step: number of completed steps.
+          metrics, finite: what the step returned.
+          ids: of this process's samples `(batch,)`.
+
+        Raises:
+          FloatingPointError: after `limit` skipped updates in a row.
+        """
+        self.flush()
+        self._pending = (step, metrics, finite, ids)
+
+    def flush(self) -> None:
+        """Judges the latest step; raises as `watch`."""
+        if self._pending is None:
+            return
+        (step, metrics, finite, ids), self._pending = self._pending, None
+        in_row = int(metrics["train/skipped_in_row"])
+        if not in_row:
+            return
+        terms = [
+            name for name in metrics if name.startswith(("loss/", "grad_norm/")) and not np.isfinite(metrics[name])
+        ]
+        # One term makes the total and every gradient non-finite: name the terms first.
+        blamed = [t for t in terms if t.startswith("loss/") and t != "loss/total"] or terms
+        bad = [self._name(int(i)) for i, good in zip(ids, _local(finite), strict=True) if not good]
+        who = f"samples {', '.join(bad[:8])}{' ...' * (len(bad) > 8)}" if bad else "no single sample's features are"
+        text = f"step {step}: update skipped ({in_row} in a row): {', '.join(blamed)} not finite; {who}"
+        self._note(text if not bad else f"{text} have non-finite features")
+        if in_row >= self._limit:
+            raise FloatingPointError(
+                f"{in_row} updates in a row were not finite (nonfinite_limit), the last at step {step} in "
+                f"{', '.join(blamed)}: the last good checkpoint is kept; look at the images named above, "
+                "the learning rate and precision"
+            )
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """Returns this process's rows of an array that is split along its first axis."""
+    parts = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    unique = {shard.index[0].start or 0: np.asarray(shard.data) for shard in parts}
+    return np.concatenate(list(unique.values()))

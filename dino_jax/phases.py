@@ -1,0 +1,83 @@
+"""The parts of a run in order: which steps they take, and when their Gram teacher changes."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A named part of a run, from step `first` up to and without `last`.
+
+    Attributes:
+      options: what `config.phase` describes; its steps and schedules count from `first`.
+      index: position in the run, from 0.
+    """
+
+    name: str
+    options: ConfigDict
+    first: int
+    last: int
+    index: int
+
+    @property
+    def gram(self) -> bool:
+        """Tells whether the phase has a Gram teacher."""
+        return self.options.gram.teacher != "none"
+
+    def next_refresh(self, step: int) -> int | None:
+        """Returns the first step count after `step` at which the Gram teacher is copied anew, None if never again.
+
+        A refresh follows every `refresh_every`-th step of the phase that is not before `first_refresh`, at most
+        `max_refreshes` times; how many there were follows from the step alone, so a resumed run agrees.
+        """
+        gram = self.options.gram
+        if not self.gram or not gram.refresh_every:
+            return None
+        earliest = max(1, -(-gram.first_refresh // gram.refresh_every))
+        number = max(earliest, (step - self.first) // gram.refresh_every + 1)
+        when = self.first + number * gram.refresh_every
+        exhausted = gram.max_refreshes and number >= earliest + gram.max_refreshes
+        return None if exhausted or when > self.last else when
+
+    def last_refresh(self, step: int) -> int | None:
+        """Returns the latest step count up to `step` at which the Gram teacher was copied, None if it never was."""
+        last, following = None, self.next_refresh(self.first)
+        while following is not None and following <= step:
+            last, following = following, self.next_refresh(following)
+        return last
+
+    def describe_gram(self, step: int) -> str:
+        """Says in words which Gram teacher is in use at `step` and when the next one comes."""
+        if not self.gram:
+            return "no Gram teacher"
+        taken, following = self.last_refresh(step), self.next_refresh(step)
+        if taken is None and self.options.gram.teacher == "ema":
+            taken = self.first
+        origin = f"snapshot {self.options.gram.teacher}" if taken is None else f"the EMA teacher as of step {taken}"
+        return f"Gram teacher: {origin}, " + (f"next refresh at step {following}" if following else "no more refreshes")
+
+
+def in_order(config: ConfigDict) -> list[Phase]:
+    """Lists the phases of a run."""
+    out: list[Phase] = []
+    for index, name in enumerate(config.phase_order):
+        first = out[-1].last if out else 0
+        out.append(Phase(name, config.phases[name], first, first + config.phases[name].steps, index))
+    return out
+
+
+def check_batch(phase: Phase, shards: int) -> None:
+    """Raises ValueError when a phase's batch cannot be split over `shards` devices."""
+    size, group = phase.options.batch_size, phase.options.masks.group_size
+    if size % shards:
+        near = max(shards, round(size / shards) * shards)
+        raise ValueError(
+            f"phases.{phase.name}.batch_size = {size} cannot be split over {shards} devices: use {near}, "
+            "or a number of devices that divides it"
+        )
+    if size // shards % group:
+        raise ValueError(
+            f"phases.{phase.name}.masks.group_size = {group} does not divide the {size // shards} samples of a device "
+            f"(batch_size {size} over {shards} devices): use a divisor of {size // shards}"
+        )

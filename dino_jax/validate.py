@@ -1,0 +1,128 @@
+"""Checks a whole configuration once, before any device is touched."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "remat": ("none", "matmuls", "full"),
+    "data.source": ("packaged", "folder", "tar", "arrayrecord"),
+    "model.ffn": ("mlp", "swiglu"),
+    "model.norm": ("layernorm", "rmsnorm"),
+}
+PHASE_CHOICES = {
+    "gram.remove_negatives": ("none", "both", "teacher"),
+    "gram.tokens": ("all", "masked", "unmasked"),
+    "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
+}
+POSITIVE = "model.patch_size model.width model.depth model.heads dino_head.prototypes ibot_head.prototypes log.every"
+SHARES = "model.drop_path data.max_bad_share"
+PHASE_POSITIVE = (
+    "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"
+)
+PHASE_SHARES = "masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the values of a recipe and how they fit together.
+
+    Raises:
+      ValueError: naming the key, its value, what is allowed and the fix; the first problem found.
+    """
+    for problem in _problems(config):
+        raise ValueError(problem)
+
+
+def _problems(c: ConfigDict) -> Iterator[str]:
+    yield from _values(c, "", CHOICES, POSITIVE, SHARES)
+    if c.model.width % c.model.heads or c.model.width // c.model.heads % 4:
+        yield (
+            f"model.width = {c.model.width} over model.heads = {c.model.heads} must give a whole multiple of 4 "
+            "per head, which axial RoPE needs"
+        )
+    if not c.phase_order:
+        yield "phase_order is empty: a recipe needs at least one phase, see dino_jax.config.set_phases"
+    for name in c.phase_order:
+        if name not in c.phases:
+            yield f"phase_order names {name!r}, but phases holds {', '.join(sorted(c.phases)) or 'none'}"
+    known_snapshots: set[str] = set()
+    start = 0
+    for name in c.phase_order:
+        yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.patch_size)
+        yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], known_snapshots)
+        known_snapshots |= {f"gram_teacher/{start + step}" for step in c.phases[name].snapshot_steps}
+        start += c.phases[name].steps
+
+
+def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
+    yield from _values(p, prefix, PHASE_CHOICES, PHASE_POSITIVE, PHASE_SHARES)
+    for key, size in (
+        ("crops.global_size", p.crops.global_size),
+        ("crops.local_size", p.crops.local_size),
+        ("gram.crop_size", p.gram.crop_size),
+    ):
+        if size % patch:
+            near = max(patch, round(size / patch) * patch)
+            yield f"{prefix}{key} = {size} is not a multiple of model.patch_size = {patch}: use {near}"
+    for key, (low, high) in (
+        ("crops.global_scale", p.crops.global_scale),
+        ("crops.local_scale", p.crops.local_scale),
+        ("masks.ratio", p.masks.ratio),
+    ):
+        if not 0 <= low <= high <= 1:
+            yield f"{prefix}{key} = {(low, high)} must be two shares, 0 <= low <= high <= 1"
+    if p.batch_size % p.masks.group_size:
+        yield (
+            f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
+            "use a divisor of what one device holds"
+        )
+    group = p.loss.koleo_group_size or p.batch_size
+    if p.batch_size % group or p.loss.koleo_topk >= group:
+        yield (
+            f"{prefix}loss.koleo_group_size = {group} must divide the batch of {p.batch_size} and exceed "
+            f"loss.koleo_topk = {p.loss.koleo_topk}"
+        )
+    for name, s in p.schedules.items():
+        if s.warmup < 0 or s.cosine < 0 or s.warmup + s.cosine > p.steps:
+            yield (
+                f"{prefix}schedules.{name}: warmup = {s.warmup} and cosine = {s.cosine} do not fit into "
+                f"{prefix}steps = {p.steps}: shorten them"
+            )
+    for step in p.snapshot_steps:
+        if not 0 < step <= p.steps:
+            yield f"{prefix}snapshot_steps = {p.snapshot_steps}: {step} is not within 1..{p.steps}, the phase's steps"
+
+
+def _gram_problems(prefix: str, p: ConfigDict, known_snapshots: set[str]) -> Iterator[str]:
+    weight = p.schedules.gram_weight
+    if p.gram.teacher == "none" and max(weight.start, weight.peak, weight.end) > 0:
+        yield f"{prefix}teacher = 'none' but schedules.gram_weight is not 0: name a Gram teacher, such as 'ema'"
+    if p.gram.max_refreshes and not p.gram.refresh_every:
+        yield f"{prefix}max_refreshes = {p.gram.max_refreshes} has no effect with refresh_every = 0: set both or none"
+    if p.gram.teacher.startswith("gram_teacher/") and p.gram.teacher not in known_snapshots:
+        saved = ", ".join(sorted(known_snapshots)) or "none"
+        yield (
+            f"{prefix}teacher = {p.gram.teacher!r} is not a snapshot of an earlier phase of this run ({saved}): "
+            "add its step to that phase's snapshot_steps, or give the folder of another run's snapshot"
+        )
+
+
+def _values(
+    c: ConfigDict, prefix: str, choices: dict[str, tuple[str, ...]], positive: str, shares: str
+) -> Iterator[str]:
+    for key, allowed in choices.items():
+        yield from _check(c, prefix, key, lambda v, a=allowed: v in a, f"one of {', '.join(allowed)}")
+    for key in positive.split():
+        yield from _check(c, prefix, key, lambda v: v > 0, "above 0")
+    for key in shares.split():
+        yield from _check(c, prefix, key, lambda v: 0 <= v <= 1, "between 0 and 1")
+
+
+def _check(c: ConfigDict, prefix: str, key: str, good: Callable[[Any], bool], allowed: str) -> Iterator[str]:
+    value: Any = c
+    for name in key.split("."):
+        value = value[name]
+    if not good(value):
+        yield f"{prefix}{key} = {value!r} must be {allowed}"

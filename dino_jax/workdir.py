@@ -1,0 +1,81 @@
+"""The folder of a run: held by one process at a time, for one configuration."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dino_jax.metrics import write_json_atomic
+from dino_jax.recipe import flatten
+
+# These change where and how fast a run computes, not what; they may differ when it continues.
+FREE = ("mesh.", "remat", "data.workers", "checkpoint.", "log.pictures")
+
+
+class Workdir:
+    """A run's folder, locked as long as it is open (the lock goes with the process, however that ends)."""
+
+    def __init__(self, folder: str | Path):
+        """Creates and locks the folder.
+
+        Raises:
+          ValueError: when another process holds it, or it cannot be made.
+        """
+        self.path = Path(folder).expanduser()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ValueError(f"--workdir {self.path} cannot be used: {error.strerror}") from None
+        if jax.process_index() == 0:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.seek(0)
+                holder = self._lock.read().strip() or "another process"
+                raise ValueError(
+                    f"--workdir {self.path} is in use by {holder}: wait for it, stop it, or choose another folder"
+                ) from None
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+            self._lock.flush()
+
+    def adopt(self, config: ConfigDict) -> None:
+        """Stores the configuration in config.json, or checks that the one there says the same.
+
+        Raises:
+          ValueError: listing the keys that differ.
+        """
+        file = self.path / "config.json"
+        now = json.loads(json.dumps(flatten(config)))
+        if file.exists():
+            try:
+                before = json.loads(file.read_text())
+            except ValueError:
+                raise ValueError(f"{file} is damaged: restore it, or start in a new workdir") from None
+            differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+            differing = [key for key in differing if not key.startswith(FREE)]
+            if differing:
+                shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing[:8])
+                more = f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
+                raise ValueError(
+                    f"--workdir {self.path} belongs to a run with another config ({shown}{more}): "
+                    "use the same values, or another workdir"
+                )
+        if jax.process_index() == 0:
+            write_json_atomic(file, now)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes results.json."""
+        if jax.process_index() == 0:
+            write_json_atomic(self.path / "results.json", results)
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
