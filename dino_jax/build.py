@@ -1,15 +1,54 @@
 """Makes the objects of a run from its configuration; below this, nothing knows about ConfigDict."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from dino_jax import optim, schedules
+from dino_jax.data.pipeline import TrainBatches, train_batches
+from dino_jax.data.sources import Source, open_source
 from dino_jax.models import PrototypeHead, VisionTransformer
 from dino_jax.objective import Objective
+from dino_jax.phases import Phase
 from dino_jax.state import Networks
 from dino_jax.step import Step, make_train_step
+
+
+def sources(config: ConfigDict) -> tuple[Source, Source | None]:
+    """Opens the training images and the labelled held-out ones, None if there are none."""
+    data = config.data
+    if data.source == "packaged":
+        windows = {"window_size": data.window_size, "windows_per_photograph": data.windows_per_photograph}
+        train, test = (open_source(data.source, split=split, **windows) for split in ("train", "test"))
+        return train, test
+    train = open_source(data.source, data.path, split="train")
+    return train, open_source(data.source, data.test_path, split="test") if data.test_path else None
+
+
+def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
+    """Opens a phase's training batches, this process's part of them."""
+    crops, masks = phase.options.crops, phase.options.masks
+    return train_batches(
+        source,
+        batch_size=phase.options.batch_size,
+        seed=config.seed * 1000 + phase.index,
+        global_size=crops.global_size,
+        global_scale=tuple(crops.global_scale),
+        local_size=crops.local_size,
+        local_scale=tuple(crops.local_scale),
+        local_number=crops.local_number,
+        horizontal_flips=crops.horizontal_flips,
+        gram_size=phase.options.gram.crop_size if phase.gram else 0,
+        patch_size=config.model.patch_size,
+        mask_ratio=tuple(masks.ratio),
+        mask_probability=masks.probability,
+        mask_group_size=masks.group_size,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def networks(config: ConfigDict, *, shards: int) -> Networks:

@@ -1,6 +1,7 @@
 """The parts of a run in order: which steps they take, and when their Gram teacher changes."""
 
 import dataclasses
+import re
 
 from ml_collections import ConfigDict
 
@@ -24,6 +25,12 @@ class Phase:
     def gram(self) -> bool:
         """Tells whether the phase has a Gram teacher."""
         return self.options.gram.teacher != "none"
+
+    @property
+    def own_snapshot(self) -> int | None:
+        """Returns the step of the snapshot of this same run that the phase begins with, None with any other teacher."""
+        match = re.fullmatch(r"gram_teacher/(\d+)", self.options.gram.teacher)
+        return int(match[1]) if match else None
 
     def next_refresh(self, step: int) -> int | None:
         """Returns the first step count after `step` at which the Gram teacher is copied anew, None if never again.

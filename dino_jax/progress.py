@@ -135,27 +135,24 @@ class Progress:
         self,
         total_steps: int,
         *,
-        first_step: int = 0,
         stream: TextIO | None = None,
         interval: float = 3.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts at `first_step` completed of `total_steps` steps, writing to `stream` (default: standard error)."""
+        """Prepares to show a run of `total_steps` on `stream` (default: standard error)."""
         self._stream = sys.stderr if stream is None else stream
         self._total, self._interval, self._clock = total_steps, interval, clock
         self._phase: str | None = None
         self._last_line = -math.inf
-        self._bar = None
+        self._bar: tqdm | None = None
         self._silent = jax.process_index() != 0
-        if self._stream.isatty() and not self._silent:
-            layout = "{percentage:3.0f}%|{bar}| {desc}"
-            self._bar = tqdm(
-                total=total_steps, initial=first_step, file=self._stream, bar_format=layout, dynamic_ncols=True
-            )
 
     def update(self, step: int, *, phase: str, loss: float, throughput: Mapping[str, float] | None = None) -> None:
         """Shows `step` completed steps; `throughput` is what `Throughput.read` returned last, if anything."""
         text = self._text(step, phase, loss, throughput or {})
+        if self._bar is None and self._stream.isatty() and not self._silent:
+            layout = "{percentage:3.0f}%|{bar}| {desc}"
+            self._bar = tqdm(total=self._total, initial=step, file=self._stream, bar_format=layout, dynamic_ncols=True)
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_description_str(text)
@@ -184,6 +181,7 @@ class Progress:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
 
 def table(rows: Sequence[Sequence[str | float]]) -> str:

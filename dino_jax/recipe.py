@@ -67,7 +67,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _same_ending(key: str, flat: dict[str, Any]) -> list[str]:
-    """Finds keys with the last part of `key`: a forgotten group, such as lr.peak for phases.pretrain.schedules.lr.peak."""
+    """Finds keys with the last part of `key`, whose groups were forgotten (lr.peak of phases.pretrain.schedules)."""
     return [name for name in flat if name.endswith(f".{key}") or name.split(".")[-1] == key.split(".")[-1]][:2]
 
 

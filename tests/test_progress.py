@@ -141,7 +141,7 @@ def test_only_process_0_shows_anything(monkeypatch):
 
 def test_terminal_gets_a_bar_that_notes_do_not_break():
     stream = Terminal()
-    progress = Progress(10, first_step=4, stream=stream)
+    progress = Progress(10, stream=stream)
     progress.update(5, phase="pretrain", loss=2.5, throughput=FIGURES)
     progress.note("saved step 5")
     progress.close()

@@ -1,0 +1,105 @@
+"""What a run writes down and shows while it trains: metrics, health, throughput, k-NN accuracy, progress."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dino_jax import health
+from dino_jax.flops import train_flops_per_image
+from dino_jax.metrics import MetricsWriter
+from dino_jax.phases import Phase
+from dino_jax.progress import Progress, Throughput
+from dino_jax.report import Report
+from dino_jax.state import Networks, TrainState
+from dino_jax.step import make_health_step
+
+
+class Recorder:
+    """Measures, writes and shows, each at its own interval; waits for the devices only where it must."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        networks: Networks,
+        mesh: Mesh,
+        report: Report,
+        progress: Progress,
+        *,
+        workdir: Path,
+        resume_step: int,
+    ):
+        """Opens the metrics files of a run that continues after `resume_step` (see `metrics.MetricsWriter`)."""
+        self._config, self._networks, self._mesh = config, networks, mesh
+        self._report, self._progress = report, progress
+        self._writer = MetricsWriter(workdir, resume_step)
+        self._measure = jax.jit(make_health_step(networks))
+        self._history: list[dict[str, float]] = []
+        self.throughput = Throughput()
+        self._compiling = True
+
+    def enter(self, phase: Phase) -> None:
+        """Starts to measure a phase."""
+        flops = train_flops_per_image(self._networks, phase.options)
+        self.throughput = Throughput(flops_per_image=flops, devices=list(self._mesh.devices.flat))
+        self._compiling = True
+
+    def after_step(
+        self,
+        phase: Phase,
+        step: int,
+        state: TrainState,
+        batch: Mapping[str, Array],
+        metrics: Mapping[str, Array],
+        hyper: Mapping[str, np.float32],
+    ) -> None:
+        """Records whatever is due after `step` completed steps.
+
+        Args:
+          state, batch: after and of the latest step.
+          metrics: what the step measured.
+          hyper: the values of the schedules it was taken with.
+        """
+        every, last = self._config.log, step == phase.last
+        healthy = step % every.health_every == 0 or last
+        evaluated = bool(self._config.knn.every) and step % self._config.knn.every == 0
+        due = step % every.every == 0 or healthy or evaluated
+        if due or self._compiling:
+            jax.block_until_ready(metrics)
+        self.throughput.add(phase.options.batch_size)
+        self._compiling = False
+        if not due:
+            return
+        with self.throughput.paused():
+            measured = dict(metrics)
+            if healthy:
+                measured |= self._measure(state, batch)
+            values = {name: float(value) for name, value in measured.items()}
+            values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
+            if evaluated:
+                values |= self._report.knn_of(state.teacher["backbone"], "knn/teacher")
+            self._write(phase, step, values, healthy)
+
+    def _write(self, phase: Phase, step: int, values: dict[str, float], healthy: bool) -> None:
+        """Writes a record and shows it; after a measurement of health, says what looks wrong."""
+        self._writer.write(step, values)
+        speed = self.throughput.read()
+        if speed:
+            self._writer.write_throughput(step, speed)
+        self._progress.update(step, phase=phase.name, loss=values["loss/total"], throughput=speed)
+        if healthy:
+            self._history.append({"step": step} | values | speed)
+            warmup = phase.first + phase.options.schedules.lr.warmup
+            for words in health.diagnose(self._history[-1], self._history[:-1], warmup_steps=warmup):
+                self._progress.note(f"step {step}: {words}")
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+        self._writer.close()
