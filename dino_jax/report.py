@@ -1,4 +1,4 @@
-"""What a finished run shows: k-NN accuracy on held-out images, pictures of the features, results.json."""
+"""What a finished run shows: k-NN accuracy on held-out images, the final table, its pictures and results.json."""
 
 import functools
 import resource
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax import pictures, sharding
+from dino_jax import gallery, sharding
 from dino_jax.data.photometry import normalize
 from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.sources import Source
@@ -19,14 +19,10 @@ from dino_jax.data.subset import Subset
 from dino_jax.evals.features import extract
 from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.metrics import read_metrics
-from dino_jax.models import last_attention
-from dino_jax.phases import in_order
 from dino_jax.progress import table
 from dino_jax.state import Networks, Params, TrainState
 
 BATCH = 64  # images at once; enough to fill a CPU's or an accelerator's matrix units
-SHOWN = 6  # images in a picture
-FINEST_GRID = 24  # patches per side in pictures of small images, which are enlarged to it
 
 
 class Report:
@@ -43,13 +39,13 @@ class Report:
     ):
         self.config, self.networks, self.mesh, self.folder = config, networks, mesh, folder
         self.voters, self.held_out = Subset(source, config.knn.images), held_out
-        self.shown = held_out or source
         backbone = networks.backbone
 
         @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
         def tokens(params: Params, images: jax.Array) -> dict[str, jax.Array]:
             images = normalize(images, config.data.mean, config.data.std)
-            return backbone.apply({"params": params}, {"global": images})["global"]
+            out: Any = backbone.apply({"params": params}, {"global": images})
+            return out["global"]
 
         self.tokens = tokens
 
@@ -90,77 +86,54 @@ class Report:
         Returns:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
         """
-        untrained = self.networks.init(jax.random.key(self.config.seed))["backbone"]
-        results = self.knn_of_pixels() | self.knn_of(untrained, "knn/untrained")
+        results = self.knn_of_pixels() | self.knn_of(self.untrained(), "knn/untrained")
         results |= self.knn_of(state.teacher["backbone"], "knn/trained")
         records = read_metrics(self.folder / "metrics.jsonl") if (self.folder / "metrics.jsonl").exists() else []
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
         results |= {"time/seconds": seconds, "memory/peak_gib": peak_memory()}
+        drawn = self.draw(state, records) if self.config.log.pictures else []
         if jax.process_index() == 0:
-            self.show(state, results, records)
+            self.show(results, drawn)
         return results
 
-    def show(self, state: TrainState, results: dict[str, float], records: list[dict[str, Any]]) -> None:
-        """Prints the table and draws the pictures."""
+    def untrained(self) -> Params:
+        """Returns the backbone with which the run began, drawn anew where its arrays belong."""
+
+        def backbone() -> Params:
+            return self.networks.init(jax.random.key(self.config.seed))["backbone"]
+
+        return jax.jit(backbone, out_shardings=sharding.of_state(jax.eval_shape(backbone), self.mesh))()
+
+    def draw(self, state: TrainState, records: list[dict[str, Any]]) -> list[Path]:
+        """Draws the pictures of the run into pictures/."""
+        return gallery.draw(
+            self.config,
+            self.networks,
+            self.mesh,
+            self.tokens,
+            self.held_out or self.voters.source,
+            state,
+            records,
+            self.folder / "pictures",
+        )
+
+    def show(self, results: dict[str, float], drawn: list[Path]) -> None:
+        """Prints the table, and where the numbers and pictures are."""
         print()
         if "knn/trained" in results:
             rows: list[list[str | float]] = [["features", f"{self.config.knn.k}-NN accuracy on held-out images"]]
-            for name, words in (
-                ("pixels", "raw pixels"),
-                ("untrained", "untrained teacher"),
-                ("trained", "trained teacher"),
-            ):
-                rows.append([words, f"{100 * results[f'knn/{name}']:.1f} %"])
+            names = {"pixels": "raw pixels", "untrained": "untrained teacher", "trained": "trained teacher"}
+            rows += [[words, f"{100 * results[f'knn/{name}']:.1f} %"] for name, words in names.items()]
             print(table(rows))
         elif self.held_out is None:
             print("no k-NN accuracy: set data.test_path to a folder of labelled images to get one")
+        else:
+            print("no k-NN accuracy: the images have no labels (sub-folders named by class)")
         print(f"{results['time/seconds']:.0f} s, peak memory {results['memory/peak_gib']:.2f} GiB")
         print(f"numbers: {self.folder / 'results.json'}, {self.folder / 'metrics.jsonl'}")
-        if self.config.log.pictures:
-            print("pictures: " + ", ".join(str(path) for path in self.draw(state, records)), flush=True)
-
-    def draw(self, state: TrainState, records: list[dict[str, Any]]) -> list[Path]:
-        """Draws principal components, attention, cosine maps and curves into pictures/."""
-        folder = self.folder / "pictures"
-        folder.mkdir(exist_ok=True)
-        patch = self.networks.backbone.patch_size
-        side = max(FINEST_GRID, -(-self.config.knn.size // patch)) * patch
-        batch = next(eval_batches(_Spread(self.shown, SHOWN), size=side, batch_size=min(SHOWN, len(self.shown))))
-        images = batch["images"][batch["valid"]]
-        grid = (len(images), side // patch, side // patch)
-        names = None
-        if self.shown.class_names:
-            names = [self.shown.class_names[label] for label in batch["labels"][batch["valid"]]]
-
-        def patches(params: Params) -> np.ndarray:
-            return np.asarray(self.tokens(params, images)["patches"], np.float32).reshape(*grid, -1)
-
-        teacher = state.teacher["backbone"]
-        normalized = normalize(images, self.config.data.mean, self.config.data.std)
-        weights = np.asarray(last_attention(self.networks.backbone, teacher, normalized))
-        weights = weights[:, :, 0, 1 + self.networks.backbone.registers :].reshape(len(images), -1, *grid[1:])
-        networks = {"student": patches(state.student["backbone"])}
-        if state.gram_teacher is not None:
-            networks["Gram teacher"] = patches(state.gram_teacher)
-        else:
-            networks["EMA teacher"] = patches(teacher)
-        paths = [
-            pictures.pca(images, patches(teacher), folder / "pca.png", names=names),
-            pictures.attention(images, weights, folder / "attention.png", names=names),
-            pictures.cosine_maps(images, networks, folder / "cosine.png", names=names),
-        ]
-        if records:
-            boundaries = [(phase.name, phase.first) for phase in in_order(self.config)]
-            paths.append(pictures.curves(records, folder / "curves.png", phases=boundaries))
-        return paths
-
-
-class _Spread(Subset):
-    """A few images in the middle of equal parts of a source, so that they differ in label."""
-
-    def _place(self, index: int) -> int:
-        return (2 * index + 1) * len(self.source) // (2 * len(self))
+        if drawn:
+            print(f"pictures: {', '.join(str(path) for path in drawn)}", flush=True)
 
 
 def peak_memory() -> float:

@@ -5,14 +5,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-CHOICES = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16"),
     "remat": ("none", "matmuls", "full"),
     "data.source": ("packaged", "folder", "tar", "arrayrecord"),
     "model.ffn": ("mlp", "swiglu"),
     "model.norm": ("layernorm", "rmsnorm"),
 }
-PHASE_CHOICES = {
+PHASE_CHOICES: dict[str, tuple[str, ...]] = {
     "gram.remove_negatives": ("none", "both", "teacher"),
     "gram.tokens": ("all", "masked", "unmasked"),
     "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
@@ -113,7 +113,7 @@ def _values(
     c: ConfigDict, prefix: str, choices: dict[str, tuple[str, ...]], positive: str, shares: str
 ) -> Iterator[str]:
     for key, allowed in choices.items():
-        yield from _check(c, prefix, key, lambda v, a=allowed: v in a, f"one of {', '.join(allowed)}")
+        yield from _check(c, prefix, key, allowed.__contains__, f"one of {', '.join(allowed)}")
     for key in positive.split():
         yield from _check(c, prefix, key, lambda v: v > 0, "above 0")
     for key in shares.split():

@@ -1,6 +1,7 @@
-"""Turns a host batch of uint8 crops into the float crops of a step: the published colour distortion per kind of crop."""
+"""Turns a host batch of uint8 crops into the float crops of a step: the published distortion of each kind of crop."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax import Array
@@ -11,7 +12,7 @@ from dino_jax.data import photometry
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 PROBABILITIES = {"jitter_probability": 0.8, "gray_probability": 0.2}
 # Blur always on global crop 1 and rarely on 2, solarisation only on 2.
-GLOBAL = {"blur": (1.0, 0.1), "solarize": (0.0, 0.2)}
+GLOBAL: dict[str, Any] = {"blur": (1.0, 0.1), "solarize": (0.0, 0.2)}
 LOCAL_BLUR = 0.5
 
 
@@ -25,8 +26,8 @@ def augment(key: Array, batch: Mapping[str, Array], *, mean: Sequence[float], st
     """
     global_key, local_key = jax.random.split(key)
     views = batch["local_crops"].shape[1]
-    statistics = {"mean": mean, "std": std}
-    shared = JITTER | PROBABILITIES | statistics
+    statistics: dict[str, Any] = {"mean": mean, "std": std}
+    shared: dict[str, Any] = JITTER | PROBABILITIES | statistics
     out = dict(batch)
     out["global_crops"] = photometry.distort(global_key, batch["global_crops"], **GLOBAL, **shared)
     out["local_crops"] = photometry.distort(

@@ -15,8 +15,9 @@ SOURCES = ("packaged", "folder", "tar", "arrayrecord")
 class Source(Protocol):
     """A fixed list of images. Picklable: worker processes open their own files."""
 
-    class_names: tuple[str, ...]
-    """Name of each label; empty when unknown."""
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label; empty when unknown."""
 
     def __len__(self) -> int: ...
 

@@ -1,0 +1,97 @@
+"""The pictures of a finished run: what its features look like on a few images, and the curves of its numbers."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dino_jax import pictures, sharding
+from dino_jax.data.photometry import normalize
+from dino_jax.data.pipeline import eval_batches
+from dino_jax.data.sources import Source
+from dino_jax.data.subset import Subset
+from dino_jax.models import last_attention
+from dino_jax.phases import in_order
+from dino_jax.state import Networks, Params, TrainState
+
+SHOWN = 6  # images in a picture
+FINEST_GRID = 24  # patches per side in pictures of small images, which are enlarged to it
+Tokens = Callable[[Params, Any], dict[str, Array]]
+
+
+def draw(
+    config: ConfigDict,
+    networks: Networks,
+    mesh: Mesh,
+    tokens: Tokens,
+    source: Source,
+    state: TrainState,
+    records: Sequence[dict[str, Any]],
+    folder: Path,
+) -> list[Path]:
+    """Draws principal components, attention, cosine maps and curves; every process computes, the first one draws.
+
+    Args:
+      tokens: maps backbone parameters and uint8 images `(images, side, side, 3)` to the backbone's output.
+      source: images to choose from.
+      records: of metrics.jsonl.
+      folder: receives the files.
+
+    Returns:
+      The files, none in the other processes.
+    """
+    patch = networks.backbone.patch_size
+    side = max(FINEST_GRID, -(-config.knn.size // patch)) * patch
+    batch = next(eval_batches(_Spread(source, SHOWN), size=side, batch_size=min(SHOWN, len(source))))
+    images, labels = batch["images"][batch["valid"]], batch["labels"][batch["valid"]]
+    grid = (len(images), side // patch, side // patch)
+
+    def patches(params: Params) -> np.ndarray:
+        return np.asarray(tokens(params, images)["patches"], np.float32).reshape(*grid, -1)
+
+    teacher = state.teacher["backbone"]
+    attention = cls_attention(config, networks, mesh, teacher, images).reshape(len(images), -1, *grid[1:])
+    compared = {"student": patches(state.student["backbone"]), "EMA teacher": patches(teacher)}
+    if state.gram_teacher is not None:
+        compared["Gram teacher"] = patches(state.gram_teacher)
+    if jax.process_index() != 0:
+        return []
+    folder.mkdir(exist_ok=True)
+    names = [source.class_names[label] for label in labels] if source.class_names else None
+    second = "EMA teacher" if state.gram_teacher is None else "Gram teacher"
+    paths = [
+        pictures.pca(images, compared["EMA teacher"], folder / "pca.png", names=names),
+        pictures.attention(images, attention, folder / "attention.png", names=names),
+        pictures.cosine_maps(
+            images, {name: compared[name] for name in ("student", second)}, folder / "cosine.png", names=names
+        ),
+    ]
+    if records:
+        boundaries = [(phase.name, phase.first) for phase in in_order(config)]
+        paths.append(pictures.curves(records, folder / "curves.png", phases=boundaries))
+    return paths
+
+
+def cls_attention(config: ConfigDict, networks: Networks, mesh: Mesh, params: Params, images: np.ndarray) -> np.ndarray:
+    """Returns the last block's attention of CLS to the patches, float32 `(images, heads, patches)`."""
+    backbone = networks.backbone
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def weights(params: Params, images: Array) -> Array:
+        normalized = normalize(images, config.data.mean, config.data.std)
+        return last_attention(backbone, params, normalized)[:, :, 0, 1 + backbone.registers :]
+
+    return np.asarray(weights(params, images), np.float32)
+
+
+class _Spread(Subset):
+    """A few images in the middle of equal parts of a source, so that they differ in label."""
+
+    def _place(self, index: int) -> int:
+        return (2 * index + 1) * len(self.source) // (2 * len(self))
