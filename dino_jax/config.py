@@ -28,7 +28,8 @@ def default() -> ConfigDict:
     c.data.std = (0.229, 0.224, 0.225)
 
     c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices that hold a full copy of what fsdp shards; -1 takes all that are left
+    # One of the two may be -1: it takes all devices that are left.
+    c.mesh.data = -1  # devices that hold a full copy of what fsdp shards
     c.mesh.fsdp = 1  # devices over which parameters, moments and teachers are split
 
     c.remat = "none"  # what the backward pass recomputes: none | matmuls (all but products) | full (whole blocks)

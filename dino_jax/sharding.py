@@ -8,6 +8,8 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Suffix of a leaf's path -> mesh axis of each dimension. Kernels are split by rows: reducing their gradients then
@@ -25,21 +27,35 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: list[Any] | None = None
     """Lays the devices out as (data, fsdp).
 
     Args:
-      data: devices along "data"; -1 takes all that are left.
-      fsdp: devices along "fsdp".
+      data: devices along "data".
+      fsdp: devices along "fsdp". One of the two may be -1: it takes all that are left.
 
     Raises:
-      ValueError: if the shape does not use all devices.
+      ValueError: if the shape does not use all devices, or cuts across slices.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1:
-        data = len(devices) // fsdp
-    if data * fsdp != len(devices):
+    given = data if fsdp == -1 else fsdp
+    left = len(devices) // given if given > 0 else 0
+    shape = (data, left) if fsdp == -1 else (left if data == -1 else data, fsdp)
+    if min(shape) < 1 or math.prod(shape) != len(devices):
         raise ValueError(
-            f"mesh.data x mesh.fsdp = {data} x {fsdp} does not use the {len(devices)} devices: "
-            "set mesh.data=-1 and mesh.fsdp to a divisor of their number"
+            f"mesh.data = {data} and mesh.fsdp = {fsdp} do not use the {len(devices)} devices: "
+            "set one of them to -1 and the other to a divisor of their number"
         )
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Mesh(_layout(shape, devices), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _layout(shape: tuple[int, int], devices: list[Any]) -> np.ndarray:
+    """Arranges devices; several TPU slices lie along the first axis, which needs the network least."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh.data = {shape[0]} does not cover {slices} slices: set mesh.data={slices} and mesh.fsdp=-1"
+        )
+    inside = (shape[0] // slices, shape[1])
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1), devices, allow_split_physical_axes=True)
 
 
 def data_shards(mesh: Mesh) -> int:

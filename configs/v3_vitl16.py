@@ -1,0 +1,64 @@
+"""DINOv3 ViT-L/16 on ImageNet-1k: the fast set-up of the references, then a short Gram phase.
+
+Paper: DINOv3 (arXiv 2508.10104); phase 1 is the public ViT-L/16 ImageNet-1k configuration, phase 2 is ours.
+Hardware: 32 GPUs with 80 GB (64 images each).
+Time and score: not run.
+Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_vitl16.py --workdir DIR
+  --config.data.path=imagenet/train --config.data.test_path=imagenet/val
+"""
+
+import math
+
+from dino_jax import config
+
+BATCH = 2048
+EPOCH = 1250  # steps: the references' unit
+
+
+def get_config():
+    """Returns the recipe."""
+    c = config.default()
+    c.model = config.model("dinov3_vitl16", drop_path=0.3)
+    c.remat = "matmuls"
+    c.data.workers = 16
+    c.checkpoint.keep_every = 20 * EPOCH
+    c.knn.every = 10 * EPOCH
+
+    # The published last learning rate, 1e-6, is not scaled with the batch, as `lr_scaling` would.
+    end = 1e-6 / (4 * math.sqrt(BATCH / 1024))
+    pretrain = config.phase(
+        steps=100 * EPOCH,
+        batch_size=BATCH,
+        loss={"koleo_group_size": 64},  # the references look for neighbours among the images of one GPU
+        optim={"freeze_last_layer": EPOCH},
+        schedules={
+            "lr": config.schedule(start=0.0, peak=1e-3, end=end, warmup=10 * EPOCH),
+            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=30 * EPOCH),
+        },
+        # Gram teachers to choose from, at the same shares of the run as the paper's good ones (section 4.1).
+        snapshot_steps=(10 * EPOCH, 20 * EPOCH),
+    )
+    # The 7B's second phase with its times divided by eight, as is the first. Its learning rate never decayed; this one
+    # did, and is raised again to a tenth of its peak.
+    gram = config.following(
+        pretrain,
+        steps=4 * EPOCH,
+        gram={
+            "teacher": "ema",
+            "crop_size": 448,
+            "refresh_every": EPOCH,
+            "first_refresh": EPOCH,
+            "max_refreshes": 3,
+        },
+        optim={"freeze_last_layer": 0},
+        schedules={
+            "lr": config.schedule(start=0.0, peak=1e-4, end=end, warmup=EPOCH // 2),
+            "weight_decay": config.constant(0.4),
+            "momentum": config.constant(0.999),
+            "teacher_temperature": config.constant(0.07),
+            "local_weight": config.schedule(start=1.0, peak=0.5, end=0.5, warmup=EPOCH),
+            "gram_weight": config.constant(2.0),
+        },
+    )
+    config.set_phases(c, pretrain=pretrain, gram=gram)
+    return c

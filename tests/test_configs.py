@@ -1,0 +1,226 @@
+"""The recipes: each loads and is valid, and the published ones hold the published numbers."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dino_jax import build, recipe
+from dino_jax.phases import in_order
+from dino_jax.validate import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def load(name: str, **changes: str):
+    return recipe.load(str(ROOT / "configs" / f"{name}.py"), changes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_valid(name):
+    validate(load(name))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_headed_by_paper_hardware_and_command(name):
+    header = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
+    assert header
+    for heading in ("Paper:", "Hardware:", "Command"):
+        assert heading in header, f"{name}: no {heading}"
+    assert re.search(r"not run|score|quickstart", header), f"{name}: neither a score nor 'not run'"
+    assert f"--config configs/{name}.py" in header
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_phase_builds_its_schedules(name):
+    for phase in in_order(load(name)):
+        schedules = build.phase_schedules(phase.options)
+        for step in (0, 1, phase.options.steps // 2, phase.options.steps - 1):
+            assert all(np.isfinite(value) for value in build.hyper(schedules, step).values())
+
+
+# Values of the recipe by key, from the papers and the references' public configurations.
+PUBLISHED = {
+    "v3_7b": {
+        "precision": "bfloat16",
+        "remat": "full",
+        "model.width": 4096,
+        "model.depth": 40,
+        "model.heads": 32,
+        "model.patch_size": 16,
+        "model.registers": 4,
+        "model.drop_path": 0.4,
+        "model.rope_base": 100.0,
+        "model.rope_rescale": 2.0,
+        "model.rope_shift": 0.0,
+        "model.rope_jitter": 1.0,
+        "model.untie_global_and_local_norms": True,
+        "model.untie_cls_and_patch_norms": False,
+        "dino_head.prototypes": 262_144,
+        "dino_head.hidden": 8192,
+        "dino_head.bottleneck": 512,
+        "ibot_head.prototypes": 98_304,
+        "ibot_head.hidden": 4096,
+        "ibot_head.bottleneck": 384,
+        "phases.pretrain.steps": 1_000_000,
+        "phases.pretrain.batch_size": 4096,
+        "phases.pretrain.crops.global_size": 256,
+        "phases.pretrain.crops.global_scale": (0.32, 1.0),
+        "phases.pretrain.crops.local_size": 112,
+        "phases.pretrain.crops.local_scale": (0.05, 0.32),
+        "phases.pretrain.crops.local_number": 8,
+        "phases.pretrain.crops.horizontal_flips": False,
+        "phases.pretrain.loss.koleo_group_size": 16,
+        "phases.pretrain.optim.b1": 0.9,
+        "phases.pretrain.optim.b2": 0.99,
+        "phases.pretrain.optim.clip_norm": 30.0,
+        "phases.pretrain.optim.layer_decay": 0.98,
+        "phases.pretrain.optim.patch_embed_multiplier": 0.2,
+        "phases.pretrain.optim.freeze_last_layer": 5000,
+        "phases.pretrain.gram.teacher": "none",
+        "phases.gram.batch_size": 4096,
+        "phases.gram.crops.global_size": 256,
+        "phases.gram.crops.horizontal_flips": False,
+        "phases.gram.gram.teacher": "ema",
+        "phases.gram.gram.crop_size": 512,
+        "phases.gram.gram.refresh_every": 10_000,
+        "phases.gram.gram.first_refresh": 10_000,
+        "phases.gram.gram.max_refreshes": 3,
+        "phases.gram.gram.antialias": False,
+        "phases.gram.gram.image_level": True,
+        "phases.gram.gram.tokens": "all",
+        "phases.gram.optim.b2": 0.99,
+        "phases.gram.optim.clip_norm": 30.0,
+        "phases.gram.optim.layer_decay": 0.98,
+        "phases.gram.optim.freeze_last_layer": 0,
+    },
+    "v3_vitl16": {
+        "model.width": 1024,
+        "model.depth": 24,
+        "model.heads": 16,
+        "model.drop_path": 0.3,
+        "model.rope_rescale": 1.0,
+        "dino_head.prototypes": 65_536,
+        "dino_head.hidden": 2048,
+        "dino_head.bottleneck": 256,
+        "ibot_head.prototypes": 65_536,
+        "ibot_head.hidden": 2048,
+        "ibot_head.bottleneck": 256,
+        "phases.pretrain.steps": 125_000,
+        "phases.pretrain.batch_size": 2048,
+        "phases.pretrain.crops.global_size": 224,
+        "phases.pretrain.crops.local_size": 96,
+        "phases.pretrain.crops.local_number": 8,
+        "phases.pretrain.crops.horizontal_flips": True,
+        "phases.pretrain.optim.b2": 0.999,
+        "phases.pretrain.optim.clip_norm": 3.0,
+        "phases.pretrain.optim.layer_decay": 0.9,
+        "phases.pretrain.optim.patch_embed_multiplier": 0.2,
+        "phases.pretrain.optim.freeze_last_layer": 1250,
+        "phases.gram.gram.crop_size": 448,
+        "phases.gram.gram.refresh_every": 1250,
+    },
+    "v3_vits16": {
+        "model.width": 384,
+        "model.depth": 12,
+        "model.heads": 6,
+        "model.drop_path": 0.1,
+        "dino_head.prototypes": 65_536,
+        "phases.pretrain.batch_size": 512,
+        "phases.pretrain.steps": 250_000,
+        "phases.pretrain.crops.global_size": 224,
+        "phases.gram.gram.crop_size": 448,
+    },
+}
+# In every published phase: DINO / iBOT / KoLeo 1 / 1 / 0.1, half of the global crops masked by 0.1 to 0.5.
+SHARED = {
+    "student_temperature": 0.1,
+    "sinkhorn_iterations": 3,
+    "loss.dino": 1.0,
+    "loss.ibot": 1.0,
+    "loss.koleo": 0.1,
+    "masks.probability": 0.5,
+    "masks.ratio": (0.1, 0.5),
+    "optim.lr_scaling": "sqrt_wrt_1024",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values(name):
+    flat = recipe.flatten(load(name))
+    expected = PUBLISHED[name] | {
+        f"phases.{phase}.{key}": value for phase in ("pretrain", "gram") for key, value in SHARED.items()
+    }
+    assert {key: flat[key] for key in expected} == expected
+    assert flat["phase_order"] == ("pretrain", "gram")
+
+
+# What the optimizer gets: (recipe, phase, schedule, step in the phase, value).
+SCHEDULED = [
+    # 5e-5 x 4 sqrt(4096 / 1024) = 4e-4, reached after 100 k steps and kept.
+    ("v3_7b", "pretrain", "lr", 0, 0.0),
+    ("v3_7b", "pretrain", "lr", 50_000, 2e-4),
+    ("v3_7b", "pretrain", "lr", 100_000, 4e-4),
+    ("v3_7b", "pretrain", "lr", 999_999, 4e-4),
+    ("v3_7b", "pretrain", "last_layer_lr", 4_999, 0.0),
+    ("v3_7b", "pretrain", "last_layer_lr", 5_000, 2e-5),
+    ("v3_7b", "pretrain", "weight_decay", 0, 0.04),
+    ("v3_7b", "pretrain", "weight_decay", 999_999, 0.04),
+    ("v3_7b", "pretrain", "momentum", 0, 0.994),
+    ("v3_7b", "pretrain", "momentum", 999_999, 0.994),
+    ("v3_7b", "pretrain", "teacher_temperature", 0, 0.04),
+    ("v3_7b", "pretrain", "teacher_temperature", 50_000, 0.055),
+    ("v3_7b", "pretrain", "teacher_temperature", 100_000, 0.07),
+    ("v3_7b", "pretrain", "local_weight", 999_999, 1.0),
+    ("v3_7b", "pretrain", "gram_weight", 999_999, 0.0),
+    # 3e-5 x 4 sqrt(4096 / 1024)
+    ("v3_7b", "gram", "lr", 0, 2.4e-4),
+    ("v3_7b", "gram", "lr", 39_999, 2.4e-4),
+    ("v3_7b", "gram", "last_layer_lr", 0, 2.4e-4),
+    ("v3_7b", "gram", "weight_decay", 0, 0.04),
+    ("v3_7b", "gram", "momentum", 0, 0.999),
+    ("v3_7b", "gram", "teacher_temperature", 0, 0.07),
+    ("v3_7b", "gram", "local_weight", 0, 1.0),
+    ("v3_7b", "gram", "local_weight", 10_000, 0.5),
+    ("v3_7b", "gram", "gram_weight", 0, 2.0),
+    # 1e-3 x 4 sqrt(2048 / 1024), down to 1e-6, which is not scaled.
+    ("v3_vitl16", "pretrain", "lr", 12_500, 4e-3 * 2**0.5),
+    ("v3_vitl16", "pretrain", "lr", 124_999, 1e-6),
+    ("v3_vitl16", "pretrain", "last_layer_lr", 1_249, 0.0),
+    ("v3_vitl16", "pretrain", "weight_decay", 0, 0.04),
+    ("v3_vitl16", "pretrain", "weight_decay", 124_999, 0.4),
+    ("v3_vitl16", "pretrain", "momentum", 0, 0.992),
+    ("v3_vitl16", "pretrain", "momentum", 124_999, 1.0),
+    ("v3_vitl16", "pretrain", "teacher_temperature", 0, 0.04),
+    ("v3_vitl16", "pretrain", "teacher_temperature", 37_500, 0.07),
+    ("v3_vitl16", "gram", "gram_weight", 0, 2.0),
+    ("v3_vitl16", "gram", "momentum", 0, 0.999),
+    ("v3_vits16", "pretrain", "lr", 25_000, 4e-3 * 0.5**0.5),
+    ("v3_vits16", "pretrain", "lr", 249_999, 1e-6),
+    ("v3_vits16", "pretrain", "momentum", 0, 0.996),
+    ("v3_vits16", "gram", "gram_weight", 0, 2.0),
+]
+
+
+@pytest.mark.parametrize(("name", "phase", "schedule", "step", "value"), SCHEDULED)
+def test_published_schedules(name, phase, schedule, step, value):
+    schedules = build.phase_schedules(load(name).phases[phase])
+    assert schedules[schedule](step) == pytest.approx(value, rel=1e-9, abs=1e-15)
+
+
+def test_7b_refreshes_its_gram_teacher_three_times():
+    gram = in_order(load("v3_7b"))[1]
+    assert gram.first == 1_000_000
+    refreshes, step = [], gram.first
+    while (following := gram.next_refresh(step)) is not None:
+        refreshes.append(following)
+        step = following
+    assert refreshes == [1_010_000, 1_020_000, 1_030_000]
+
+
+def test_an_early_gram_teacher_can_be_chosen_instead():
+    changes = {f"phases.gram.gram.{key}": "0" for key in ("refresh_every", "max_refreshes")}
+    validate(load("v3_7b", **changes, **{"phases.gram.gram.teacher": "gram_teacher/200000"}))
