@@ -97,7 +97,7 @@ class Trainer:
                         state, stopped = self.run_phase(phase, state, restored, checkpoints, record)
                         if stopped:
                             self.progress.note(
-                                f"stopped after step {int(state.step)}, saved; the same command continues"
+                                f"stopped after step {int(state.step)}, saved: the same command continues"
                             )
                             return {}
         results = self.report.finish(state, seconds=time.monotonic() - self.started)

@@ -9,6 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import pytest
 
+from tests.program import Program, write_images
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN_FOLDERS = (
     [Path(os.environ["DINO_JAX_GOLDENS"])]
@@ -60,3 +62,20 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """Starts the training program on a folder of tiny images."""
+    folder = tmp_path_factory.mktemp("program")
+    cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "cache"))
+    return Program(write_images(folder / "images"), cache)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(program, tmp_path_factory):
+    """Returns the workdir of a run of the tiny recipe that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = program.train(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir

@@ -1,0 +1,65 @@
+"""Trains, and sends itself a signal at a certain place: `python -m tests.signalled_run SIGKILL recorded 5 ARGUMENTS`.
+
+Places: `recorded` STEP, after the record of a step; `saving` STEP, when a checkpoint has some of its files; `entered`
+STEP, when the phase that begins after that step has its networks.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from dino_jax import main
+from dino_jax.checkpoint import Checkpoints
+from dino_jax.gram_teacher import GramTeachers
+from dino_jax.record import Recorder
+
+
+def install(number: int, where: str, step: int) -> None:
+    """Makes the process send itself a signal at a place."""
+
+    def strike() -> None:
+        os.kill(os.getpid(), number)
+
+    if where == "recorded":
+        original = Recorder.after_step
+
+        def after_step(self: Recorder, phase: Any, current: int, *rest: Any) -> None:
+            original(self, phase, current, *rest)
+            if current == step:
+                strike()
+
+        Recorder.after_step = after_step
+    elif where == "entered":
+        enter = GramTeachers.enter
+
+        def entered(self: GramTeachers, phase: Any, state: Any) -> Any:
+            state = enter(self, phase, state)
+            if phase.first == step:
+                strike()
+            return state
+
+        GramTeachers.enter = entered
+    elif where == "saving":
+        save = Checkpoints.save
+
+        def saving(self: Checkpoints, current: int, *rest: Any) -> None:
+            if current == step:
+                threading.Thread(target=wait_for_temporary, args=(self.folder,), daemon=True).start()
+            save(self, current, *rest)
+
+        def wait_for_temporary(folder: Path) -> None:
+            while not any(folder.glob(f"{step}*/state*")):
+                pass
+            strike()
+
+        Checkpoints.save = saving
+    else:
+        raise ValueError(f"unknown place {where!r}")
+
+
+if __name__ == "__main__":
+    install(getattr(signal, sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    sys.exit(main.main(sys.argv[4:]))
