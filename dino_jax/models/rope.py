@@ -63,20 +63,23 @@ def augment(
       jitter: multiplies each axis by its own log-uniform factor in [1/jitter, jitter].
       rescale: multiplies both axes by one log-uniform factor in [1/rescale, rescale].
     """
-    coords = jnp.asarray(coords)
     shift_key, jitter_key, rescale_key = jax.random.split(key, 3)
-    if shift:
-        coords = coords + jax.random.uniform(shift_key, (2,), minval=-shift, maxval=shift)
-    if jitter != 1.0:
-        coords = coords * log_uniform(jitter_key, (2,), jitter)
-    if rescale != 1.0:
-        coords = coords * log_uniform(rescale_key, (1,), rescale)
-    return coords
+    return move_box(
+        coords,
+        offset=_symmetric(shift_key, (2,), shift),
+        log_jitter=_symmetric(jitter_key, (2,), np.log(jitter)),
+        log_rescale=_symmetric(rescale_key, (1,), np.log(rescale)),
+    )
 
 
-def log_uniform(key: Array, shape: tuple[int, ...], limit: float) -> Array:
-    """Draws factors whose logarithm is uniform in [-log(limit), log(limit)]."""
-    return jnp.exp(jax.random.uniform(key, shape, minval=-np.log(limit), maxval=np.log(limit)))
+def move_box(coords: Array | np.ndarray, *, offset: Array, log_jitter: Array, log_rescale: Array) -> Array:
+    """Adds `offset` `(2,)` to coordinates `(patches, 2)`, then multiplies by exp of the logs `(2,)` and `(1,)`."""
+    return (coords + offset) * jnp.exp(log_jitter) * jnp.exp(log_rescale)
+
+
+def _symmetric(key: Array, shape: tuple[int, ...], limit: float) -> Array:
+    """Draws uniformly from [-limit, limit]."""
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
 def tables(coords: Array | np.ndarray, periods: np.ndarray) -> tuple[Array, Array]:

@@ -112,7 +112,7 @@ def test_training_forward_and_gradients(golden, name, remat):
         for ours, theirs in outputs(g.config).items():
             assert_close(out[group][ours], g[f"out/train/{group}/{theirs}"], relative=FORWARD, name=f"{group}/{ours}")
     assert_close(value, g["out/train/scalar"], relative=FORWARD)
-    expected = tree({k: v for k, v in g.under("grad/").items()})
+    expected = tree(g.under("grad/"))
     actual = jax.tree.map(np.asarray, grads)
     assert_trees_close(actual, expected, relative=GRADIENT)
 

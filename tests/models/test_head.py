@@ -1,0 +1,92 @@
+"""The prototype head against the reference's outputs and gradients, a case by hand, and its properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.models import PrototypeHead
+from tests.conftest import golden_names
+from tests.torch_weights import assert_close, assert_trees_close, tree
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", golden_names("v3head_*.npz"))
+def test_forward_and_gradients(golden, name):
+    g = golden(name)
+    head = PrototypeHead(
+        prototypes=g.config["out_dim"],
+        hidden=g.config["hidden_dim"],
+        bottleneck=g.config["bottleneck_dim"],
+        mlp_layers=g.config["nlayers"],
+    )
+    # The names of a head's parameters stand below the head's own.
+    params = tree({f"head.{name}": array for name, array in g.under("param/").items()})["head"]
+
+    @jax.jit
+    def scalar(params, x):
+        out = head.apply({"params": params}, x)
+        return jnp.sum(out["logits"] * g["in/cotangent"]), out
+
+    differentiate = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)
+    (_, out), (grads, input_grad) = differentiate(params, g["in/x"])
+    assert_close(out["logits"], g["out/logits"], relative=1e-5, name="logits")
+    assert_close(out["bottleneck"], g["out/bottleneck_normalized"], relative=1e-5, name="bottleneck")
+    expected = tree({f"head.{name}": array for name, array in g.under("grad/").items()})["head"]
+    assert_trees_close(jax.tree.map(np.asarray, grads), expected, relative=1e-4)
+    assert_close(input_grad, g["grad_input/x"], relative=1e-4, name="input gradient")
+
+
+def test_by_hand():
+    """One linear layer (3, 4) is normalised to (0.6, 0.8) and scored against three prototypes."""
+    head = PrototypeHead(prototypes=3, bottleneck=2, mlp_layers=1)
+    params = {
+        "mlp_0": {"kernel": jnp.array([[3.0, 0.0], [0.0, 2.0]]), "bias": jnp.array([0.0, 2.0])},
+        "prototypes": {"kernel": jnp.array([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0]])},
+    }
+    out = head.apply({"params": params}, jnp.array([1.0, 1.0]))
+    np.testing.assert_allclose(out["bottleneck"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(out["logits"], [0.6, 0.8, 7.0], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def small():
+    head = PrototypeHead(prototypes=24, hidden=16, bottleneck=8)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 12))
+    return head, head.init(jax.random.key(1), x)["params"], x
+
+
+def test_initialisation_is_normal_without_bias(small):
+    _, params, _ = small
+    assert {name: set(layer) for name, layer in params.items()} == {
+        "mlp_0": {"kernel", "bias"},
+        "mlp_1": {"kernel", "bias"},
+        "mlp_2": {"kernel", "bias"},
+        "prototypes": {"kernel"},
+    }
+    assert not any(np.any(layer["bias"]) for layer in params.values() if "bias" in layer)
+    kernels = np.concatenate([np.ravel(layer["kernel"]) for layer in params.values()])
+    assert kernels.std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_scores_do_not_depend_on_the_length_of_the_bottleneck(small):
+    head, params, x = small
+    longer = params | {"mlp_2": jax.tree.map(lambda p: 100 * p, params["mlp_2"])}
+    expected = head.apply({"params": params}, x)
+    np.testing.assert_allclose(jnp.linalg.norm(expected["bottleneck"], axis=-1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(head.apply({"params": longer}, x)["logits"], expected["logits"], atol=1e-7)
+
+
+def test_gradient_is_finite_where_the_bottleneck_is_zero(small):
+    head, params, x = small
+    nothing = params | {"mlp_2": jax.tree.map(jnp.zeros_like, params["mlp_2"])}
+    grads = jax.grad(lambda p: head.apply({"params": p}, x)["logits"].sum())(nothing)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_scores_are_float32_in_bfloat16_too(small):
+    head, params, x = small
+    out = head.clone(dtype=jnp.bfloat16).apply({"params": params}, x)
+    assert (out["bottleneck"].dtype, out["logits"].dtype) == (jnp.bfloat16, jnp.float32)
+    # Scores are below 0.1, and bfloat16 keeps 8 bits of each factor.
+    np.testing.assert_allclose(out["logits"], head.apply({"params": params}, x)["logits"], atol=3e-3)
