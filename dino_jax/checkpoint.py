@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import gc
+import json
 import logging
 import shutil
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dino_jax import sharding
-from dino_jax.checksum import check, checksums
+from dino_jax.checksum import opened, sealed, sealed_like
 from dino_jax.state import TrainState
 
 
@@ -68,7 +72,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(sealed(state)), data=ocp.args.JsonSave({"data": data}))
+        position = {"data": data, "crc32": _crc32(data)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(sealed(state)), data=ocp.args.JsonSave(position))
         with self._worded():
             self._manager.wait_until_finished()
             self._saving = step
@@ -85,19 +90,20 @@ class Checkpoints:
           None when there is no checkpoint yet.
 
         Raises:
-          ValueError: when there are checkpoints but none can be read.
+          ValueError: when there are checkpoints but none can be read; all of them then stay where they are.
         """
-        steps = self.steps()
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in self.steps():
             restored, problem = self._attempt(step, like(step))
             if restored is not None:
+                self._set_aside(damaged, note)
                 return restored
-            note(f"checkpoint {step} is damaged ({problem}): moved to {self._damaged}/{step}, trying the one before")
-            self._set_aside(step)
-        if steps:
+            damaged[step] = problem
+        if damaged:
+            step, problem = next(iter(damaged.items()))
             raise ValueError(
-                f"none of the {len(steps)} checkpoints can be read, all are now in {self._damaged}: "
-                "the same command starts the run anew"
+                f"none of the {len(damaged)} checkpoints in {self.folder} can be read ({step}: {problem}): "
+                "repair them, or move them away to start anew"
             )
         return None
 
@@ -105,28 +111,30 @@ class Checkpoints:
         """Reads a checkpoint; where one process cannot, all of them give it up. The second result says why."""
         restored, problem = None, "another process cannot read it"
         args = ocp.args.Composite(state=ocp.args.StandardRestore(sealed_like(like)), data=ocp.args.JsonRestore())
-        try:
-            with silent("absl", "root"):
+        with silent():
+            try:
                 items = self._manager.restore(step, args=args)
-            state = opened(items.state)
-            if int(state.step) != step:
-                raise ValueError(f"it holds step {int(state.step)}")
-            restored = Restored(step, state, items.data["data"])
-        except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-            problem = reason(error)
+                restored = Restored(step, opened(items.state), items.data["data"])
+                if int(restored.state.step) != step or items.data["crc32"] != _crc32(restored.data):
+                    raise ValueError("it is not what was saved at this step")
+            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+                restored, problem = None, reason(error)
         if jax.process_count() > 1 and not multihost_utils.process_allgather(np.bool_(restored is not None)).all():
-            return None, problem
+            restored = None
         return restored, problem
 
-    def _set_aside(self, step: int) -> None:
-        """Moves a checkpoint away, as Orbax would neither overwrite it nor save an earlier step beside it."""
+    def _set_aside(self, damaged: dict[int, str], note: Callable[[str], None]) -> None:
+        """Moves checkpoints away, as Orbax would neither overwrite them nor save an earlier step beside them."""
+        if not damaged:
+            return
         self._manager.close()
-        if jax.process_index() == 0:
-            self._damaged.mkdir(exist_ok=True)
-            target = self._damaged / str(step)
-            shutil.rmtree(target, ignore_errors=True)
-            (self.folder / str(step)).rename(target)
-        multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        for step, problem in damaged.items():
+            if jax.process_index() == 0:
+                self._damaged.mkdir(exist_ok=True)
+                shutil.rmtree(self._damaged / str(step), ignore_errors=True)
+                (self.folder / str(step)).rename(self._damaged / str(step))
+            note(f"checkpoint {step} is damaged ({problem}): moved to {self._damaged / str(step)}")
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager = self._open()
 
     @contextlib.contextmanager
@@ -153,26 +161,6 @@ class Checkpoints:
             self._manager.close()
 
 
-def sealed(tree: Any) -> dict[str, Any]:
-    """Puts the checksums of a tree of arrays beside it, for saving."""
-    return {"content": tree, "checksums": checksums(tree)}
-
-
-def sealed_like(like: Any) -> dict[str, Any]:
-    """Returns what `sealed` would, for a tree of shapes, dtypes and shardings."""
-
-    def scalar(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(x.sharding.mesh))
-
-    return {"content": like, "checksums": jax.tree.map(scalar, like)}
-
-
-def opened(restored: dict[str, Any]) -> Any:
-    """Returns the tree inside of what `sealed` gave; raises ValueError when it is not what was saved."""
-    check(restored["content"], restored["checksums"])
-    return restored["content"]
-
-
 def with_sharding(shapes: Any, mesh: Mesh) -> Any:
     """Adds to a tree of shapes where its arrays belong on a mesh."""
     where = sharding.of_state(shapes, mesh)
@@ -181,21 +169,27 @@ def with_sharding(shapes: Any, mesh: Mesh) -> Any:
 
 def reason(error: BaseException) -> str:
     """Returns the telling part of an error of Orbax or TensorStore, which run over many lines."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).split(". See full TensorStore details")[0] or type(error).__name__
     for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
         if known in text:
             return known.lower()
-    return text if len(text) <= 160 else f"{text[:160]} ..."
+    return text if len(text) <= 120 else f"{text[:120]} ..."
 
 
 @contextlib.contextmanager
-def silent(*loggers: str) -> Iterator[None]:
-    """Keeps what other packages log out of a user's sight while their errors are handled here."""
-    before = {name: logging.getLogger(name).level for name in loggers}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def silent() -> Iterator[None]:
+    """Keeps what Orbax prints beside its errors out of a user's sight; catch the errors inside."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None  # reads that were abandoned after the first error
     try:
         yield
+        gc.collect()
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        logger.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _crc32(data: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True).encode())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dino_jax.sharding import path_name
+from dino_jax import sharding
 
 
 @jax.jit
@@ -29,7 +29,7 @@ def check(tree: Any, expected: Any) -> None:
     actual = jax.tree_util.tree_leaves_with_path(jax.device_get(checksums(tree)))
     for (path, found), stored in zip(actual, jax.device_get(jax.tree.leaves(expected)), strict=True):
         if found != stored:
-            raise ValueError(f"the checksum of {path_name(path)} is wrong")
+            raise ValueError(f"the checksum of {sharding.path_name(path)} is wrong")
 
 
 def _checksum(x: Array) -> Array:
@@ -43,3 +43,23 @@ def _checksum(x: Array) -> Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         hashed = (hashed ^ (hashed >> shift)) * np.uint32(factor)
     return jnp.sum(hashed ^ (hashed >> 16), dtype=jnp.uint32)
+
+
+def sealed(tree: Any) -> dict[str, Any]:
+    """Puts the checksums of a tree of arrays beside it, for saving."""
+    return {"content": tree, "checksums": checksums(tree)}
+
+
+def sealed_like(like: Any) -> dict[str, Any]:
+    """Returns what `sealed` would, for a tree of shapes, dtypes and shardings."""
+
+    def scalar(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(x.sharding.mesh))
+
+    return {"content": like, "checksums": jax.tree.map(scalar, like)}
+
+
+def opened(restored: dict[str, Any]) -> Any:
+    """Returns the tree inside of what `sealed` gave; raises ValueError when it is not what was saved."""
+    check(restored["content"], restored["checksums"])
+    return restored["content"]

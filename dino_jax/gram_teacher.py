@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from dino_jax import checkpoint
+from dino_jax.checksum import opened, sealed, sealed_like
 from dino_jax.phases import Phase
 from dino_jax.state import Params, TrainState, with_gram_teacher
 
@@ -75,7 +76,7 @@ def save_snapshot(folder: Path, params: Params) -> None:
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.resolve(), checkpoint.sealed(params), force=True)
+            checkpointer.save(folder.resolve(), sealed(params), force=True)
     except Exception as error:  # Orbax and TensorStore have an exception of their own for every layer
         raise OSError(
             f"Gram snapshot {folder} cannot be written: {checkpoint.reason(error)}; the last checkpoint is kept: "
@@ -94,14 +95,16 @@ def restore_snapshot(folder: Path, like: Any) -> Params:
       ValueError: when the snapshot is missing, damaged or of another network.
     """
     check_snapshot(folder)
-    try:
-        with checkpoint.silent("absl", "root"), ocp.StandardCheckpointer() as checkpointer:
-            return checkpoint.opened(checkpointer.restore(folder.resolve(), checkpoint.sealed_like(like)))
-    except Exception as error:  # whatever a damaged file or another tree makes Orbax or TensorStore raise
-        raise ValueError(
-            f"Gram snapshot {folder} cannot be read, it is damaged or of another network "
-            f"({checkpoint.reason(error)}): set gram.teacher to another one"
-        ) from error
+    with checkpoint.silent():
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return opened(checkpointer.restore(folder.resolve(), sealed_like(like)))
+        except Exception as error:  # whatever a damaged file or another tree makes Orbax or TensorStore raise
+            problem = checkpoint.reason(error)
+    raise ValueError(
+        f"Gram snapshot {folder} cannot be read, it is damaged or of another network ({problem}): "
+        "set gram.teacher to another one"
+    )
 
 
 def check_snapshot(folder: Path) -> None:

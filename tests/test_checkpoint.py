@@ -1,0 +1,163 @@
+"""Damaged checkpoints and snapshots are noticed, whatever happened to which file, and the newest good one is used."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax import build, sharding
+from dino_jax import state as states
+from dino_jax.checkpoint import Checkpoints, with_sharding
+from dino_jax.checksum import checksums, opened, sealed
+from dino_jax.gram_teacher import check_snapshot, restore_snapshot, save_snapshot
+from tests.tiny_recipe import get_config
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return build.networks(get_config(), shards=1)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def saved(networks, mesh, tmp_path_factory):
+    """Returns (a state, the shapes to restore it with, a workdir that holds it at steps 1 and 2)."""
+    optimizer = build.optimizer(get_config().phases["pretrain"])
+    state = states.init(networks, optimizer, mesh, seed=0)
+    like = with_sharding(states.abstract(networks, optimizer, gram=False), mesh)
+    workdir = tmp_path_factory.mktemp("checkpoints") / "run"
+    with Checkpoints(workdir, keep_last=2, keep_every=0) as checkpoints:
+        for step in (0, 1, 2):
+            checkpoints.save(step, dataclasses.replace(state, step=jnp.int32(step)), {"batches_taken": 10 * step})
+    return state, like, workdir
+
+
+def restore(workdir, like):
+    notes = []
+    with Checkpoints(workdir, keep_last=2, keep_every=0) as checkpoints:
+        return checkpoints.restore(lambda step: like, note=notes.append), notes
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def largest(folder):
+    """Returns the file with most of the arrays."""
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def digit(folder):
+    """Changes where the data had got to, leaving valid JSON."""
+    file = folder / "data" / "metadata"
+    file.write_text(file.read_text().replace("20", "30"))
+
+
+def test_restores_what_was_saved(saved):
+    state, like, workdir = saved
+    restored, notes = restore(workdir, like)
+    assert not notes
+    assert (restored.step, int(restored.state.step), restored.data) == (2, 2, {"batches_taken": 20})
+    jax.tree.map(np.testing.assert_array_equal, restored.state.student, state.student)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]  # the last two
+
+
+def test_nothing_to_restore(saved, tmp_path):
+    assert restore(tmp_path, saved[1]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda folder: truncate(largest(folder)), id="array truncated"),
+        pytest.param(lambda folder: largest(folder).unlink(), id="array deleted"),
+        pytest.param(lambda folder: flip(largest(folder)), id="byte flipped in an array"),
+        pytest.param(lambda folder: truncate(folder / "state" / "manifest.ocdbt"), id="manifest truncated"),
+        pytest.param(lambda folder: flip(folder / "state" / "manifest.ocdbt"), id="byte flipped in the manifest"),
+        pytest.param(lambda folder: (folder / "state" / "_METADATA").unlink(), id="metadata deleted"),
+        pytest.param(lambda folder: shutil.rmtree(folder / "state"), id="state deleted"),
+        pytest.param(lambda folder: truncate(folder / "data" / "metadata"), id="data position truncated"),
+        pytest.param(digit, id="data position changed"),
+    ],
+)
+def test_falls_back_to_the_newest_good_checkpoint_and_says_so(saved, tmp_path, damage, capfd):
+    _, like, workdir = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "2")
+    restored, notes = restore(tmp_path / "run", like)
+    assert (restored.step, restored.data) == (1, {"batches_taken": 10})
+    (note,) = notes
+    assert note.startswith("checkpoint 2 is damaged (")
+    assert note.endswith(f"moved to {tmp_path}/run/damaged_checkpoints/2")
+    assert (tmp_path / "run" / "damaged_checkpoints" / "2").is_dir()
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_none_can_be_read(saved, tmp_path):
+    _, like, workdir = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    for step in "12":
+        flip(largest(tmp_path / "run" / "checkpoints" / step))
+    with pytest.raises(
+        ValueError, match=r"none of the 2 checkpoints in .* can be read \(2: the checksum of .* is wrong"
+    ):
+        restore(tmp_path / "run", like)
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()  # moved nowhere: the fault may be elsewhere
+
+
+def test_snapshot(saved, mesh, tmp_path):
+    state, like, _ = saved
+    params, folder = state.teacher["backbone"], tmp_path / "gram_teacher" / "7"
+    save_snapshot(folder, params)
+    restored = restore_snapshot(folder, like.teacher["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
+    with pytest.raises(ValueError, match=r"no Gram snapshot at .*/8; .*/gram_teacher holds 7: set gram.teacher"):
+        check_snapshot(tmp_path / "gram_teacher" / "8")
+    flip(largest(folder))
+    with pytest.raises(ValueError, match=r"cannot be read, it is damaged .*checksum"):
+        restore_snapshot(folder, like.teacher["backbone"])
+    with pytest.raises(ValueError, match="cannot be read, it is damaged or of another network"):
+        restore_snapshot(folder, like.teacher["dino_head"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4), (2, 3, 5)])
+def test_checksum_sees_any_change(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 100, shape).astype(dtype)
+    before = int(checksums(x))
+    assert int(checksums(x.copy())) == before
+    for index in np.ndindex(shape):
+        changed = x.copy()
+        changed[index] += 1
+        assert int(checksums(changed)) != before
+    if x.size > 1 and x.flat[0] != x.flat[1]:
+        swapped = x.copy()
+        swapped.flat[0], swapped.flat[1] = x.flat[1], x.flat[0]
+        assert int(checksums(swapped)) != before
+    if np.issubdtype(dtype, np.floating) and x.size > 1:  # two flipped signs must not cancel
+        signs = x.copy() + 1
+        before = int(checksums(signs))
+        signs.flat[:2] *= -1
+        assert int(checksums(signs)) != before
+
+
+def test_seal_names_the_array_that_differs():
+    seal = sealed({"backbone": {"kernel": jnp.ones((2, 3))}, "bias": jnp.zeros(3)})
+    assert opened(seal) is seal["content"]
+    seal["content"]["backbone"]["kernel"] = jnp.full((2, 3), 2.0)
+    with pytest.raises(ValueError, match="checksum of backbone/kernel is wrong"):
+        opened(seal)
