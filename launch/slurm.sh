@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Trains on GPU nodes under Slurm, one process per GPU. Not run.
+#
+#   sbatch launch/slurm.sh WORKDIR configs/v3_vitl16.py [--config.KEY=VALUE ...]
+#
+# The environment with dino_jax ('.[cuda]') must be active; the workdir must be on a file system that all nodes share.
+#SBATCH --job-name=dino_jax
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+# Five minutes before the time limit, and before a more urgent job takes the nodes, SIGTERM makes the run save and stop.
+# A preempted job is queued again and continues; after the time limit, submit it again.
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+set -euo pipefail
+
+workdir=${1:?folder of the run} recipe=${2:?recipe}
+shift 2
+# JAX reads the rest (coordinator, process number, local GPU) from Slurm's variables.
+DINO_JAX_DISTRIBUTED=1 srun --kill-on-bad-exit=1 python -m dino_jax.main --workdir "$workdir" --config "$recipe" "$@"
