@@ -31,7 +31,7 @@ def check(config: ConfigDict, networks: Networks, mesh: Mesh) -> None:
             devices = math.prod(mesh.shape.values())
             raise ValueError(
                 f"phase {name!r} needs at least {needed / GIB:.1f} GiB per device (state, gradients, crops) on "
-                f"{devices} device{'s' * (devices > 1)} with mesh.fsdp={mesh.shape['fsdp']}, and a device has "
+                f"{devices} device{'s' * (devices > 1)} with mesh.fsdp={sharding.state_shards(mesh)}, and a device has "
                 f"{available / GIB:.1f} GiB: use more devices with a larger mesh.fsdp, or a smaller model or batch"
             )
 

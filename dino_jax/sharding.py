@@ -63,6 +63,11 @@ def data_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape.values())
 
 
+def state_shards(mesh: Mesh) -> int:
+    """Returns into how many parts the state is split."""
+    return mesh.shape["fsdp"]
+
+
 def batch(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of anything with a leading batch axis."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
