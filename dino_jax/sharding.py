@@ -31,7 +31,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: list[Any] | None = None
       fsdp: devices along "fsdp". One of the two may be -1: it takes all that are left.
 
     Raises:
-      ValueError: if the shape does not use all devices, or cuts across slices.
+      ValueError: if the shape does not use all devices, or splits the state across TPU slices.
     """
     devices = jax.devices() if devices is None else devices
     given = data if fsdp == -1 else fsdp
@@ -47,7 +47,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: list[Any] | None = None
 
 def _layout(shape: tuple[int, int], devices: list[Any]) -> np.ndarray:
     """Arranges devices; several TPU slices lie along the first axis, which needs the network least."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # GPUs have slices too, one per host, but a network between them that parameters may cross.
+    slices = len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if shape[0] % slices:

@@ -24,9 +24,9 @@ LEVELS: tuple[str, ...] = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.
 WITHOUT_CONFIG = (
-    "models losses data evals schedules optim sharding metrics progress health pictures state checksum objective "
-    "checkpoint step gram_teacher guard stop"
-).split()
+    *("models", "losses", "data", "evals", "schedules", "optim", "sharding", "metrics", "progress", "health"),
+    *("pictures", "state", "checksum", "objective", "checkpoint", "step", "gram_teacher", "guard", "stop"),
+)
 
 
 def files(folder: Path) -> list[Path]:

@@ -20,10 +20,11 @@ def test_a_shape_that_does_not_use_the_devices_is_refused(shape):
         sharding.make_mesh(data=shape[0], fsdp=shape[1], devices=jax.devices()[:1])
 
 
-def slices_of(count: int, size: int) -> list[SimpleNamespace]:
-    """Stands in for the devices of several slices."""
+def slices_of(count: int, size: int, platform: str = "tpu") -> list[SimpleNamespace]:
+    """Stands in for the devices of several TPU slices, or GPU hosts."""
+    shared = {"device_kind": "stand-in", "platform": platform, "core_on_chip": 0}
     return [
-        SimpleNamespace(id=i, slice_index=i // size, process_index=i, device_kind="stand-in", platform="gpu")
+        SimpleNamespace(id=i, slice_index=i // size, process_index=i, coords=(i % size, 0, 0), **shared)
         for i in range(count * size)
     ]
 
@@ -38,3 +39,7 @@ def test_parameters_are_split_inside_a_slice_only():
 def test_splitting_parameters_across_slices_is_refused():
     with pytest.raises(ValueError, match=r"does not cover 2 slices: set mesh.data=2 and mesh.fsdp=-1"):
         sharding._layout((1, 8), slices_of(2, 4))
+
+
+def test_parameters_may_be_split_across_gpu_hosts():
+    assert sharding._layout((1, 8), slices_of(2, 4, platform="gpu")).shape == (1, 8)
