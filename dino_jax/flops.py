@@ -1,5 +1,7 @@
 """Counts the floating-point operations of the matrix products of a training step, for MFU and planning."""
 
+import itertools
+
 from ml_collections import ConfigDict
 
 from dino_jax.models import PrototypeHead, VisionTransformer
@@ -25,7 +27,7 @@ def backbone_flops(model: VisionTransformer, side: int, *, kept: float = 1.0) ->
 def head_flops(head: PrototypeHead, width: int) -> float:
     """Returns the forward FLOPs of a head on one token."""
     widths = [width] + [head.hidden] * (head.mlp_layers - 1) + [head.bottleneck, head.prototypes]
-    return 2.0 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    return 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
 def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:

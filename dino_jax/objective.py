@@ -110,7 +110,7 @@ def targets(
 
 
 def gram_targets(networks: Networks, gram_teacher: Params, batch: Batch, *, antialias: bool) -> Array:
-    """Runs the Gram teacher on its own view of the global crops; `(batch * views, patches, dim)` on the student's grid."""
+    """Runs the Gram teacher on its view of the global crops; `(batch * views, patches, dim)` on the student's grid."""
     crops = batch.get("gram_crops", batch["global_crops"])
     patches = networks.backbone.apply({"params": gram_teacher}, {"global": flat(crops)})["global"]["patches"]
     patch = networks.backbone.patch_size
@@ -159,7 +159,7 @@ def loss_terms(
             images=samples * views,
             student_temperature=temperature,
         ),
-        "koleo": sum(koleo) / views,
+        "koleo": sum(koleo, start=jnp.float32(0)) / views,
     }
     # 4. Their sum: pairs of crops weigh alike; KoLeo counts once per global crop.
     global_weight, local_weight = crop_weights(global_crops=views, local_crops=local_cls.shape[1], ignore_diagonal=True)

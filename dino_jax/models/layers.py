@@ -1,7 +1,7 @@
 """Building blocks of the vision transformers: norms, LayerScale, attention, feed-forward, stochastic depth."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class Attention(nn.Module):
     mask_key_bias: bool
     proj_bias: bool
     dtype: Dtype
-    implementation: str | None = None
+    implementation: Literal["xla", "cudnn"] | None = None
 
     def setup(self):
         self.qkv = QKV(self.width, self.qkv_bias, self.mask_key_bias, self.dtype)

@@ -74,7 +74,7 @@ def augment(
 
 def move_box(coords: Array | np.ndarray, *, offset: Array, log_jitter: Array, log_rescale: Array) -> Array:
     """Adds `offset` `(2,)` to coordinates `(patches, 2)`, then multiplies by exp of the logs `(2,)` and `(1,)`."""
-    return (coords + offset) * jnp.exp(log_jitter) * jnp.exp(log_rescale)
+    return (jnp.asarray(coords) + offset) * jnp.exp(log_jitter) * jnp.exp(log_rescale)
 
 
 def _symmetric(key: Array, shape: tuple[int, ...], limit: float) -> Array:

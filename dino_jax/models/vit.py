@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.attn = layers.Attention(
             self.width, self.heads, self.qkv_bias, self.mask_key_bias, self.proj_bias, self.dtype, self.attention
         )
-        feed_forward = {"mlp": layers.Mlp, "swiglu": layers.SwiGlu}[self.ffn]
+        feed_forward: Any = {"mlp": layers.Mlp, "swiglu": layers.SwiGlu}[self.ffn]
         self.mlp = feed_forward(self.width, self.hidden, self.ffn_bias, self.dtype)
         if self.layer_scale:
             self.ls1 = layers.LayerScale(self.layer_scale, self.dtype)
@@ -140,7 +140,8 @@ class VisionTransformer(nn.Module):
 
     def block_options(self) -> dict[str, Any]:
         """Returns the constructor arguments of one block."""
-        shared = ["width", "heads", "ffn", "norm", "norm_epsilon", "layer_scale", "qkv_bias", "mask_key_bias", "proj_bias", "ffn_bias", "drop_path", "shards", "dtype", "attention"]
+        shared = ["width", "heads", "ffn", "norm", "norm_epsilon", "layer_scale", "qkv_bias", "mask_key_bias"]
+        shared += ["proj_bias", "ffn_bias", "drop_path", "shards", "dtype", "attention"]
         if self.ffn not in ("mlp", "swiglu"):
             raise ValueError(f"ffn = {self.ffn!r} is not one of 'mlp', 'swiglu'")
         hidden = int(self.width * self.ffn_ratio)
@@ -219,7 +220,7 @@ class VisionTransformer(nn.Module):
     def rope_table(self, image_size: tuple[int, ...], train: bool) -> layers.Table:
         """Returns the (sin, cos) tables for all tokens of an image of `image_size` (height, width) pixels."""
         height, width = (side // self.patch_size for side in image_size)
-        coords = rope.coordinates(height, width, normalize=self.rope_normalize)
+        coords = jnp.asarray(rope.coordinates(height, width, normalize=self.rope_normalize))
         box = {"shift": self.rope_shift, "jitter": self.rope_jitter, "rescale": self.rope_rescale}
         if train and (self.rope_shift, self.rope_jitter, self.rope_rescale) != (0.0, 1.0, 1.0):
             coords = rope.augment(coords, self.make_rng("rope"), **box)
