@@ -24,7 +24,7 @@ def get_config():
     c.remat = "full"
     c.mesh.data = 1
     c.mesh.fsdp = -1
-    c.data.workers = 16
+    c.data.workers = 8  # of each process, of which there is one per host or per GPU
     c.checkpoint.keep_every = 100_000
     c.log.health_every = 1000  # its rank of 4096 features costs seconds
     c.knn.size = 256

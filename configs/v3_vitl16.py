@@ -20,7 +20,7 @@ def get_config():
     c = config.default()
     c.model = config.model("dinov3_vitl16", drop_path=0.3)
     c.remat = "matmuls"
-    c.data.workers = 16
+    c.data.workers = 8  # of each process, of which there is one per host or per GPU
     c.checkpoint.keep_every = 20 * EPOCH
     c.knn.every = 10 * EPOCH
 
