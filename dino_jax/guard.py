@@ -42,21 +42,29 @@ class Guard:
         in_row = int(metrics["train/skipped_in_row"])
         if not in_row:
             return
-        terms = [
-            name for name in metrics if name.startswith(("loss/", "grad_norm/")) and not np.isfinite(metrics[name])
-        ]
-        # One term makes the total and every gradient non-finite: name the terms first.
-        blamed = [t for t in terms if t.startswith("loss/") and t != "loss/total"] or terms
+        blamed = ", ".join(_not_finite(metrics))
         bad = [self._name(int(i)) for i, good in zip(ids, _local(finite), strict=True) if not good]
-        who = f"samples {', '.join(bad[:8])}{' ...' * (len(bad) > 8)}" if bad else "no single sample's features are"
-        text = f"step {step}: update skipped ({in_row} in a row): {', '.join(blamed)} not finite; {who}"
-        self._note(text if not bad else f"{text} have non-finite features")
+        if not bad:
+            where = "although the features of every sample are finite"
+        elif len(bad) == len(ids):
+            where = "in every sample"
+        else:
+            where = f"in {', '.join(bad[:8])}" + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        self._note(f"step {step}: update skipped ({in_row} in a row): {blamed} not finite, {where}")
         if in_row >= self._limit:
             raise FloatingPointError(
                 f"{in_row} updates in a row were not finite (nonfinite_limit), the last at step {step} in "
-                f"{', '.join(blamed)}: the last good checkpoint is kept; look at the images named above, "
-                "the learning rate and precision"
+                f"{blamed}, {where}: the last good checkpoint is kept; look at the images named above, the learning "
+                "rate and the precision"
             )
+
+
+def _not_finite(metrics: Mapping[str, jax.Array]) -> list[str]:
+    """Names the loss terms that are not finite; where there are none, the total, gradients or updates that are not."""
+    groups = ("loss/", "grad_norm/", "update_norm/")
+    found = [name for name, value in metrics.items() if name.startswith(groups) and not np.isfinite(value)]
+    # One term makes the total, every gradient and every update non-finite.
+    return [name for name in found if name.startswith("loss/") and name != "loss/total"] or found
 
 
 def _local(array: jax.Array) -> np.ndarray:

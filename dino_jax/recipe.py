@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 import runpy
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     """
     flat = flatten(config)
     if key not in flat:
-        inside = [name for name in flat if name.startswith(f"{key}.")]
-        nearest = inside[:3] or difflib.get_close_matches(key, flat, n=1, cutoff=0.4) or _same_ending(key, flat)
-        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; --help lists all keys"
+        nearest = _nearest(key, list(flat))
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; --keys lists all of them"
         raise ValueError(f"--config.{key}: there is no such key{hint}")
     *parents, name = key.split(".")
     node = config
@@ -60,15 +60,22 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         node = node[parent]
     try:
         value = _parse(text, flat[key])
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         kind = type(flat[key]).__name__
         raise ValueError(f"--config.{key}={text}: expected {kind}, such as {flat[key]!r}") from None
     node[name] = value
 
 
-def _same_ending(key: str, flat: dict[str, Any]) -> list[str]:
-    """Finds keys with the last part of `key`, whose groups were forgotten (lr.peak of phases.pretrain.schedules)."""
-    return [name for name in flat if name.endswith(f".{key}") or name.split(".")[-1] == key.split(".")[-1]][:2]
+def _nearest(key: str, known: list[str]) -> list[str]:
+    """Finds what was meant: a group instead of a key, a key without its groups, or one that is spelt alike."""
+    last = key.split(".")[-1]
+    return (
+        [name for name in known if name.startswith(f"{key}.")][:3]
+        or [name for name in known if name.endswith(f".{key}")][:2]
+        or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        or [name for name in known if name.split(".")[-1] == last][:2]
+        or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    )
 
 
 def _parse(text: str, current: Any) -> Any:
@@ -82,15 +89,26 @@ def _parse(text: str, current: Any) -> Any:
     if isinstance(current, int):
         return int(text.replace("_", ""))
     if isinstance(current, float):
-        return float(text)
+        return _finite(float(text))
     value = ast.literal_eval(text)
     if isinstance(current, tuple):
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if current and not all(_fits(new, current[0]) for new in value):
-            raise ValueError
+        return _like(value, current)
     return value
 
 
-def _fits(value: Any, example: Any) -> bool:
-    """Tells whether a tuple's element has the type of the present ones; an int is a fine float."""
-    return isinstance(value, type(example)) or (isinstance(example, float) and isinstance(value, int))
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _like(value: tuple[Any, ...], current: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Makes a tuple's elements of the type of the present ones; of floats (ranges, statistics) the number is fixed."""
+    if current and isinstance(current[0], float):
+        if len(value) != len(current):
+            raise ValueError
+        return tuple(_finite(float(element)) for element in value)
+    if not all(isinstance(element, type(current[0]) if current else int) for element in value):
+        raise ValueError
+    return value

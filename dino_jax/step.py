@@ -30,7 +30,7 @@ def make_train_step(
     """Builds the step of a phase, to be jitted with its first argument donated.
 
     The step takes the state, a batch of normalised float crops (see `data.pipeline`) and the scalars `HYPER`. An update
-    with a non-finite loss or gradient is left out and counted; the step number goes on, as does the data.
+    with a non-finite loss, gradient or result is left out and counted; the step number goes on, as does the data.
 
     Args:
       clip_norm: largest gradient norm of each sub-module.
@@ -38,7 +38,8 @@ def make_train_step(
       seed: of stochastic depth and RoPE augmentation, which depend on it and the step number alone.
 
     Returns:
-      step(state, batch, hyper) -> (state, metrics as float32 scalars, bool `(batch,)`: the sample's features are finite).
+      step(state, batch, hyper) -> (state, metrics as float32 scalars, bool `(batch,)`: all features of the sample are
+      finite).
     """
 
     def train_step(state: TrainState, batch: Batch, hyper: Mapping[str, Array]):
@@ -70,7 +71,8 @@ def make_train_step(
         # 4. The teacher follows the new student.
         teacher = optim.ema(state.teacher, student, hyper["momentum"])
         # 5. Nothing non-finite enters the state.
-        good = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
+        update_norms = optim.update_norms(updates)
+        good = jnp.isfinite(jnp.stack([loss, *norms.values(), *update_norms.values()])).all()
         student, teacher, moments = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
             (student, teacher, moments),
@@ -78,7 +80,7 @@ def make_train_step(
         )
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics |= {f"grad_norm/{name}": value for name, value in norms.items()}
-        metrics |= {f"update_norm/{name}": value for name, value in optim.update_norms(updates).items()}
+        metrics |= {f"update_norm/{name}": value for name, value in update_norms.items()}
         state = dataclasses.replace(
             state,
             step=state.step + 1,
