@@ -55,38 +55,45 @@ def outputs(config: dict) -> dict[str, str]:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", golden_names("v3vit_*.npz"))
-@pytest.mark.parametrize("shape", ["sq", "rect"])
-def test_forward(golden, name, shape):
+def test_forward(golden, name):
+    """Square and oblong images, with and without masks, as four groups of one call: one compilation."""
     g = golden(name)
     model, params = from_reference(g.config), tree(g.under("param/"))
-    images = channels_last(g[f"in/{shape}/image"])
-    for kind, masks in (("nomask", {}), ("mask", {"global": g[f"in/{shape}/mask"]})):
-        out = jax.jit(lambda p, x, m: model.apply({"params": p}, {"global": x}, m))(params, images, masks)["global"]
+    cases = [f"{shape}/{kind}" for shape in ("sq", "rect") for kind in ("nomask", "mask")]
+    groups = {case: channels_last(g[f"in/{case.split('/')[0]}/image"]) for case in cases}
+    masks = {case: g[f"in/{case}"] for case in cases if case.endswith("/mask")}
+    out = jax.jit(lambda p, x, m: model.apply({"params": p}, x, m))(params, groups, masks)
+    for case in cases:
         for ours, theirs in (outputs(g.config) | {"prenorm": "x_prenorm"}).items():
-            assert_close(out[ours], g[f"out/{shape}/{kind}/{theirs}"], relative=FORWARD, name=f"{kind}/{ours}")
+            assert_close(out[case][ours], g[f"out/{case}/{theirs}"], relative=FORWARD, name=f"{case}/{ours}")
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", golden_names("v3vit_*.npz"))
-@pytest.mark.parametrize("shape", ["sq", "rect"])
-def test_intermediate_layers(golden, name, shape):
+def test_intermediate_layers(golden, name):
     g = golden(name)
     model, params = from_reference(g.config), tree(g.under("param/"))
-    images = channels_last(g[f"in/{shape}/image"])
-    last_two = intermediate_layers(model, params, images, [-2, -1])
-    for index, out in enumerate(last_two):
-        stored = {"cls": "cls", "registers": "extra", "patches": "patch"}
-        for ours in outputs(g.config):
-            theirs = stored[ours]
-            assert_close(out[ours], g[f"out/{shape}/intermediate_n2_norm/{index}/{theirs}"], relative=FORWARD)
-    (first,) = intermediate_layers(model, params, images, [0], norm=False)
-    expected = g[f"out/{shape}/intermediate_block0_nonorm_reshape"]
-    assert_close(first["patches"].reshape(channels_last(expected).shape), channels_last(expected), relative=FORWARD)
+
+    @jax.jit
+    def run(params, images):
+        last_two = intermediate_layers(model, params, images, [-2, -1])
+        return last_two, intermediate_layers(model, params, images, [0], norm=False)
+
+    stored = {"cls": "cls", "registers": "extra", "patches": "patch"}
+    for shape in ("sq", "rect"):
+        last_two, (first,) = run(params, channels_last(g[f"in/{shape}/image"]))
+        for index, out in enumerate(last_two):
+            for ours in outputs(g.config):
+                expected = g[f"out/{shape}/intermediate_n2_norm/{index}/{stored[ours]}"]
+                assert_close(out[ours], expected, relative=FORWARD, name=f"{shape}/{index}/{ours}")
+        expected = channels_last(g[f"out/{shape}/intermediate_block0_nonorm_reshape"])
+        assert_close(first["patches"].reshape(expected.shape), expected, relative=FORWARD, name=f"{shape}/block 0")
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", golden_names("v3vit_*.npz"))
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    ("name", "remat"), [(name, "none") for name in golden_names("v3vit_*.npz")] + [("v3vit_c.npz", "full")]
+)
 def test_training_forward_and_gradients(golden, name, remat):
     g = golden(name)
     model, params = from_reference(g.config).clone(remat=remat), tree(g.under("param/"))
@@ -124,7 +131,12 @@ def small():
         | {"patch_size": 4, "width": 32, "depth": 2, "heads": 2, "registers": 2, "layer_scale": 0.5}
     )
     images = jax.random.normal(jax.random.key(0), (4, 16, 24, 3))
-    return model, model.init(jax.random.key(1), {"global": images})["params"], images
+    return model, jax.jit(model.init)(jax.random.key(1), {"global": images})["params"], images
+
+
+def tokens(model: VisionTransformer, params, images, **options) -> dict:
+    """Runs the model on one group of crops, compiled as a whole: operation by operation takes several times longer."""
+    return jax.jit(lambda p, x: model.apply({"params": p}, {"global": x}, **options)["global"])(params, images)
 
 
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused(small):
@@ -158,25 +170,24 @@ def test_last_attention_is_the_one_the_block_uses(small):
     y = x + 0.5 * y
     hidden = jax.nn.gelu(layer_norm(y, block["norm2"]) @ block["mlp"]["fc1"]["kernel"], approximate=False)
     expected = y + 0.5 * hidden @ block["mlp"]["fc2"]["kernel"]
-    out = single.apply({"params": first}, {"global": images})["global"]["prenorm"]
+    out = tokens(single, first, images)["prenorm"]
     np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
 def test_rope_augmentation_and_drop_path_only_act_in_training(small):
     model, params, images = small
     noisy = model.clone(rope_rescale=2.0, drop_path=0.5)
-    plain = model.apply({"params": params}, {"global": images})["global"]["cls"]
-    same = noisy.apply({"params": params}, {"global": images})["global"]["cls"]
+    plain, same = (tokens(network, params, images)["cls"] for network in (model, noisy))
     np.testing.assert_array_equal(plain, same)
     rngs = {"rope": jax.random.key(2), "drop_path": jax.random.key(3)}
-    other = noisy.apply({"params": params}, {"global": images}, train=True, rngs=rngs)["global"]["cls"]
+    other = tokens(noisy, params, images, train=True, rngs=rngs)["cls"]
     assert np.abs(plain - other).max() > 1e-3
 
 
 def test_bfloat16_stays_near_float32(small):
     model, params, images = small
-    exact = model.apply({"params": params}, {"global": images})["global"]["patches"]
-    half = model.clone(dtype=jnp.bfloat16).apply({"params": params}, {"global": images})["global"]["patches"]
+    exact = tokens(model, params, images)["patches"]
+    half = tokens(model.clone(dtype=jnp.bfloat16), params, images)["patches"]
     assert half.dtype == jnp.bfloat16
     # bfloat16 keeps 8 bits: errors of a few 2**-8 on unit-variance tokens.
     assert np.abs(exact - half.astype(jnp.float32)).max() < 0.1
