@@ -82,13 +82,27 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> int:
 
     from dino_jax import train
 
-    # A cluster launcher that sets one of these starts one process per host.
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+    join_cluster()
     if jax.process_index() == 0:
         print(describe_devices(jax.devices(), jax.process_count()), file=sys.stderr)
     train.run(config, options.workdir)
     return 0
+
+
+def join_cluster() -> None:
+    """Connects the processes of a run on several hosts, one per host, started by the same command on each.
+
+    With DINO_JAX_DISTRIBUTED=1 on Cloud TPU, Slurm, Open MPI or Kubernetes they find each other; elsewhere
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
+    """
+    import jax
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and "JAX_NUM_PROCESSES" in os.environ:
+        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        jax.distributed.initialize(address, num_processes=count, process_id=index)
+    elif address or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
 
 
 def only_our_lines() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import inspect
 import math
 import runpy
 from pathlib import Path
@@ -23,9 +24,14 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
     path, _, variant = config.partition(":")
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: there is no such file; the recipes are in configs/")
-    get_config = runpy.run_path(path).get("get_config")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: it is not a recipe, which is a Python file ({error})") from None
     if get_config is None:
         raise ValueError(f"--config {path}: it defines no get_config(), so it is not a recipe")
+    if variant and not inspect.signature(get_config).parameters:
+        raise ValueError(f"--config {config}: the recipe has no variants, use {path}")
     built = get_config(variant) if variant else get_config()
     for key, text in overrides.items():
         override(built, key, text)

@@ -17,7 +17,11 @@ PHASE_CHOICES: dict[str, tuple[str, ...]] = {
     "gram.tokens": ("all", "masked", "unmasked"),
     "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
 }
-POSITIVE = "model.patch_size model.width model.depth model.heads dino_head.prototypes ibot_head.prototypes log.every"
+POSITIVE = (
+    "model.patch_size model.width model.depth model.heads dino_head.prototypes ibot_head.prototypes checkpoint.every "
+    "checkpoint.keep_last log.every log.health_every nonfinite_limit knn.k knn.size knn.images"
+)
+NOT_NEGATIVE = "data.workers checkpoint.keep_every knn.every"
 SHARES = "model.drop_path data.max_bad_share"
 PHASE_POSITIVE = (
     "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"
@@ -37,6 +41,8 @@ def validate(config: ConfigDict) -> None:
 
 def _problems(c: ConfigDict) -> Iterator[str]:
     yield from _values(c, "", CHOICES, POSITIVE, SHARES)
+    for key in NOT_NEGATIVE.split():
+        yield from _check(c, "", key, lambda v: v >= 0, "0 or more")
     if c.model.width % c.model.heads or c.model.width // c.model.heads % 4:
         yield (
             f"model.width = {c.model.width} over model.heads = {c.model.heads} must give a whole multiple of 4 "

@@ -1,0 +1,54 @@
+"""Trains the tiny recipe on meshes of several shapes: `python -m tests.sharded_run FOLDER IMAGES 1x1 8x1 4x2 ...`.
+
+Leaves FOLDER/<shape>/metrics.jsonl, and prints as JSON how many bytes of the state the first device holds.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import jax
+
+from dino_jax import build, sharding
+from dino_jax import state as states
+from dino_jax.stop import StopRequest
+from dino_jax.train import Trainer
+from dino_jax.workdir import Workdir
+from tests.tiny_recipe import get_config
+
+SHARDS = 8  # slices of the batch in which stochastic depth draws its subset, on a single device too
+
+
+def recipe(images: Path):
+    """Returns four steps with all terms: a Gram teacher from the start, stochastic depth, health."""
+    c = get_config()
+    c.data.path = str(images / "train")
+    gram = c.phases["gram"]
+    gram.steps = 4
+    gram.batch_size = 16
+    gram.masks.group_size = 2
+    gram.gram.teacher = "ema"
+    c.phase_order = ("gram",)
+    return c
+
+
+def train(folder: Path, images: Path, data: int, fsdp: int) -> int:
+    """Trains on a mesh and returns the bytes of the state on its first device."""
+    config = recipe(images)
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
+    networks = build.networks(config, shards=SHARDS)
+    source, _ = build.sources(config)
+    with Workdir(folder) as workdir, StopRequest() as stop:
+        Trainer(config, workdir, mesh, networks, source, None, stop).run()
+    state = states.init(networks, build.optimizer(config.phases["gram"]), mesh, seed=0)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+
+
+if __name__ == "__main__":
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    held = {}
+    for shape in sys.argv[3:]:
+        rows, columns = (int(side) for side in shape.split("x"))
+        held[shape] = train(Path(sys.argv[1]) / shape, Path(sys.argv[2]), rows, columns)
+    print(json.dumps(held))

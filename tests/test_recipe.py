@@ -1,0 +1,81 @@
+import pytest
+
+from dino_jax import recipe
+
+TINY = "tests/tiny_recipe.py"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("seed", "7", 7),
+        ("knn.images", "1_000", 1000),
+        ("phases.gram.schedules.lr.peak", "2e-3", 2e-3),
+        ("phases.gram.schedules.lr.peak", "1", 1.0),
+        ("log.pictures", "True", True),
+        ("log.pictures", "0", False),
+        ("data.path", "some/where", "some/where"),
+        ("phases.pretrain.snapshot_steps", "3,5", (3, 5)),
+        ("phases.pretrain.snapshot_steps", "(3,)", (3,)),
+        ("phases.gram.snapshot_steps", "3", (3,)),
+        ("phases.gram.crops.global_scale", "(0.5, 1)", (0.5, 1.0)),
+    ],
+)
+def test_override_has_the_type_of_the_key(key, text, value):
+    found = recipe.flatten(recipe.load(TINY, {key: text}))[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("phases.pretrain.stepz", "5", "stepz: there is no such key; did you mean phases.pretrain.steps?"),
+        ("model.dropout", "5", "did you mean model.drop_path?"),
+        ("lr.peak", "5", "did you mean phases.gram.schedules.lr.peak or phases.pretrain.schedules.lr.peak?"),
+        ("phases.gram", "5", "did you mean phases.gram."),
+        ("xyzzy", "5", "--keys lists all of them"),
+        ("seed", "five", "--config.seed=five: expected int, such as 0"),
+        ("seed", "5.5", "expected int"),
+        ("phases.gram.loss.dino", "nan", "expected float, such as 1.0"),
+        ("phases.gram.schedules.lr.peak", "inf", "expected float"),
+        ("log.pictures", "maybe", "expected bool, such as False"),
+        ("data.mean", "red", "expected tuple, such as (0.485, 0.456, 0.406)"),
+        ("data.mean", "0.5", "expected tuple"),
+        ("data.mean", "(0.5, 0.5, 'x')", "expected tuple"),
+        ("phases.pretrain.snapshot_steps", "(1.5,)", "expected tuple"),
+    ],
+)
+def test_wrong_override_says_what_is_meant(key, text, message):
+    with pytest.raises(ValueError) as raised:
+        recipe.load(TINY, {key: text})
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("configs/nothing.py", "there is no such file"),
+        ("setup.cfg", "is not"),
+        ("tests/__init__.py", "no get_config()"),
+    ],
+)
+def test_file_that_is_no_recipe(config, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.load(config, {})
+
+
+def test_variant_is_passed_on(tmp_path):
+    file = tmp_path / "recipe.py"
+    file.write_text("from dino_jax import config\ndef get_config(size='small'):\n"
+                    "    c = config.default()\n    c.data.path = size\n    return c\n")  # fmt: skip
+    assert recipe.load(str(file), {}).data.path == "small"
+    assert recipe.load(f"{file}:large", {}).data.path == "large"
+    with pytest.raises(ValueError, match="has no variants"):
+        recipe.load(f"{TINY}:large", {})

@@ -1,0 +1,69 @@
+"""One device or eight, one process or two: the same run."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from dino_jax import build, sharding
+from dino_jax import state as states
+from dino_jax.metrics import read_metrics
+from tests.tiny_recipe import get_config
+
+SHAPES = ("1x1", "8x1", "4x2", "2x4", "1x8")
+UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
+
+
+@pytest.fixture(scope="module")
+def runs(program, tmp_path_factory):
+    """Returns (folder of all runs, what they said on standard error, bytes of state on a device by shape)."""
+    folder = tmp_path_factory.mktemp("sharded")
+    arguments = ("tests.sharded_run", str(folder), str(program.images), *SHAPES)
+    done = program.finish(program.start(*arguments, devices=8))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stderr, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_eight_devices_measure_what_one_does(runs, shape):
+    folder, _, _ = runs
+    expected, actual = (read_metrics(folder / name / "metrics.jsonl") for name in ("1x1", shape))
+    assert len(expected) == len(actual) == 4
+    for one, eight in zip(expected, actual, strict=True):
+        assert one.keys() == eight.keys()
+        for name, value in one.items():
+            np.testing.assert_allclose(eight[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{name} at {one['step']}")
+
+
+@pytest.mark.slow
+def test_state_is_split(runs):
+    _, _, held = runs
+    assert held["8x1"] == held["1x1"]
+    assert held["4x2"] < 0.6 * held["1x1"]
+    assert held["2x4"] < 0.4 * held["1x1"]
+    assert held["1x8"] < 0.25 * held["1x1"]
+
+
+@pytest.mark.slow
+def test_no_warnings(runs):
+    """Neither XLA (involuntary rematerialisation, resharding) nor JAX (donation) has anything to say."""
+    _, said, _ = runs
+    assert not re.search(UNWANTED, said, re.IGNORECASE), said
+
+
+def test_every_leaf_of_the_state_is_covered():
+    config = get_config()
+    networks = build.networks(config, shards=1)
+    state = states.abstract(networks, build.optimizer(config.phases["gram"]), gram=True)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    assert jax.tree.structure(sharding.of_state(state, mesh)) == jax.tree.structure(state)
+
+
+def test_uncovered_leaf_is_an_error():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    shapes = {"backbone": {"strange": jax.ShapeDtypeStruct((2, 2), np.float32)}}
+    with pytest.raises(ValueError, match=r"no sharding rule covers backbone/strange: add one"):
+        sharding.of_state(shapes, mesh)
