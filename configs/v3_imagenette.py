@@ -1,4 +1,4 @@
-"""DINOv3 on Imagenette at 96 pixels (7,000 training and 1,800 test images), with a Gram phase; variants `gpu` and `cpu`.
+"""DINOv3 on Imagenette at 96 pixels (7,000 training, 1,800 test images), with a Gram phase; variants `gpu` and `cpu`.
 
 Paper: DINOv3 (arXiv 2508.10104) at small size; not a published setting.
 Data: tars of <class>/<id>.jpg at data.path and data.test_path.
@@ -46,7 +46,7 @@ def get_config(variant: str = "gpu"):
         steps=pretrain_steps,
         batch_size=batch_size,
         crops={"global_size": 96, "local_size": 48, "local_number": 8 if gpu else 4},
-        optim={"patch_embed_multiplier": 1.0, "layer_decay": 1.0, "lr_scaling": "sqrt_wrt_1024", "freeze_last_layer": 50},
+        optim={"patch_embed_multiplier": 1.0, "layer_decay": 1.0, "freeze_last_layer": 50},
         schedules={
             "lr": config.schedule(start=0.0, peak=1e-3, end=5e-4, warmup=pretrain_steps // 10),
             "weight_decay": config.schedule(start=0.04, peak=0.04, end=0.1),
