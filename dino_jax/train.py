@@ -183,7 +183,7 @@ class Trainer:
         """Jits the phase's step, which updates its state in place."""
         where = sharding.of_state(state, self.mesh)
         step = build.train_step(self.networks, phase.options, seed=self.config.seed)
-        return jax.jit(step, donate_argnums=0, out_shardings=(where, None, None))
+        return jax.jit(step, donate_argnums=0, out_shardings=(where, None, sharding.batch(self.mesh)))
 
     def place(self, step: int, host: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Array]]:
         """Moves a batch to the devices and augments it there; returns (sample ids, batch).

@@ -94,11 +94,14 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         if s.warmup < 0 or s.cosine < 0 or s.warmup + s.cosine > p.steps:
             yield (
                 f"{prefix}schedules.{name}: warmup = {s.warmup} and cosine = {s.cosine} do not fit into "
-                f"{prefix}steps = {p.steps}: shorten them"
+                f"{prefix}steps = {p.steps}: lower them with it"
             )
     for step in p.snapshot_steps:
         if not 0 < step <= p.steps:
-            yield f"{prefix}snapshot_steps = {p.snapshot_steps}: {step} is not within 1..{p.steps}, the phase's steps"
+            yield (
+                f"{prefix}snapshot_steps = {p.snapshot_steps}: {step} is not within 1..{p.steps}, the phase's steps: "
+                "change it, and the gram.teacher of the phase that begins with that snapshot"
+            )
 
 
 def _gram_problems(prefix: str, p: ConfigDict, known_snapshots: set[str]) -> Iterator[str]:

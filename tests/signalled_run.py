@@ -8,8 +8,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from dino_jax import main
 from dino_jax.checkpoint import Checkpoints
@@ -30,6 +33,8 @@ def install(number: int, where: str, step: int) -> None:
             original(self, phase, current, *rest)
             if current == step:
                 strike()
+            if current >= step and jax.process_count() > 1:
+                time.sleep(0.5)  # the processes agree on a step to stop after, which takes them a moment
 
         Recorder.after_step = after_step
     elif where == "entered":
