@@ -12,7 +12,7 @@ PACKAGE = ROOT / "dino_jax"
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
-    "guard stop",
+    "guard stop bench_torch",
     "state checksum config workdir",
     "objective checkpoint flops gallery",
     "step gram_teacher report",
