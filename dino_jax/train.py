@@ -88,18 +88,17 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Restores or initialises, runs the remaining phases, evaluates and reports."""
         keep = {"keep_last": self.config.checkpoint.keep_last, "keep_every": self.config.checkpoint.keep_every}
+        stopped = False
         with Checkpoints(self.workdir.path, **keep) as checkpoints:
             restored = self.restore(checkpoints)
             state = restored.state if restored else self.initialise()
             with self.recorder(restored) as record:
                 for phase in self.phases:
-                    if int(state.step) < phase.last:
+                    if int(state.step) < phase.last and not stopped:
                         state, stopped = self.run_phase(phase, state, restored, checkpoints, record)
-                        if stopped:
-                            self.progress.note(
-                                f"stopped after step {int(state.step)}, saved: the same command continues"
-                            )
-                            return {}
+        if stopped:
+            self.progress.note(f"stopped after step {int(state.step)}, saved: the same command continues")
+            return {}
         results = self.report.finish(state, seconds=time.monotonic() - self.started)
         self.workdir.write_results(results)
         return results

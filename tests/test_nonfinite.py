@@ -68,7 +68,7 @@ def test_finite_update_changes_everything(setting):
 def test_poisoned_sample_is_skipped_and_found(setting, value):
     step, state, batch = setting
     crops = batch["global_crops"].copy()
-    crops[1, 0, 3, 3, 0] = value
+    crops[1, 1, 3, 3, 0] = value  # not under a mask, where only the teacher would see it
     after, metrics, finite = step(state, batch | {"global_crops": crops}, hyper())
     assert_untouched(state, after)
     assert finite.tolist() == [True, False]
