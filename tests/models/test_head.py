@@ -53,7 +53,7 @@ def test_by_hand():
 def small():
     head = PrototypeHead(prototypes=24, hidden=16, bottleneck=8)
     x = jax.random.normal(jax.random.key(0), (2, 5, 12))
-    return head, head.init(jax.random.key(1), x)["params"], x
+    return head, jax.jit(head.init)(jax.random.key(1), x)["params"], x
 
 
 def test_initialisation_is_normal_without_bias(small):
@@ -80,7 +80,7 @@ def test_scores_do_not_depend_on_the_length_of_the_bottleneck(small):
 def test_gradient_is_finite_where_the_bottleneck_is_zero(small):
     head, params, x = small
     nothing = params | {"mlp_2": jax.tree.map(jnp.zeros_like, params["mlp_2"])}
-    grads = jax.grad(lambda p: head.apply({"params": p}, x)["logits"].sum())(nothing)
+    grads = jax.jit(jax.grad(lambda p: head.apply({"params": p}, x)["logits"].sum()))(nothing)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
