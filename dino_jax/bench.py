@@ -1,6 +1,7 @@
 """Measures speed: `python -m dino_jax.bench step [--json FILE]`."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from dino_jax.progress import peak_flops, table
 from dino_jax.report import peak_memory
 
 # PyTorch's DINOv3 step (float32, ViT-S/16, batch 4, 2 x 224 + 8 x 96, 65,536 prototypes, 2 threads), images/s by drop
-# path, measured once on a 2-core machine whose plain XLA matmul reached MATMUL_THEN GFLOP/s; quoted, not run here.
+# path, measured once on a 2-core machine whose XLA matmul reached MATMUL_THEN GFLOP/s: quoted, not measured here.
 PYTORCH_THEN = {0.0: 1.13, 0.3: 1.48}
 MATMUL_THEN = 426.0
 
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--remat", default="matmuls", choices=("none", "matmuls", "full"))
     step.add_argument("--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates to measure (default 0 0.3)")
     step.add_argument("--steps", type=int, default=5, help="timed steps after two that are not (default 5)")
+    step.add_argument("--torch", action="store_true", help="run a plain PyTorch step beside ours (CPU, float32)")
     step.add_argument("--json", metavar="FILE", help="also write flat numbers here")
     options = parser.parse_args(arguments)
     try:
@@ -58,25 +60,12 @@ def bench_step(options: argparse.Namespace) -> dict[str, float]:
     if options.batch < 1 or options.steps < 1:
         raise ValueError("--batch and --steps must be at least 1")
     numbers = {"step/matmul_gflops": matmul_speed(jnp.dtype(options.precision)) / 1e9}
-    rows: list[list[str | float]] = [
-        [
-            "drop path",
-            "images/s",
-            "GFLOP/s",
-            "of matmul",
-            "MFU",
-            "compile",
-            "temporary",
-            "PyTorch then",
-            "ratio",
-            "scaled",
-        ]
-    ]
+    head = ["drop path", "images/s", "GFLOP/s", "of matmul", "MFU", "compile", "temporary", "PyTorch", "ratio"]
+    rows: list[list[str | float]] = [[*head]]
     for rate in options.drop_path:
         measured = measure_step(options, rate)
-        named = {f"step/{name}/drop_path_{rate:g}": value for name, value in measured.items()}
-        numbers |= named
-        rows.append([f"{rate:g}", *_cells(options, rate, measured, numbers["step/matmul_gflops"])])
+        numbers |= {f"step/{name}/drop_path_{rate:g}": value for name, value in measured.items()}
+        rows.append([f"{rate:g}", *_cells(measured, numbers["step/matmul_gflops"])])
     numbers["step/peak_memory_gib"] = peak_memory()
     print(
         f"{options.variant}, {options.precision}, batch {options.batch}, 2 x 224 + 8 x 96 px, "
@@ -86,10 +75,13 @@ def bench_step(options: argparse.Namespace) -> dict[str, float]:
         f"plain matrix product: {numbers['step/matmul_gflops']:.0f} GFLOP/s; peak host memory {peak_memory():.1f} GiB"
     )
     print(table(rows))
-    if any(rate in PYTORCH_THEN for rate in options.drop_path) and _comparable(options):
+    if options.torch:
+        print("PyTorch: a plain step of the same shapes, run here after ours on the same number of threads")
+    elif _comparable(options):
+        quoted = ", ".join(f"{speed} images/s at drop path {rate:g}" for rate, speed in PYTORCH_THEN.items())
         print(
-            f"PyTorch then: quoted from a machine whose XLA matmul reached {MATMUL_THEN:.0f} GFLOP/s, not run here; "
-            "scaled: the ratio had this machine's matmul been as fast."
+            f"quoted, not run here: PyTorch's DINOv3 step {quoted}, on a machine whose XLA matmul reached "
+            f"{MATMUL_THEN:.0f} GFLOP/s; --torch runs a PyTorch step beside ours"
         )
     return numbers
 
@@ -104,7 +96,8 @@ def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, flo
     phase = config.phase(steps=10, batch_size=options.batch, masks={"group_size": max(group, 1)})
     networks = build.networks(c, shards=sharding.data_shards(mesh))
     state = states.init(networks, build.optimizer(phase), mesh, seed=0)
-    batch = sharding.place(random_batch(phase, patch=c.model.patch_size), mesh)
+    host = random_batch(phase, patch=c.model.patch_size)
+    batch = sharding.place(host, mesh)
     hyper = build.hyper(build.phase_schedules(phase), 5)
     step = jax.jit(build.train_step(networks, phase, seed=0), donate_argnums=0)
     start = time.perf_counter()
@@ -121,12 +114,34 @@ def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, flo
     flops = images * train_flops_per_image(networks, phase)
     peak = peak_flops(jax.devices()[0].device_kind)
     memory = compiled.memory_analysis()
-    return {
+    measured = {
         "images_per_second": images,
         "gflops": flops / 1e9,
         "compile_seconds": compile_seconds,
         "temporary_gib": memory.temp_size_in_bytes / 2**30 if memory else float("nan"),
-    } | ({"mfu": flops / (peak * len(jax.devices()))} if peak else {})
+    }
+    if peak:
+        measured["mfu"] = flops / (peak * len(jax.devices()))
+    if options.torch:
+        measured["torch_images_per_second"] = torch_speed(host, c, options.steps)
+        measured["ratio_to_torch"] = images / measured["torch_images_per_second"]
+    return measured
+
+
+def torch_speed(batch: dict[str, np.ndarray], c: ConfigDict, steps: int) -> float:
+    """Returns the images/s of a plain PyTorch step on the CPU, with the sizes of `c`."""
+    try:
+        from dino_jax import bench_torch
+    except ImportError:
+        raise ValueError("--torch needs PyTorch: pip install torch") from None
+    if c.model.ffn != "mlp" or c.precision != "float32":
+        raise ValueError("--torch compares float32 models with a GELU feed-forward only")
+    sizes = {"patch": c.model.patch_size, "hidden": int(c.model.width * c.model.ffn_ratio)}
+    sizes |= {name: c.model[name] for name in ("width", "depth", "heads", "registers", "drop_path")}
+    threads = len(os.sched_getaffinity(0))
+    return bench_torch.images_per_second(
+        batch, backbone=sizes, head=c.dino_head.to_dict(), steps=steps, threads=threads
+    )
 
 
 def random_batch(phase: ConfigDict, *, patch: int) -> dict[str, np.ndarray]:
@@ -182,21 +197,18 @@ def _comparable(options: argparse.Namespace) -> bool:
     return shapes and jax.devices()[0].platform == "cpu"
 
 
-def _cells(options: argparse.Namespace, rate: float, measured: dict[str, float], matmul_gflops: float) -> list[str]:
+def _cells(measured: dict[str, float], matmul_gflops: float) -> list[str]:
     """Formats one row of the table."""
-    images = measured["images_per_second"]
-    cells = [
-        f"{images:.2f}",
+    return [
+        f"{measured['images_per_second']:.2f}",
         f"{measured['gflops']:.0f}",
         f"{measured['gflops'] / (matmul_gflops * len(jax.devices())):.0%}",
         f"{measured['mfu']:.1%}" if "mfu" in measured else "-",
         f"{measured['compile_seconds']:.0f} s",
         f"{measured['temporary_gib']:.1f} GiB",
+        f"{measured['torch_images_per_second']:.2f}" if "ratio_to_torch" in measured else "-",
+        f"{measured['ratio_to_torch']:.2f}" if "ratio_to_torch" in measured else "-",
     ]
-    if rate not in PYTORCH_THEN or not _comparable(options):
-        return [*cells, "-", "-", "-"]
-    ratio = images / PYTORCH_THEN[rate]
-    return [*cells, f"{PYTORCH_THEN[rate]}", f"{ratio:.2f}", f"{ratio * MATMUL_THEN / matmul_gflops:.2f}"]
 
 
 if __name__ == "__main__":
