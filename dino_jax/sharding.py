@@ -15,7 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 # Suffix of a leaf's path -> mesh axis of each dimension. Kernels are split by rows: reducing their gradients then
 # becomes a reduce-scatter, where a thin slice of the minor dimension would still be all-reduced.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"blocks/depthwise/kernel", (None, None, None, None, "fsdp")),
     (r"blocks/.*/kernel", (None, "fsdp", None)),
+    (r"downsample/conv/kernel", (None, None, None, "fsdp")),
     (r"patch_embed/kernel", (None, None, None, "fsdp")),
     (r"(mlp_\d+|prototypes)/kernel", ("fsdp", None)),
     (r"(bias|scale|gamma|cls_token|registers|mask_token)", ()),

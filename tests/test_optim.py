@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from dino_jax import optim
-from tests.torch_weights import assert_trees_close, to_path, tree
+from tests.torch_weights import assert_trees_close, convnext_name, convnext_tree, to_path, tree
 
 
 def normal(*shape, seed=0):
@@ -190,6 +190,32 @@ def test_golden_of_parameter_groups(golden, network, module, version):
         group["names"],
         prefix=f"{module}.",
         expected=np.stack([group["lr_multiplier"], group["wd_multiplier"], group["is_last_layer"]], axis=1),
+        layer_decay=file.config["layerwise_decay"],
+        patch_embed_multiplier=file.config["patch_embed_lr_mult"],
+    )
+
+
+# Norms whose names in the reference do not say so.
+DOWNSAMPLING_NORMS = [f"downsample_layers.{name}.weight" for name in ("0.1", "1.0", "2.0", "3.0")]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("version", ["get_params_groups_with_decay_fsdp", "get_params_groups_with_decay"])
+def test_golden_of_parameter_groups_of_convnext(golden, version):
+    """One difference: the reference decays the norms before down-sampling; ours treats them as all other norms."""
+    file = golden("v3_param_groups.npz")
+    group = file.under(f"convnext/{version}/")
+    names = group["names"].tolist()
+    shapes = [tuple(int(size) for size in text.strip("(),").split(",")) for text in group["shapes"]]
+    decayed = group["wd_multiplier"].copy()
+    surprising = [names.index(name) for name in DOWNSAMPLING_NORMS]
+    assert (decayed[surprising] == 1).all()
+    decayed[surprising] = 0
+    check_groups(
+        {"backbone": convnext_tree({n: np.zeros(shape) for n, shape in zip(names, shapes, strict=True)})},
+        [convnext_name(name) for name in names],
+        prefix="backbone.",
+        expected=np.stack([group["lr_multiplier"], decayed, group["is_last_layer"]], axis=1),
         layer_decay=file.config["layerwise_decay"],
         patch_embed_multiplier=file.config["patch_embed_lr_mult"],
     )

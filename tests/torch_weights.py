@@ -22,6 +22,21 @@ def to_path(name: str) -> tuple[tuple[str, ...], int | None]:
     return tuple(name.split(".")), None
 
 
+def convnext_name(name: str) -> str:
+    """Renames a parameter of the reference's ConvNeXt so that `to_path` understands it."""
+    # The stem is a convolution and its norm; the other stages begin with a norm and their convolution.
+    name = re.sub(r"downsample_layers\.0\.0|downsample_layers\.([1-9])\.1", r"stages_\1.downsample.conv", name)
+    name = re.sub(r"downsample_layers\.0\.1|downsample_layers\.([1-9])\.0", r"stages_\1.downsample.norm", name)
+    name = re.sub(r"stages\.(\d+)\.(\d+)\.", r"stages_\1.blocks.\2.", name).replace("stages_.", "stages_0.")
+    renamed = {"dwconv": "depthwise", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2", "gamma": "ls.gamma"}
+    return re.sub("|".join(renamed), lambda part: renamed[part[0]], name)
+
+
+def convnext_tree(state_dict: dict[str, np.ndarray]) -> dict:
+    """Builds our ConvNeXt's parameter tree; the last norm has a second name in the reference, `norms.3`."""
+    return tree({convnext_name(name): x for name, x in state_dict.items() if not name.startswith("norms.")})
+
+
 def to_array(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """Brings a reference array into our layout: kernels (in, out), patch kernel (p, p, channels, dim), flat tokens."""
     if path[-1] == "kernel":

@@ -1,7 +1,17 @@
-"""Networks: vision transformer and prototype head; the only package that imports Flax."""
+"""Networks: vision transformer, ConvNeXt and prototype head; the only package that imports Flax."""
 
+from dino_jax.models.convnext import ConvNext, intermediate_stages
 from dino_jax.models.head import PrototypeHead
-from dino_jax.models.variants import VARIANTS
+from dino_jax.models.variants import CONVNEXT_VARIANTS, VARIANTS
 from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
 
-__all__ = ["VARIANTS", "PrototypeHead", "VisionTransformer", "intermediate_layers", "last_attention"]
+__all__ = [
+    "CONVNEXT_VARIANTS",
+    "VARIANTS",
+    "ConvNext",
+    "PrototypeHead",
+    "VisionTransformer",
+    "intermediate_layers",
+    "intermediate_stages",
+    "last_attention",
+]

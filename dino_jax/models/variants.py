@@ -41,3 +41,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "untie_global_and_local_norms": True,
     },
 }
+
+CONVNEXT: dict[str, Any] = {
+    "depths": (3, 3, 27, 3),
+    "widths": (96, 192, 384, 768),
+    "layer_scale": 1e-6,
+    "in_channels": 3,
+}
+
+# Sizes of `ConvNext`, which the recipes do not train.
+CONVNEXT_VARIANTS: dict[str, dict[str, Any]] = {
+    "dinov3_convnext_tiny": CONVNEXT | {"depths": (3, 3, 9, 3)},
+    "dinov3_convnext_small": CONVNEXT,
+    "dinov3_convnext_base": CONVNEXT | {"widths": (128, 256, 512, 1024)},
+    "dinov3_convnext_large": CONVNEXT | {"widths": (192, 384, 768, 1536)},
+}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dino_jax.models import VARIANTS, VisionTransformer
+from dino_jax.models import CONVNEXT_VARIANTS, VARIANTS, ConvNext, VisionTransformer
 
 # width, depth, hidden width of the feed-forward, number of its matrices, qkv bias, separate norm of local crops
 SIZES = {
@@ -28,6 +28,13 @@ MILLIONS = {
     "dinov3_vit7b16": 6716.0,
 }
 PATCH, CHANNELS, REGISTERS = 16, 3, 4
+# depths, width of the first stage (it doubles), parameters
+CONVNEXT_SIZES = {
+    "dinov3_convnext_tiny": ((3, 3, 9, 3), 96, 27_820_128),
+    "dinov3_convnext_small": ((3, 3, 27, 3), 96, 49_454_688),
+    "dinov3_convnext_base": ((3, 3, 27, 3), 128, 87_566_464),
+    "dinov3_convnext_large": ((3, 3, 27, 3), 192, 196_230_336),
+}
 
 
 def by_hand(width, depth, hidden, matrices, qkv_bias, local_norm) -> int:
@@ -41,8 +48,9 @@ def by_hand(width, depth, hidden, matrices, qkv_bias, local_norm) -> int:
 
 
 def count(variant: str) -> int:
-    model = VisionTransformer(**VARIANTS[variant])
-    image = jax.ShapeDtypeStruct((1, PATCH, PATCH, CHANNELS), jnp.float32)
+    convolutional = variant in CONVNEXT_VARIANTS
+    model = ConvNext(**CONVNEXT_VARIANTS[variant]) if convolutional else VisionTransformer(**VARIANTS[variant])
+    image = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, CHANNELS), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), {"global": image})["params"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
@@ -60,5 +68,22 @@ def test_parameter_count(variant):
     assert released(variant) == RELEASED.get(variant, released(variant))
 
 
+def convnext_by_hand(depths, width) -> int:
+    """Counts a ConvNeXt's parameters: stem, blocks, down-sampling, final norm."""
+    widths = [width * 2**i for i in range(len(depths))]
+    stem = 4 * 4 * CHANNELS * width + width + 2 * width
+    # Depthwise kernel and bias, norm, the two linear layers, LayerScale.
+    blocks = sum(d * (7 * 7 * w + w + 2 * w + 8 * w**2 + 4 * w + w + w) for d, w in zip(depths, widths, strict=True))
+    shrinking = sum(2 * w + 2 * 2 * w * 2 * w + 2 * w for w in widths[:-1])
+    return stem + blocks + shrinking + 2 * widths[-1]
+
+
+@pytest.mark.parametrize("variant", CONVNEXT_VARIANTS)
+def test_convnext_parameter_count(variant):
+    *sizes, expected = CONVNEXT_SIZES[variant]
+    assert count(variant) == convnext_by_hand(*sizes) == expected
+
+
 def test_every_published_size_is_counted():
     assert set(SIZES) == set(VARIANTS) == set(MILLIONS)
+    assert set(CONVNEXT_SIZES) == set(CONVNEXT_VARIANTS)
