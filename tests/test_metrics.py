@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import math
@@ -100,32 +101,36 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def file_size_limit():
-    """Limits the size of any file this process writes, which fails in the same way as a full disk."""
+@contextlib.contextmanager
+def file_size_limit(size: int):
+    """Limits the size of any file this process writes, which fails in the same way as a full disk.
+
+    Only inside the block: pytest's own output may go to a file that is longer.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_one_clear_error_and_keeps_earlier_lines(tmp_path, file_size_limit):
+def test_a_full_disk_is_one_clear_error_and_keeps_earlier_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     sink = metrics.JsonLines(path, metrics.NOTHING_RESTORED)
     sink.append(1, {"loss/total": 1.0})
     before = path.read_bytes()
-    file_size_limit(len(before) + 10)
-    with pytest.raises(OSError, match=r"cannot log step 2 to .*metrics.jsonl: .*; what was written before is intact"):
+    message = r"cannot log step 2 to .*metrics.jsonl: .*; what was written before is intact"
+    with file_size_limit(len(before) + 10), pytest.raises(OSError, match=message):
         sink.append(2, {"loss/total": 2.0})
     assert path.read_bytes() == before
-    file_size_limit(1 << 20)
     sink.append(2, {"loss/total": 2.0})
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
 
 
-def test_a_full_disk_stops_tensorboard_without_hanging(tmp_path, file_size_limit):
+def test_a_full_disk_stops_tensorboard_without_hanging(tmp_path):
     board = metrics.TensorBoard(tmp_path, metrics.NOTHING_RESTORED)
-    file_size_limit(500)
-    with pytest.raises(OSError, match="cannot log step") as caught:
+    with file_size_limit(500), pytest.raises(OSError, match="cannot log step") as caught:
         for step in range(1000):
             board.append(step, {"loss/total": 1.0})
     assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
@@ -142,11 +147,10 @@ def test_tensorboard_gets_all_scalars_and_hides_steps_after_the_restored_one(tmp
     assert [e.step for e in found if e.session_log.status == SessionLog.START] == [2]
 
 
-def test_write_json_atomic_keeps_the_old_file_when_writing_fails(tmp_path, file_size_limit):
+def test_write_json_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "results.json"
     write_json_atomic(path, {"knn/trained": 0.5})
-    file_size_limit(5)
-    with pytest.raises(OSError, match=r"results\.json is unchanged"):
+    with file_size_limit(5), pytest.raises(OSError, match=r"results\.json is unchanged"):
         write_json_atomic(path, {"knn/trained": 0.6})
     assert json.loads(path.read_text()) == {"knn/trained": 0.5}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
