@@ -1,6 +1,7 @@
 """Networks: vision transformer, ConvNeXt and prototype head; the only package that imports Flax."""
 
 from dino_jax.models.convnext import ConvNext, intermediate_stages
+from dino_jax.models.extractor import Extractor
 from dino_jax.models.head import PrototypeHead
 from dino_jax.models.variants import CONVNEXT_VARIANTS, VARIANTS
 from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
@@ -9,6 +10,7 @@ __all__ = [
     "CONVNEXT_VARIANTS",
     "VARIANTS",
     "ConvNext",
+    "Extractor",
     "PrototypeHead",
     "VisionTransformer",
     "intermediate_layers",
