@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dino_jax import build, config, sharding
+from dino_jax import build, command, config, sharding
 from dino_jax import state as states
 from dino_jax.data.masks import draw_masks
 from dino_jax.flops import train_flops_per_image
@@ -41,14 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--torch", action="store_true", help="run a plain PyTorch step beside ours (CPU, float32)")
     step.add_argument("--json", metavar="FILE", help="also write flat numbers here")
     options = parser.parse_args(arguments)
-    try:
-        numbers = bench_step(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(lambda: start(options))
+
+
+def start(options: argparse.Namespace) -> None:
+    """Measures, and writes the numbers if asked to."""
+    numbers = bench_step(options)
     if options.json:
         write_json_atomic(options.json, numbers)
-    return 0
 
 
 def bench_step(options: argparse.Namespace) -> dict[str, float]:

@@ -1,10 +1,9 @@
 """Trains: `python -m dino_jax.main --config configs/quickstart.py --workdir runs/quickstart`."""
 
 import argparse
-import logging
-import os
 import sys
-import warnings
+
+from dino_jax import command
 
 EPILOG = """\
 Values of the recipe are changed by their key, and keys that are misspelt are an error:
@@ -31,17 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", help="where the run lives and continues")
     parser.add_argument("--keys", action="store_true", help="print every key of the recipe with its value, and stop")
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return start(options, overrides(rest))
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"stopped: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the last checkpoint is kept", file=sys.stderr)
-        return 130
+    return command.run(lambda: start(options, overrides(rest)), interrupted="interrupted: the last checkpoint is kept")
 
 
 def overrides(rest: list[str]) -> dict[str, str]:
@@ -64,7 +53,7 @@ def overrides(rest: list[str]) -> dict[str, str]:
     return out
 
 
-def start(options: argparse.Namespace, changes: dict[str, str]) -> int:
+def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
     """Loads the recipe, then JAX, and trains."""
     from dino_jax import recipe
     from dino_jax.validate import validate
@@ -73,55 +62,19 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> int:
     if options.keys:
         for key, value in recipe.flatten(config).items():
             print(f"--config.{key}={value}")
-        return 0
+        return
     validate(config)
     if not options.workdir:
         raise ValueError("--workdir DIR is missing: it says where the run lives and continues")
-    only_our_lines()
+    command.only_our_lines()
     import jax
 
     from dino_jax import train
 
-    join_cluster()
+    command.join_cluster()
     if jax.process_index() == 0:
-        print(describe_devices(jax.devices(), jax.process_count()), file=sys.stderr)
+        print(command.describe_devices(jax.devices(), jax.process_count()), file=sys.stderr)
     train.run(config, options.workdir)
-    return 0
-
-
-def join_cluster() -> None:
-    """Connects the processes of a run on several hosts, one per host, started by the same command on each.
-
-    With DINO_JAX_DISTRIBUTED=1 on Cloud TPU, Slurm, Open MPI or Kubernetes they find each other; elsewhere
-    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
-    """
-    import jax
-
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address and "JAX_NUM_PROCESSES" in os.environ:
-        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        jax.distributed.initialize(address, num_processes=count, process_id=index)
-    elif address or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
-
-
-def only_our_lines() -> None:
-    """Keeps remarks of the libraries below off the terminal; their errors still reach it."""
-    warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
-    for name in ("absl", "tensorboardX.x2num"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def describe_devices(devices: list, processes: int) -> str:
-    """Says in a line what the run computes on."""
-    kind = devices[0].device_kind if devices[0].device_kind != devices[0].platform else devices[0].platform.upper()
-    many = f"{len(devices)} devices" if len(devices) > 1 else "1 device"
-    return f"{many} ({kind})" + (f" in {processes} processes" if processes > 1 else "")
-
-
-def one_line(error: BaseException) -> str:
-    """Returns an error's message as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

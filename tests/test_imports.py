@@ -12,14 +12,14 @@ PACKAGE = ROOT / "dino_jax"
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
-    "guard stop bench_torch",
+    "guard stop command tasks bench_torch",
     "state checksum config workdir",
     "objective checkpoint flops gallery",
     "step gram_teacher report",
     "build record",
     "memory",
     "train",
-    "main bench",
+    "main bench evaluate",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.

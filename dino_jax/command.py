@@ -1,0 +1,65 @@
+"""What all `python -m dino_jax.<verb>` commands share: errors as one line, exit codes, and a quiet terminal."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+
+def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int:
+    """Runs a command.
+
+    Args:
+      interrupted: what Ctrl-C leaves behind, in words.
+
+    Returns:
+      The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
+    """
+    try:
+        command()
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"stopped: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def only_our_lines() -> None:
+    """Keeps remarks of the libraries below off the terminal; their errors still reach it."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
+    for name in ("absl", "tensorboardX.x2num"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def join_cluster() -> None:
+    """Connects the processes of a command on several hosts, one per host, started by the same line on each.
+
+    With DINO_JAX_DISTRIBUTED=1 on Cloud TPU, Slurm, Open MPI or Kubernetes they find each other; elsewhere
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
+    """
+    import jax
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and "JAX_NUM_PROCESSES" in os.environ:
+        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        jax.distributed.initialize(address, num_processes=count, process_id=index)
+    elif address or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
+
+
+def describe_devices(devices: list, processes: int) -> str:
+    """Says in a line what the command computes on."""
+    kind = devices[0].device_kind if devices[0].device_kind != devices[0].platform else devices[0].platform.upper()
+    many = f"{len(devices)} devices" if len(devices) > 1 else "1 device"
+    return f"{many} ({kind})" + (f" in {processes} processes" if processes > 1 else "")

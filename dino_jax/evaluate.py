@@ -1,0 +1,87 @@
+"""Evaluates weights: `python -m dino_jax.evaluate TASK --weights PATH --data ...`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dino_jax import command
+from dino_jax.metrics import write_json_atomic
+from dino_jax.models import Extractor
+from dino_jax.progress import table
+from dino_jax.tasks import TASKS, open_task
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one evaluation task; returns the exit code of `command.run`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return command.run(lambda: start(given), interrupted="interrupted: nothing was written")
+
+
+def outline() -> argparse.ArgumentParser:
+    """Builds the parser that explains the tasks."""
+    lines = [f"  {name:16} {what}" for name, what in TASKS.items()]
+    return argparse.ArgumentParser(
+        prog="python -m dino_jax.evaluate",
+        usage="python -m dino_jax.evaluate TASK --weights PATH [options of the task]",
+        description="Evaluate a checkpoint, or any loaded weights, by one protocol.",
+        epilog="tasks:\n" + "\n".join(lines) + "\n\n`python -m dino_jax.evaluate TASK --help` lists a task's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """Builds the parser of one task: what all tasks share, and its own options."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m dino_jax.evaluate {name}",
+        description=TASKS[name],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("task", choices=[name], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="PATH",
+        help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
+    )
+    parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where pictures are drawn")
+    add_arguments(parser)
+    return parser
+
+
+def start(arguments: list[str]) -> None:
+    """Loads the weights, runs the task, and shows and writes what it found."""
+    # The task's own options are known only once its name is.
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if name is None:
+        outline().parse_args(arguments)
+        raise ValueError(f"which task? There are {', '.join(TASKS)}")
+    task = open_task(name)
+    options = task_parser(name, task.add_arguments).parse_args(arguments)
+    model = load(options.weights, options.model)
+    folder = options.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    result = task.run(model, options, folder)
+    print(table(result.rows))
+    for picture in result.pictures:
+        print(f"picture: {picture}")
+    if options.json:
+        write_json_atomic(options.json, result.numbers | {f"{name}/seconds": time.monotonic() - started})
+
+
+def load(weights: str, architecture: str | None) -> Extractor:
+    """Loads the weights, of the given architecture where they do not tell it."""
+    command.only_our_lines()
+    from dino_jax import pretrained
+
+    model, _ = pretrained.load(architecture, weights=weights) if architecture else pretrained.load(weights)
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())
