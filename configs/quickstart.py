@@ -19,7 +19,7 @@ def get_config():
     c.data.source = "packaged"
     c.data.window_size = 64
     c.data.windows_per_photograph = 256
-    c.knn.size = 64
+    c.eval.size = 64
     c.checkpoint.every = 100
     c.log.health_every = 50
 

@@ -27,7 +27,7 @@ def get_config():
     c.data.workers = 8  # of each process, of which there is one per host or per GPU
     c.checkpoint.keep_every = 100_000
     c.log.health_every = 1000  # its rank of 4096 features costs seconds
-    c.knn.size = 256
+    c.eval.size = 256
 
     pretrain = config.phase(
         steps=1_000_000,

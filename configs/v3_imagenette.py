@@ -23,7 +23,7 @@ def get_config(variant: str = "gpu"):
     c.data.source = "tar"
     c.data.path = "../shared/data/objects-train.tar.gz"
     c.data.test_path = "../shared/data/objects-test.tar.gz"
-    c.knn.size = 96
+    c.eval.size = 96
     if gpu:
         c.model = config.model("dinov3_vits16", patch_size=8, layer_scale=1.0, drop_path=0.1)
         c.dino_head = config.head(prototypes=8192)
@@ -42,7 +42,7 @@ def get_config(variant: str = "gpu"):
     pretrain_steps = round((1 - share) * steps)
     snapshot = pretrain_steps // 2
     c.checkpoint.every = 250
-    c.knn.every = 250
+    c.eval.knn.every = 250
     pretrain = config.phase(
         steps=pretrain_steps,
         batch_size=batch_size,

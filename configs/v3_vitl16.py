@@ -22,7 +22,7 @@ def get_config():
     c.remat = "matmuls"
     c.data.workers = 8  # of each process, of which there is one per host or per GPU
     c.checkpoint.keep_every = 20 * EPOCH
-    c.knn.every = 10 * EPOCH
+    c.eval.knn.every = 10 * EPOCH
 
     # The published last learning rate, 1e-6, is not scaled with the batch, as `lr_scaling` would.
     end = 1e-6 / (4 * math.sqrt(BATCH / 1024))

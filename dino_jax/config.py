@@ -46,11 +46,20 @@ def default() -> ConfigDict:
 
     c.nonfinite_limit = 10  # stop after this many skipped updates in a row
 
-    c.knn = ConfigDict()
-    c.knn.every = 0  # steps; weighted k-NN accuracy of the teacher on held-out images; 0 only at the end
-    c.knn.k = 20
-    c.knn.size = 224  # pixels; side of the evaluated images
-    c.knn.images = 20_000  # training images that vote, spread evenly over the set
+    # What is measured of the EMA teacher while it trains, each protocol with its period; 0 only at the end.
+    c.eval = ConfigDict()
+    c.eval.size = 224  # pixels; side of the evaluated images
+    c.eval.knn = ConfigDict()  # weighted k-NN accuracy on the images of data.test_path: the global quality
+    c.eval.knn.every = 0  # steps
+    c.eval.knn.k = 20
+    c.eval.knn.images = 20_000  # training images that vote, spread evenly over the set
+    c.eval.dense = ConfigDict()  # mIoU of a linear probe on patches, in closed form: the dense quality
+    c.eval.dense.every = 0  # steps
+    c.eval.dense.path = ""  # folder or tar of {train,val}/{images,masks}; "" has none
+    c.eval.dense.images = 200  # of each split at most, spread evenly
+    c.eval.quality = ConfigDict()  # effective rank, uniformity, patch consistency; needs no labels
+    c.eval.quality.every = 0  # steps
+    c.eval.quality.images = 512
 
     c.phases = ConfigDict()
     c.phase_order = ()
@@ -125,7 +134,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.loss.koleo_group_size = 0  # samples among which neighbours are sought; 0 takes the whole batch
 
     p.gram = ConfigDict()
-    p.gram.teacher = "none"  # none | ema (the run's teacher as the phase begins) | a snapshot folder
+    p.gram.teacher = "none"  # none | ema (the teacher as the phase begins) | best_dense | a snapshot folder
     p.gram.crop_size = 0  # pixels; side of the Gram teacher's view of each global crop
     p.gram.refresh_every = 0  # steps; 0 never
     p.gram.first_refresh = 0  # steps; the earliest
@@ -137,6 +146,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.gram.stats = False  # also report the loss over masked and over unmasked patches
 
     p.snapshot_steps = ()  # steps of this phase after which the teacher is saved under gram_teacher/
+    p.snapshot_every = 0  # steps; also saved at multiples of this; 0 never
 
     p.optim = ConfigDict()
     p.optim.b1 = 0.9
@@ -158,8 +168,8 @@ def phase(**changes: Any) -> ConfigDict:
 
 
 def following(previous: ConfigDict, **changes: Any) -> ConfigDict:
-    """Returns a copy of phase `previous` with `changes`, without its snapshot steps."""
-    return _changed(ConfigDict(previous.to_dict()), {"snapshot_steps": ()} | changes)
+    """Returns a copy of phase `previous` with `changes`, without its snapshots."""
+    return _changed(ConfigDict(previous.to_dict()), {"snapshot_steps": (), "snapshot_every": 0} | changes)
 
 
 def set_phases(config: ConfigDict, **phases: ConfigDict) -> None:

@@ -47,7 +47,7 @@ def draw(
       The files, none in the other processes.
     """
     patch = networks.backbone.patch_size
-    side = max(FINEST_GRID, -(-config.knn.size // patch)) * patch
+    side = max(FINEST_GRID, -(-config.eval.size // patch)) * patch
     batch = next(eval_batches(_Spread(source, SHOWN), size=side, batch_size=min(SHOWN, len(source))))
     images, labels = batch["images"][batch["valid"]], batch["labels"][batch["valid"]]
     grid = (len(images), side // patch, side // patch)

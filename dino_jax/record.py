@@ -66,7 +66,7 @@ class Recorder:
         """
         every, last = self._config.log, step == phase.last
         healthy = step % every.health_every == 0 or last
-        evaluated = bool(self._config.knn.every) and step % self._config.knn.every == 0
+        evaluated = bool(self._config.eval.knn.every) and step % self._config.eval.knn.every == 0
         due = step % every.every == 0 or healthy or evaluated
         if due or self._compiling:
             jax.block_until_ready(metrics)

@@ -38,7 +38,7 @@ class Report:
         held_out: Source | None,
     ):
         self.config, self.networks, self.mesh, self.folder = config, networks, mesh, folder
-        self.voters, self.held_out = Subset(source, config.knn.images), held_out
+        self.voters, self.held_out = Subset(source, config.eval.knn.images), held_out
         backbone = networks.backbone
 
         @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
@@ -72,7 +72,7 @@ class Report:
 
     def _accuracy(self, apply: Any, batch_size: int, *, centre: bool = False) -> float:
         assert self.held_out is not None
-        size, k = self.config.knn.size, self.config.knn.k
+        size, k = self.config.eval.size, self.config.eval.knn.k
         train, test = (
             extract(apply, eval_batches(source, size=size, batch_size=batch_size))
             for source in (self.voters, self.held_out)
@@ -122,7 +122,7 @@ class Report:
         """Prints the table, and where the numbers and pictures are."""
         print()
         if "knn/trained" in results:
-            rows: list[list[str | float]] = [["features", f"{self.config.knn.k}-NN accuracy on held-out images"]]
+            rows: list[list[str | float]] = [["features", f"{self.config.eval.knn.k}-NN accuracy on held-out images"]]
             names = {"pixels": "raw pixels", "untrained": "untrained teacher", "trained": "trained teacher"}
             rows += [[words, f"{100 * results[f'knn/{name}']:.1f} %"] for name, words in names.items()]
             print(table(rows))

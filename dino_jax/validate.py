@@ -19,9 +19,10 @@ PHASE_CHOICES: dict[str, tuple[str, ...]] = {
 }
 POSITIVE = (
     "model.patch_size model.width model.depth model.heads dino_head.prototypes ibot_head.prototypes checkpoint.every "
-    "checkpoint.keep_last log.every log.health_every nonfinite_limit knn.k knn.size knn.images"
+    "checkpoint.keep_last log.every log.health_every nonfinite_limit eval.size eval.knn.k eval.knn.images "
+    "eval.dense.images eval.quality.images"
 )
-NOT_NEGATIVE = "data.workers checkpoint.keep_every knn.every"
+NOT_NEGATIVE = "data.workers checkpoint.keep_every eval.knn.every eval.dense.every eval.quality.every"
 SHARES = "model.drop_path data.max_bad_share"
 PHASE_POSITIVE = (
     "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"

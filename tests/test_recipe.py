@@ -14,7 +14,7 @@ def at_the_root(monkeypatch, request):
     ("key", "text", "value"),
     [
         ("seed", "7", 7),
-        ("knn.images", "1_000", 1000),
+        ("eval.knn.images", "1_000", 1000),
         ("phases.gram.schedules.lr.peak", "2e-3", 2e-3),
         ("phases.gram.schedules.lr.peak", "1", 1.0),
         ("log.pictures", "True", True),

@@ -13,8 +13,8 @@ def get_config():
     c.model = config.model("dinov3_vits16", patch_size=8, width=32, depth=2, heads=2, layer_scale=0.1, drop_path=0.5)
     c.dino_head = config.head(prototypes=64, hidden=32, bottleneck=16)
     c.ibot_head = config.head(prototypes=64, hidden=32, bottleneck=16)
-    c.knn.size = 32
-    c.knn.k = 3
+    c.eval.size = 32
+    c.eval.knn.k = 3
     c.checkpoint.every = 3
     c.log.every = 1
     c.log.health_every = 4
