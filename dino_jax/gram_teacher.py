@@ -1,5 +1,6 @@
 """The Gram teacher of each phase (DINOv3, section 4.2): where it comes from, when it changes, its snapshots on disk."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from dino_jax import checkpoint
 from dino_jax.checksum import opened, sealed, sealed_like
+from dino_jax.metrics import write_json_atomic
 from dino_jax.phases import Phase
 from dino_jax.state import Params, TrainState, with_gram_teacher
 
@@ -17,9 +19,17 @@ from dino_jax.state import Params, TrainState, with_gram_teacher
 class GramTeachers:
     """Gives each phase its Gram teacher and keeps the run's snapshots in `<workdir>/gram_teacher/<step>`."""
 
-    def __init__(self, workdir: Path, mesh: Mesh, note: Callable[[str], None]):
-        """Takes the run's folder and mesh, and what shows a line to the user."""
-        self.workdir, self.mesh, self.note = workdir, mesh, note
+    def __init__(
+        self,
+        workdir: Path,
+        mesh: Mesh,
+        note: Callable[[str], None],
+        dense_score: Callable[[Params], float] | None = None,
+    ):
+        """Takes the run's folder and mesh, what shows a line to the user, and what tells how good a backbone's dense
+        features are, higher being better."""
+        self.workdir, self.mesh, self.note, self.dense_score = workdir, mesh, note, dense_score
+        self.scores_file = workdir / "gram_teacher" / "scores.json"
 
     def check(self, phases: Sequence[Phase], done: int) -> None:
         """Makes sure that the snapshots exist which phases after `done` steps begin with.
@@ -30,11 +40,13 @@ class GramTeachers:
         for phase in phases:
             own = phase.own_snapshot
             entered, yet_to_come = phase.first < done, own is not None and own > done
-            if phase.options.gram.teacher not in ("none", "ema") and not entered and not yet_to_come:
+            if phase.options.gram.teacher not in ("none", "ema", "best_dense") and not entered and not yet_to_come:
                 check_snapshot(self.folder(phase))
 
     def folder(self, phase: Phase) -> Path:
         """Returns the folder of the snapshot that a phase begins with."""
+        if phase.options.gram.teacher == "best_dense":
+            return self.scores_file.parent / str(self.best_dense(phase.first)[0])
         own = phase.own_snapshot is not None
         return self.workdir / phase.options.gram.teacher if own else Path(phase.options.gram.teacher).expanduser()
 
@@ -45,6 +57,8 @@ class GramTeachers:
         if phase.options.gram.teacher == "ema":
             self.snapshot(phase.first, state)
             return with_gram_teacher(state, state.teacher["backbone"])
+        if phase.options.gram.teacher == "best_dense":
+            self.note(self.explain_choice(phase.first))
         shapes = jax.eval_shape(lambda: state.teacher["backbone"])
         like = checkpoint.with_sharding(shapes, self.mesh)
         return with_gram_teacher(state, restore_snapshot(self.folder(phase), like))
@@ -52,7 +66,7 @@ class GramTeachers:
     def after_step(self, phase: Phase, step: int, state: TrainState) -> TrainState:
         """Refreshes the Gram teacher and saves snapshots where that is due after `step` completed steps."""
         refreshed = phase.last_refresh(step) == step
-        if refreshed or step - phase.first in phase.options.snapshot_steps:
+        if refreshed or phase.snapshot_due(step):
             self.snapshot(step, state)
         if not refreshed:
             return state
@@ -65,7 +79,58 @@ class GramTeachers:
         """Saves the teacher's backbone as a Gram-teacher snapshot."""
         folder = self.workdir / "gram_teacher" / str(step)
         save_snapshot(folder, state.teacher["backbone"])
-        self.note(f"step {step}: EMA teacher saved as Gram snapshot {folder}")
+        words = ""
+        if self.dense_score is not None:
+            score = self.dense_score(state.teacher["backbone"])
+            words = f", dense score {score:.4f}"
+            if jax.process_index() == 0:
+                write_json_atomic(self.scores_file, {str(s): v for s, v in (self.scores() | {step: score}).items()})
+        self.note(f"step {step}: EMA teacher saved as Gram snapshot {folder}{words}")
+
+    def scores(self) -> dict[int, float]:
+        """Returns the dense score of every snapshot that has one, by step.
+
+        Raises:
+          ValueError: when the file that holds them is damaged.
+        """
+        if not self.scores_file.exists():
+            return {}
+        try:
+            return {int(step): float(score) for step, score in json.loads(self.scores_file.read_text()).items()}
+        except (ValueError, AttributeError):
+            raise ValueError(
+                f"{self.scores_file} is damaged: delete it and name a snapshot by gram.teacher = gram_teacher/STEP"
+            ) from None
+
+    def best_dense(self, step: int) -> tuple[int, float]:
+        """Returns (step, score) of the snapshot up to `step` whose dense score is highest, the earliest of equals.
+
+        Raises:
+          ValueError: when none has a score.
+        """
+        scores = {taken: score for taken, score in sorted(self.scores().items()) if taken <= step}
+        if not scores:
+            raise ValueError(
+                f"gram.teacher = best_dense: no snapshot up to step {step} has a dense score in {self.scores_file}: "
+                "set snapshot_every of an earlier phase and eval.dense.path, in a new workdir"
+            )
+        best = max(scores, key=lambda taken: scores[taken])
+        return best, scores[best]
+
+    def explain_choice(self, step: int) -> str:
+        """Says which snapshot is best, and beside what."""
+        best, score = self.best_dense(step)
+        scores = {taken: value for taken, value in self.scores().items() if taken <= step}
+        latest = max(scores)
+        beside = "the latest" if latest == best else f"the latest, of step {latest}, has {scores[latest]:.4f}"
+        return f"best dense features of {len(scores)} snapshots: step {best}, dense score {score:.4f} ({beside})"
+
+    def describe(self, phase: Phase, step: int) -> str:
+        """Says in words which Gram teacher is in use at `step` and when the next one comes."""
+        words = f"snapshot {phase.options.gram.teacher}"
+        if phase.options.gram.teacher == "best_dense":
+            words = f"the snapshot of step {self.best_dense(phase.first)[0]}, whose dense features are best"
+        return phase.describe_gram(step, words)
 
 
 def save_snapshot(folder: Path, params: Params) -> None:

@@ -54,14 +54,23 @@ class Phase:
             last, following = following, self.next_refresh(following)
         return last
 
-    def describe_gram(self, step: int) -> str:
-        """Says in words which Gram teacher is in use at `step` and when the next one comes."""
+    def snapshot_due(self, step: int) -> bool:
+        """Tells whether the teacher is saved as a snapshot after `step` completed steps."""
+        done, every = step - self.first, self.options.snapshot_every
+        return done in self.options.snapshot_steps or bool(every and done > 0 and done % every == 0)
+
+    def describe_gram(self, step: int, snapshot: str) -> str:
+        """Says in words which Gram teacher is in use at `step` and when the next one comes.
+
+        Args:
+          snapshot: the words for the snapshot that the phase begins with, if it does.
+        """
         if not self.gram:
             return "no Gram teacher"
         taken, following = self.last_refresh(step), self.next_refresh(step)
         if taken is None and self.options.gram.teacher == "ema":
             taken = self.first
-        origin = f"snapshot {self.options.gram.teacher}" if taken is None else f"the EMA teacher as of step {taken}"
+        origin = snapshot if taken is None else f"the EMA teacher as of step {taken}"
         return f"Gram teacher: {origin}, " + (f"next refresh at step {following}" if following else "no more refreshes")
 
 

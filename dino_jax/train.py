@@ -175,7 +175,7 @@ class Trainer:
         else:
             state = self.gram.enter(phase, state)
         done = int(state.step)
-        self.progress.note(f"phase {phase.name}: steps {done + 1} to {phase.last}; {phase.describe_gram(done)}")
+        self.progress.note(f"phase {phase.name}: steps {done + 1} to {phase.last}; {self.gram.describe(phase, done)}")
         return state, batches
 
     def compiled_step(self, phase: Phase, state: TrainState) -> Any:

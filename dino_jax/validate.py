@@ -27,6 +27,7 @@ SHARES = "model.drop_path data.max_bad_share"
 PHASE_POSITIVE = (
     "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"
 )
+PHASE_NOT_NEGATIVE = "snapshot_every"
 PHASE_SHARES = "masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
 
 
@@ -59,12 +60,20 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     for name in c.phase_order:
         yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.patch_size)
         yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], known_snapshots)
-        known_snapshots |= {f"gram_teacher/{start + step}" for step in c.phases[name].snapshot_steps}
+        if c.phases[name].gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
+            yield (
+                f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their dense "
+                "score: set snapshot_every of such a phase, and eval.dense.path to labelled images"
+            )
+        saved = {*c.phases[name].snapshot_steps, *_multiples(c.phases[name].snapshot_every, c.phases[name].steps)}
+        known_snapshots |= {f"gram_teacher/{start + step}" for step in saved}
         start += c.phases[name].steps
 
 
 def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
     yield from _values(p, prefix, PHASE_CHOICES, PHASE_POSITIVE, PHASE_SHARES)
+    for key in PHASE_NOT_NEGATIVE.split():
+        yield from _check(p, prefix, key, lambda v: v >= 0, "0 or more")
     for key, size in (
         ("crops.global_size", p.crops.global_size),
         ("crops.local_size", p.crops.local_size),
@@ -117,6 +126,10 @@ def _gram_problems(prefix: str, p: ConfigDict, known_snapshots: set[str]) -> Ite
             f"{prefix}teacher = {p.gram.teacher!r} is not a snapshot of an earlier phase of this run ({saved}): "
             "add its step to that phase's snapshot_steps, or give the folder of another run's snapshot"
         )
+
+
+def _multiples(every: int, last: int) -> range:
+    return range(every, last + 1, every) if every > 0 else range(0)
 
 
 def _values(

@@ -63,14 +63,16 @@ def test_how_many_there_were_follows_from_the_step_alone():
 
 def test_gram_teacher_in_words():
     p = phase(first=200, refresh_every=30, max_refreshes=2)
-    assert p.describe_gram(200) == "Gram teacher: the EMA teacher as of step 200, next refresh at step 230"
-    assert p.describe_gram(235) == "Gram teacher: the EMA teacher as of step 230, next refresh at step 260"
-    assert p.describe_gram(260) == "Gram teacher: the EMA teacher as of step 260, no more refreshes"
+    assert p.describe_gram(200, "") == "Gram teacher: the EMA teacher as of step 200, next refresh at step 230"
+    assert p.describe_gram(235, "") == "Gram teacher: the EMA teacher as of step 230, next refresh at step 260"
+    assert p.describe_gram(260, "") == "Gram teacher: the EMA teacher as of step 260, no more refreshes"
     p = phase(teacher="gram_teacher/300")
-    assert p.describe_gram(0) == "Gram teacher: snapshot gram_teacher/300, no more refreshes"
+    assert (
+        p.describe_gram(0, "snapshot gram_teacher/300") == "Gram teacher: snapshot gram_teacher/300, no more refreshes"
+    )
     assert p.own_snapshot == 300
     assert phase(teacher="runs/other/gram_teacher/300").own_snapshot is None
-    assert phase(teacher="none").describe_gram(0) == "no Gram teacher"
+    assert phase(teacher="none").describe_gram(0, "") == "no Gram teacher"
 
 
 def test_phases_follow_one_another():
