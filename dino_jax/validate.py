@@ -62,8 +62,8 @@ def _problems(c: ConfigDict) -> Iterator[str]:
         yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], known_snapshots)
         if c.phases[name].gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
             yield (
-                f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their dense "
-                "score: set snapshot_every of such a phase, and eval.dense.path to labelled images"
+                f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their "
+                "dense score: set snapshot_every of such a phase, and eval.dense.path to labelled images"
             )
         saved = {*c.phases[name].snapshot_steps, *_multiples(c.phases[name].snapshot_every, c.phases[name].steps)}
         known_snapshots |= {f"gram_teacher/{start + step}" for step in saved}
