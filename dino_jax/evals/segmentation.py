@@ -1,0 +1,275 @@
+"""Scores class maps of images, and judges patch features by a linear map to classes in closed form.
+
+The published protocol, a head trained on random crops, is in `patch_head`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IGNORE = 255
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore: int = IGNORE) -> np.ndarray:
+    """Counts the pixels of every (true class, predicted class) pair.
+
+    Args:
+      truth: integers of any shape, 0 to classes - 1 or `ignore`.
+      predicted: integers of the same shape, 0 to classes - 1.
+
+    Returns:
+      int64 `(classes, classes)`; pixels whose truth is `ignore` are not counted. Sums over images add up.
+
+    Raises:
+      ValueError: when shapes differ or a label is out of range.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"segmentation: predicted map {predicted.shape} for a mask {truth.shape}; resize it first")
+    valid = truth != ignore
+    truth, predicted = truth[valid].astype(np.int64), predicted[valid].astype(np.int64)
+    _check_labels("mask", truth, classes=classes, ignore=ignore)
+    _check_labels("prediction", predicted, classes=classes, ignore=ignore)
+    return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def class_ious(counts: np.ndarray) -> np.ndarray:
+    """Returns each class's intersection over union `(classes,)`, NaN for a class in neither truth nor prediction.
+
+    Args:
+      counts: of `confusion`, over the whole data set (not a mean over images).
+    """
+    hits = np.diag(counts).astype(np.float64)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - hits
+    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """Returns the mean of `class_ious` over the classes that occur in truth or prediction.
+
+    Raises:
+      ValueError: when nothing was counted.
+    """
+    if not counts.sum():
+        raise ValueError("segmentation: every pixel of the masks is ignored; check the masks' labels")
+    return float(np.nanmean(class_ious(counts)))
+
+
+def pixel_accuracy(counts: np.ndarray) -> float:
+    """Returns the share of counted pixels whose class was right."""
+    return float(np.trace(counts) / counts.sum())
+
+
+def quick_miou(
+    train_patches: np.ndarray,
+    train_masks: np.ndarray,
+    test_patches: np.ndarray,
+    test_masks: np.ndarray,
+    *,
+    classes: int,
+    ignore: int = IGNORE,
+    ridge: float = 1e-3,
+    block: int = 16,
+) -> float:
+    """Scores patch features by a linear map to classes in closed form: a dense score that costs seconds.
+
+    A ridge regression predicts which share of a patch each class covers; its maps are upsampled bilinearly to the
+    masks, and the largest class wins. See `linear_patch_probe` and `predict_masks`.
+
+    Args:
+      train_patches: `(images, grid_height, grid_width, dim)`, any float dtype.
+      train_masks: `(images, height, width)` integers, 0 to classes - 1 or `ignore`.
+      test_patches: as `train_patches`, the grid may differ.
+      test_masks: as `train_masks`, the size may differ.
+      classes: number of classes.
+      ignore: label of pixels that count nowhere.
+      ridge: penalty, as a share of the features' variance.
+      block: images on the device at a time.
+
+    Returns:
+      Mean intersection over union over the whole test set, 0 to 1.
+
+    Raises:
+      ValueError: when shapes disagree, a label is out of range, a feature is not finite, or no pixel is labelled.
+    """
+    counts = quick_confusion(
+        *(train_patches, train_masks, test_patches, test_masks),
+        classes=classes,
+        ignore=ignore,
+        ridge=ridge,
+        block=block,
+    )
+    return mean_iou(counts)
+
+
+def quick_confusion(
+    train_patches: np.ndarray,
+    train_masks: np.ndarray,
+    test_patches: np.ndarray,
+    test_masks: np.ndarray,
+    *,
+    classes: int,
+    ignore: int = IGNORE,
+    ridge: float = 1e-3,
+    block: int = 16,
+) -> np.ndarray:
+    """Returns the confusion `(classes, classes)` of the test pixels behind `quick_miou`, with the same arguments."""
+    _check_maps("test", test_patches, test_masks)
+    weights, bias = linear_patch_probe(
+        train_patches, train_masks, classes=classes, ignore=ignore, ridge=ridge, block=block
+    )
+    if test_patches.shape[-1] != len(weights):
+        raise ValueError(f"segmentation: train has {len(weights)} dimensions, test {test_patches.shape[-1]}")
+    counts = np.zeros((classes, classes), np.int64)
+    for start in range(0, len(test_masks), block):
+        part = slice(start, start + block)
+        predicted = predict_masks(test_patches[part], weights, bias, size=test_masks.shape[1:], pad_to=block)
+        counts += confusion(test_masks[part], predicted, classes=classes, ignore=ignore)
+    return counts
+
+
+def linear_patch_probe(
+    patches: np.ndarray,
+    masks: np.ndarray,
+    *,
+    classes: int,
+    ignore: int = IGNORE,
+    ridge: float = 1e-3,
+    block: int = 16,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits a ridge regression from patch features to the shares of the classes in each patch, in closed form.
+
+    Features are scaled to variance 1; a patch weighs as much as its labelled share; the bias is not penalised.
+
+    Args:
+      patches, masks, classes, ignore, ridge, block: see `quick_miou`.
+
+    Returns:
+      Weights `(dim, classes)` and bias `(classes,)`, float32, to be applied to the features as they came.
+
+    Raises:
+      ValueError: as `quick_miou`.
+    """
+    _check_maps("train", patches, masks)
+    dim = patches.shape[-1]
+    gram, cross = np.zeros((dim, dim)), np.zeros((dim, classes))
+    feature_sum, share_sum, total = np.zeros(dim), np.zeros(classes), 0.0
+    center = np.asarray(patches[:block], np.float32).reshape(-1, dim).mean(axis=0)  # keeps float32 sums accurate
+    for start in range(0, len(masks), block):
+        shares, weights = class_shares(masks[start : start + block], patches.shape[1:3], classes=classes, ignore=ignore)
+        features = np.asarray(patches[start : start + block], np.float32)
+        sums = _moments(_pad(features - center, block), _pad(shares, block), _pad(weights, block))
+        for total_so_far, part in zip((gram, cross, feature_sum, share_sum), sums, strict=True):
+            total_so_far += np.asarray(part, np.float64)
+        total += float(weights.sum())
+    if not total:
+        raise ValueError("segmentation: every pixel of the training masks is ignored; check the masks' labels")
+    mean, share = feature_sum / total, share_sum / total
+    covariance = gram / total - np.outer(mean, mean)
+    scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-12 * max(np.diag(covariance).max(), 1e-12)))
+    system = covariance * np.outer(scale, scale) + ridge * np.eye(dim)
+    solution = scale[:, None] * np.linalg.solve(system, scale[:, None] * (cross / total - np.outer(mean, share)))
+    return solution.astype(np.float32), (share - (mean + center) @ solution).astype(np.float32)
+
+
+def class_shares(
+    masks: np.ndarray, grid: tuple[int, int], *, classes: int, ignore: int = IGNORE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Averages masks over the cells of a grid.
+
+    Args:
+      masks: `(images, height, width)` integers, 0 to classes - 1 or `ignore`.
+      grid: rows and columns of the patches; a pixel belongs to the patch that covers its centre.
+
+    Returns:
+      The share of each class among the labelled pixels of a cell, `(images, rows, columns, classes)`, 0 where none is
+      labelled, and the labelled share of the cell `(images, rows, columns)`; float32.
+
+    Raises:
+      ValueError: for a label out of range.
+    """
+    images, height, width = masks.shape
+    rows = (2 * np.arange(height) + 1) * grid[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * grid[1] // (2 * width)
+    cells = (np.arange(images)[:, None, None] * grid[0] + rows[:, None]) * grid[1] + columns
+    valid = masks != ignore
+    labels = masks[valid].astype(np.int64)
+    _check_labels("mask", labels, classes=classes, ignore=ignore)
+    shape = (images, *grid)
+    size = int(np.prod(shape))
+    counts = np.bincount(cells[valid] * classes + labels, minlength=size * classes).reshape(*shape, classes)
+    labelled = counts.sum(axis=-1)
+    pixels = np.bincount(cells.ravel(), minlength=size).reshape(shape)
+    shares = counts / np.maximum(labelled, 1)[..., None]
+    return shares.astype(np.float32), (labelled / np.maximum(pixels, 1)).astype(np.float32)
+
+
+def predict_masks(
+    patches: np.ndarray, weights: np.ndarray, bias: np.ndarray, *, size: tuple[int, int], pad_to: int = 0
+) -> np.ndarray:
+    """Applies a linear map to patches and returns the largest class of the map upsampled bilinearly.
+
+    Args:
+      patches: `(images, grid_height, grid_width, dim)`.
+      weights, bias: `(dim, classes)` and `(classes,)`.
+      size: height and width of the result.
+      pad_to: compiles for so many images, however many there are.
+
+    Returns:
+      int32 `(images, height, width)`.
+    """
+    features = _pad(np.asarray(patches, np.float32), max(pad_to, len(patches)))
+    return np.asarray(_upsampled_argmax(features, weights, bias, size=tuple(size)))[: len(patches)]
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _upsampled_argmax(patches: jax.Array, weights: jax.Array, bias: jax.Array, *, size: tuple[int, int]) -> jax.Array:
+    maps = jnp.matmul(patches, weights, precision=jax.lax.Precision.HIGHEST) + bias
+    return jnp.argmax(upsample(maps, size), axis=-1)
+
+
+def upsample(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes maps `(images, rows, columns, channels)` bilinearly, half-pixel centres, without antialiasing."""
+    shape = (maps.shape[0], *size, maps.shape[-1])
+    return jax.image.resize(maps, shape, "bilinear", antialias=False, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _moments(patches: jax.Array, shares: jax.Array, weights: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the weighted sums over patches of x x^T, x y^T, x and y."""
+    features, shares = patches.reshape(-1, patches.shape[-1]), shares.reshape(-1, shares.shape[-1])
+    weighted = features * weights.reshape(-1, 1)
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return (
+        product(weighted.T, features),
+        product(weighted.T, shares),
+        weighted.sum(axis=0),
+        (shares * weights.reshape(-1, 1)).sum(axis=0),
+    )
+
+
+def _pad(array: np.ndarray, count: int) -> np.ndarray:
+    """Appends zeros so that every block has one shape; padded patches have weight 0."""
+    return np.pad(array, [(0, count - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+
+def _check_labels(what: str, labels: np.ndarray, *, classes: int, ignore: int) -> None:
+    """Raises ValueError for a label out of range."""
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        wrong = labels.max() if labels.max() >= classes else labels.min()
+        raise ValueError(
+            f"segmentation: a {what} holds label {wrong}, but there are {classes} classes (0 to {classes - 1}; "
+            f"{ignore} is ignored): give the right number of classes"
+        )
+
+
+def _check_maps(what: str, patches: np.ndarray, masks: np.ndarray) -> None:
+    """Raises ValueError for input that would give a wrong score."""
+    if patches.ndim != 4 or masks.ndim != 3 or len(patches) != len(masks) or not len(masks):
+        raise ValueError(
+            f"segmentation: {what} patches {patches.shape} and masks {masks.shape} must be (images, rows, columns, dim)"
+            " and (images, height, width), of one or more images"
+        )
+    if not np.isfinite(patches).all():
+        raise ValueError(f"segmentation: {what} features are not all finite; check the model that made them")
