@@ -5,5 +5,6 @@ Takes plain arrays. Every function writes its file atomically and returns its pa
 
 from dino_jax.pictures.history import curves
 from dino_jax.pictures.maps import attention, cosine_maps, pca, principal_colors
+from dino_jax.pictures.tradeoff import global_against_dense
 
-__all__ = ["attention", "cosine_maps", "curves", "pca", "principal_colors"]
+__all__ = ["attention", "cosine_maps", "curves", "global_against_dense", "pca", "principal_colors"]

@@ -34,6 +34,7 @@ PANELS = (
     Panel("KoLeo loss", ("loss/koleo",)),
     Panel("Gram loss", ("loss/gram",)),
     Panel("k-NN accuracy", ("knn/",)),
+    Panel("mIoU of a linear probe on patches", ("dense/",)),
     Panel("gradient norm", ("grad_norm/",), log=True),
     Panel("update norm", ("update_norm/",), log=True),
     Panel("teacher entropy / log(prototypes)", ("health/dino_entropy_share", "health/ibot_entropy_share")),
@@ -55,8 +56,9 @@ def curves(
 ) -> Path:
     """Draws the logged metrics, one small plot per kind.
 
-    Losses, norms, health and accuracy share the plots of PANELS; every other `schedule/...` and `health/...` metric has
-    its own plot, and metrics of other groups are left out. Non-finite values leave a gap in their line.
+    Losses, norms, health and accuracy share the plots of PANELS; every other `schedule/...`, `health/...` and
+    `quality/...` metric has its own plot, and metrics of other groups are left out. Non-finite values leave a gap in
+    their line.
 
     Args:
       metrics: records with "step" and flat `group/name` numbers, as `metrics.read_metrics` returns; not every record
@@ -95,7 +97,9 @@ def layout(names: Sequence[str]) -> list[tuple[Panel, list[str]]]:
     """Returns the plots to draw with the metrics in each: PANELS, then one for each other schedule or health metric."""
     known = tuple(prefix for panel in PANELS for prefix in panel.prefixes)
     redundant = tuple(f"health/{head}_{name}" for head in ("dino", "ibot") for name in REDUNDANT)
-    rest = [name for name in names if name.startswith(("schedule/", "health/")) and not name.startswith(known)]
+    rest = [
+        name for name in names if name.startswith(("schedule/", "health/", "quality/")) and not name.startswith(known)
+    ]
     own = [Panel(_label(name), (name,)) for name in rest if name not in redundant]
     members = [
         (panel, [name for prefix in panel.prefixes for name in names if name.startswith(prefix)])
