@@ -59,13 +59,30 @@ def networks(config: ConfigDict, *, shards: int) -> Networks:
     """
     dtype = jnp.dtype(config.precision)
     backbone = VisionTransformer(**config.model.to_dict(), shards=shards, remat=config.remat, dtype=dtype)
-    heads = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
-    return Networks(backbone, *heads)
+    dino_head, ibot_head = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
+    with_ibot = any(config.phases[name].loss.ibot for name in config.phase_order)
+    return Networks(backbone, dino_head, ibot_head if with_ibot and not config.share_head else None)
+
+
+def centered(config: ConfigDict) -> tuple[str, ...]:
+    """Names the heads whose targets are centered in some phase; their centers pass from phase to phase."""
+    phases = [config.phases[name] for name in config.phase_order]
+    phases = [phase for phase in phases if phase.targets == "centering"]
+    return ("dino",) * bool(phases) + ("ibot",) * any(phase.loss.ibot for phase in phases)
 
 
 def optimizer(phase: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """Builds AdamW; its state passes from phase to phase."""
-    return optim.adamw(phase.optim.b1, phase.optim.b2)
+    """Builds AdamW or SGD; its state passes from phase to phase.
+
+    Raises:
+      ValueError: for any other name.
+    """
+    match phase.optim.name:
+        case "adamw":
+            return optim.adamw(phase.optim.b1, phase.optim.b2)
+        case "sgd":
+            return optim.sgd(phase.optim.b1)
+    raise ValueError(f"optim.name = {phase.optim.name!r}: use adamw or sgd")
 
 
 def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
@@ -73,7 +90,9 @@ def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
     gram = phase.gram
     objective = Objective(
         student_temperature=phase.student_temperature,
+        targets=phase.targets,
         sinkhorn_iterations=phase.sinkhorn_iterations,
+        center_momentum=phase.center_momentum,
         dino=phase.loss.dino,
         ibot=phase.loss.ibot,
         koleo=phase.loss.koleo,
@@ -90,6 +109,7 @@ def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
         networks,
         optimizer(phase),
         objective,
+        clip={"module": optim.clip_by_module, "tensor": optim.clip_by_tensor}[phase.optim.clip],
         clip_norm=phase.optim.clip_norm,
         layer_decay=phase.optim.layer_decay,
         patch_embed_multiplier=phase.optim.patch_embed_multiplier,
@@ -112,7 +132,10 @@ def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
             cosine=s.cosine or None,
             total=phase.steps,
         )
-    built["last_layer_lr"] = schedules.FrozenStart(built["lr"], phase.optim.freeze_last_layer)
+    frozen, rests = phase.optim.freeze_last_layer, phase.optim.last_layer_rests
+    built["backbone_lr"] = schedules.FrozenStart(built["lr"], phase.optim.freeze_backbone)
+    built["last_layer_lr"] = schedules.FrozenStart(built["lr"], frozen)
+    built["last_layer_rests"] = lambda step: float(rests and step < frozen)
     return built
 
 

@@ -14,7 +14,11 @@ def default() -> ConfigDict:
     c.precision = "bfloat16"  # of the forward and backward passes; parameters and losses stay float32
     c.model = model("dinov3_vits16")
     c.dino_head = head(prototypes=65_536)
-    c.ibot_head = head(prototypes=65_536)
+    c.ibot_head = head(prototypes=65_536)  # unused where loss.ibot is 0 in all phases
+    c.share_head = False  # the DINO head scores the patches as well, and there is no iBOT head
+
+    c.init = ConfigDict()
+    c.init.weights = ""  # file or folder of backbone weights to start from; "" draws them from the seed
 
     c.data = ConfigDict()
     c.data.source = "folder"  # packaged | folder | tar | arrayrecord
@@ -124,11 +128,13 @@ def phase(**changes: Any) -> ConfigDict:
     p.masks.group_size = 16  # samples over which the mask sizes are spread evenly; divides each device's batch
 
     p.student_temperature = 0.1
+    p.targets = "sinkhorn_knopp"  # sinkhorn_knopp | centering: how the teacher's scores become probabilities
     p.sinkhorn_iterations = 3
+    p.center_momentum = 0.9  # of the mean score that centering subtracts
 
     p.loss = ConfigDict()
     p.loss.dino = 1.0
-    p.loss.ibot = 1.0
+    p.loss.ibot = 1.0  # 0 has no masks either
     p.loss.koleo = 0.1
     p.loss.koleo_topk = 1  # nearest neighbours that are pushed away
     p.loss.koleo_group_size = 0  # samples among which neighbours are sought; 0 takes the whole batch
@@ -149,13 +155,17 @@ def phase(**changes: Any) -> ConfigDict:
     p.snapshot_every = 0  # steps; also saved at multiples of this; 0 never
 
     p.optim = ConfigDict()
-    p.optim.b1 = 0.9
+    p.optim.name = "adamw"  # adamw | sgd
+    p.optim.b1 = 0.9  # also the momentum of SGD
     p.optim.b2 = 0.999
-    p.optim.clip_norm = 3.0  # of each sub-module: backbone, DINO head, iBOT head
+    p.optim.clip = "module"  # module (backbone, DINO head, iBOT head) | tensor: what is clipped, each by its own norm
+    p.optim.clip_norm = 3.0
     p.optim.layer_decay = 0.9
     p.optim.patch_embed_multiplier = 0.2
     p.optim.lr_scaling = "sqrt_wrt_1024"  # none | linear_wrt_256 | sqrt_wrt_1024 (peak and end x 4 sqrt(batch / 1024))
     p.optim.freeze_last_layer = 0  # steps in which the prototypes do not move
+    p.optim.last_layer_rests = False  # while frozen, they gather no moments either (DINO; not DINOv2 and DINOv3)
+    p.optim.freeze_backbone = 0  # steps in which only the heads learn
 
     p.schedules = ConfigDict()
     p.schedules.lr = schedule(start=0.0, peak=1e-3, end=1e-6)

@@ -42,8 +42,8 @@ def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
     teacher = 2 * backbone_flops(model, crops.global_size)
     gram = 2 * backbone_flops(model, phase.gram.crop_size or crops.global_size) if phase.gram.teacher != "none" else 0
     patches = (crops.global_size // model.patch_size) ** 2
-    masked = 2 * phase.masks.probability * sum(phase.masks.ratio) / 2 * patches
-    dino, ibot = (head_flops(h, model.width) for h in (networks.dino_head, networks.ibot_head))
+    masked = bool(phase.loss.ibot) * 2 * phase.masks.probability * sum(phase.masks.ratio) / 2 * patches
+    dino, ibot = (head_flops(h, model.width) for h in (networks.dino_head, networks.ibot_head or networks.dino_head))
     student += (2 + crops.local_number) * dino + masked * ibot
     teacher += 2 * dino + masked * ibot
     return 3 * student + teacher + gram

@@ -41,7 +41,7 @@ def check(config: ConfigDict, networks: Networks, mesh: Mesh) -> None:
 def at_least(config: ConfigDict, phase: ConfigDict, networks: Networks, mesh: Mesh) -> int:
     """Returns a lower bound, in bytes per device, on what a phase needs."""
     gram = phase.gram.teacher != "none"
-    shapes = state.abstract(networks, build.optimizer(phase), gram=gram)
+    shapes = state.abstract(networks, build.optimizer(phase), gram=gram, centered=build.centered(config))
     shardings = sharding.of_state(shapes, mesh)
     whole = sharding.bytes_per_device(shapes, shardings)
     gradients = sharding.bytes_per_device(shapes.student, shardings.student)

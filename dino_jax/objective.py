@@ -1,7 +1,11 @@
-"""What a step minimises: targets from the stop-gradient teachers, and the DINOv3 loss terms (sections 3.2 and 4.2)."""
+"""What a step minimises: targets from the stop-gradient teachers, and the loss terms of DINO, DINOv2 and DINOv3.
+
+DINO (arXiv 2104.14294) has its first term alone; DINOv2 (2304.07193) adds iBOT and KoLeo, DINOv3 (2508.10104) Gram.
+"""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +16,11 @@ from dino_jax.losses.gram import Negatives, gram_loss
 from dino_jax.losses.ibot import ibot_loss
 from dino_jax.losses.koleo import koleo_loss
 from dino_jax.losses.resize import resize_patches
-from dino_jax.losses.targets import sinkhorn_knopp
-from dino_jax.state import Networks, Params
+from dino_jax.losses.targets import sinkhorn_knopp, softmax_center, update_center
+from dino_jax.state import Centers, Networks, Params
 
 Batch = Mapping[str, Array]
+Targets = Literal["sinkhorn_knopp", "centering"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,9 @@ class Objective:
     """Weights and options of the loss terms.
 
     Attributes:
+      targets: how teacher scores become probabilities: "sinkhorn_knopp" (`sinkhorn_iterations`), or "centering" with
+        sharpening (`center_momentum` of the running mean).
+      ibot: 0 has no iBOT: no masks, and no use of its head.
       koleo_group_size: samples among which nearest neighbours are sought; None for the whole batch.
       gram: whether there is a Gram term; its weight is a schedule.
       gram_tokens: "all", or only "masked" or "unmasked" patches of the student's view.
@@ -30,7 +38,9 @@ class Objective:
     """
 
     student_temperature: float = 0.1
+    targets: Targets = "sinkhorn_knopp"
     sinkhorn_iterations: int = 3
+    center_momentum: float = 0.9
     dino: float = 1.0
     ibot: float = 1.0
     koleo: float = 0.1
@@ -68,45 +78,76 @@ def teacher_logits(networks: Networks, teacher: Params, batch: Batch) -> dict[st
 
     Returns:
       "cls" `(batch, views, dim)`, "patches" `(batch * views, patches, dim)`, and prototype scores "dino"
-      `(batch * views, prototypes)`, "ibot" `(masked patches with padding, prototypes)`.
+      `(batch * views, prototypes)`, and, of a batch with masks, "ibot" `(masked patches with padding, prototypes)`.
     """
     out = networks.backbone.apply({"params": teacher["backbone"]}, {"global": flat(batch["global_crops"])})["global"]
-    rows = masked_rows(out["patches"], batch["mask_indices"])
-    return {
+    logits = {
         "cls": out["cls"].reshape(*batch["global_crops"].shape[:2], -1),
         "patches": out["patches"],
-        "dino": networks.dino_head.apply({"params": teacher["dino_head"]}, out["cls"])["logits"],
-        "ibot": networks.ibot_head.apply({"params": teacher["ibot_head"]}, rows)["logits"],
+        "dino": networks.dino_logits(teacher, out["cls"]),
     }
+    if "masks" in batch:
+        logits["ibot"] = networks.ibot_logits(teacher, masked_rows(out["patches"], batch["mask_indices"]))
+    return logits
 
 
 def targets(
     networks: Networks,
     teacher: Params,
     gram_teacher: Params | None,
+    centers: Centers,
     batch: Batch,
     objective: Objective,
     temperature: Array,
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], Centers]:
     """Computes what the student shall predict; constants to it.
 
     Returns:
-      "dino" `(batch, views, prototypes)` and "ibot" `(masked patches, prototypes)` probabilities, rows of padding 0;
-      with a Gram teacher "gram" `(batch * views, patches, dim)`, its patches on the student's grid.
+      (targets, centers after this batch). The targets are probabilities, "dino" `(batch, views, prototypes)` and with
+      iBOT "ibot" `(masked patches with padding, prototypes)`; with a Gram teacher "gram" `(batch * views, patches,
+      dim)`, its patches on the student's grid.
     """
     logits = teacher_logits(networks, teacher, batch)
-    views = batch["global_crops"].shape[:2]
-    iterations = objective.sinkhorn_iterations
-    out = {
-        "dino": sinkhorn_knopp(logits["dino"], temperature, iterations=iterations).reshape(*views, -1),
-        "ibot": sinkhorn_knopp(
-            logits["ibot"], temperature, iterations=iterations, weights=batch["mask_weights"].reshape(-1)
-        ),
-    }
+    scores = {"dino": logits["dino"]} | ({"ibot": logits["ibot"]} if objective.ibot else {})
+    weights = {"ibot": batch["mask_weights"].reshape(-1)} if objective.ibot else {}
+    out, centers = probabilities(scores, weights, centers, objective, temperature)
+    out["dino"] = out["dino"].reshape(*batch["global_crops"].shape[:2], -1)
     if objective.gram:
         assert gram_teacher is not None
         out["gram"] = gram_targets(networks, gram_teacher, batch, antialias=objective.gram_antialias)
-    return jax.lax.stop_gradient(out)
+    return jax.lax.stop_gradient((out, centers))
+
+
+def probabilities(
+    scores: dict[str, Array],
+    weights: Mapping[str, Array],
+    centers: Centers,
+    objective: Objective,
+    temperature: Array,
+) -> tuple[dict[str, Array], Centers]:
+    """Turns teacher scores into target probabilities, of the same names and shapes.
+
+    Args:
+      scores: by name `(samples, prototypes)`.
+      weights: by name `(samples,)`, 0 on padding; names that are absent have none.
+      centers: by name `(prototypes,)`; None unless the targets are centered.
+
+    Returns:
+      (probabilities, centers). The probabilities use the centers from before this batch, as DINO does; DINOv2, which
+      applies each update when the next batch comes, computes the same.
+    """
+    if objective.targets == "sinkhorn_knopp":
+        iterations = objective.sinkhorn_iterations
+        return {
+            name: sinkhorn_knopp(x, temperature, iterations=iterations, weights=weights.get(name))
+            for name, x in scores.items()
+        }, centers
+    assert centers is not None
+    out = {name: softmax_center(x, centers[name], temperature) for name, x in scores.items()}
+    return out, centers | {
+        name: update_center(centers[name], x, momentum=objective.center_momentum, weights=weights.get(name))
+        for name, x in scores.items()
+    }
 
 
 def gram_targets(networks: Networks, gram_teacher: Params, batch: Batch, *, antialias: bool) -> Array:
@@ -134,51 +175,49 @@ def loss_terms(
     """
     # 1. One pass over the weights for masked global and for local crops.
     crops = {"global": flat(batch["global_crops"]), "local": flat(batch["local_crops"])}
-    masks = flat(batch["masks"])
-    out = networks.backbone.apply(
-        {"params": student["backbone"]}, crops, {"global": masks}, train=True, rngs=dict(rngs)
-    )
+    masks = {"global": flat(batch["masks"])} if objective.ibot else {}
+    out = networks.backbone.apply({"params": student["backbone"]}, crops, masks, train=True, rngs=dict(rngs))
     samples, views = batch["global_crops"].shape[:2]
     global_cls, local_cls = (out[name]["cls"].reshape(samples, -1, out[name]["cls"].shape[-1]) for name in crops)
-    rows = masked_rows(out["global"]["patches"], batch["mask_indices"])
-    # 2. Prototype scores.
-    head = {"params": student["dino_head"]}
-    global_logits, local_logits = (networks.dino_head.apply(head, x)["logits"] for x in (global_cls, local_cls))
-    ibot_logits = networks.ibot_head.apply({"params": student["ibot_head"]}, rows)["logits"]
-    # 3. The terms.
+    # 2. The terms.
     temperature = objective.student_temperature
-    group_size = objective.koleo_group_size
-    koleo = [koleo_loss(global_cls[:, v], topk=objective.koleo_topk, group_size=group_size) for v in range(views)]
+    global_logits, local_logits = (networks.dino_logits(student, x) for x in (global_cls, local_cls))
     terms = {
         "dino_global": dino_loss(global_logits, target["dino"], student_temperature=temperature, ignore_diagonal=True),
         "dino_local": dino_loss(local_logits, target["dino"], student_temperature=temperature),
-        "ibot": ibot_loss(
-            ibot_logits,
+    }
+    if objective.ibot:
+        terms["ibot"] = ibot_loss(
+            networks.ibot_logits(student, masked_rows(out["global"]["patches"], batch["mask_indices"])),
             target["ibot"],
             batch["mask_weights"].reshape(-1),
             images=samples * views,
             student_temperature=temperature,
-        ),
-        "koleo": sum(koleo, start=jnp.float32(0)) / views,
-    }
-    # 4. Their sum: pairs of crops weigh alike; KoLeo counts once per global crop.
+        )
+    if objective.koleo:
+        size = objective.koleo_group_size
+        koleo = [koleo_loss(global_cls[:, v], topk=objective.koleo_topk, group_size=size) for v in range(views)]
+        terms["koleo"] = sum(koleo, start=jnp.float32(0)) / views
+    # 3. Their sum: pairs of crops weigh alike; KoLeo counts once per global crop.
     global_weight, local_weight = crop_weights(global_crops=views, local_crops=local_cls.shape[1], ignore_diagonal=True)
     total = (
         objective.dino * global_weight * terms["dino_global"]
         + objective.dino * local_weight * hyper["local_weight"] * terms["dino_local"]
-        + objective.ibot * terms["ibot"]
-        + objective.koleo * views * terms["koleo"]
     )
+    if objective.ibot:
+        total += objective.ibot * terms["ibot"]
+    if objective.koleo:
+        total += objective.koleo * views * terms["koleo"]
     if objective.gram:
-        terms |= gram_terms(out["global"]["patches"], target["gram"], masks, objective)
+        terms |= gram_terms(out["global"]["patches"], target["gram"], masks.get("global"), objective)
         total += hyper["gram_weight"] * terms["gram"]
     finite = jnp.isfinite(global_cls).all((1, 2)) & jnp.isfinite(local_cls).all((1, 2))
     return total, ({"total": total} | terms, finite)
 
 
-def gram_terms(student: Array, teacher: Array, masks: Array, objective: Objective) -> dict[str, Array]:
+def gram_terms(student: Array, teacher: Array, masks: Array | None, objective: Objective) -> dict[str, Array]:
     """Computes the Gram term, and with `gram_stats` those over masked and unmasked patches, which carry no gradient."""
-    subsets = {"all": None, "masked": masks, "unmasked": ~masks}
+    subsets = {"all": None} if masks is None else {"all": None, "masked": masks, "unmasked": ~masks}
     terms = {
         "gram": gram_loss(
             student,

@@ -108,7 +108,7 @@ class CosineSchedule:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenStart:
-    """0 for the first `steps` steps, then `schedule`: the learning rate of the heads' last layer."""
+    """0 for the first `steps` steps, then `schedule`: the learning rate of what is frozen at first."""
 
     schedule: Schedule
     steps: int

@@ -21,7 +21,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"patch_embed/kernel", (None, None, None, "fsdp")),
     (r"(mlp_\d+|prototypes)/kernel", ("fsdp", None)),
     (r"(bias|scale|gamma|cls_token|registers|mask_token)", ()),
-    (r"(step|count|skipped|skipped_in_row)", ()),
+    (r"centers/(dino|ibot)", ()),
+    (r"(step|count|last_layer_count|skipped|skipped_in_row)", ()),
 )
 
 

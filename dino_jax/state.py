@@ -1,6 +1,7 @@
 """The train state, born sharded, and the networks it belongs to."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,27 +14,53 @@ from dino_jax import sharding
 from dino_jax.models import PrototypeHead, VisionTransformer
 
 Params = dict[str, Any]
+Centers = dict[str, Array] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The three modules that student and teacher consist of."""
+    """The modules that student and teacher consist of.
+
+    Attributes:
+      ibot_head: None where the DINO head scores patches as well, or nothing does.
+    """
 
     backbone: VisionTransformer
     dino_head: PrototypeHead
-    ibot_head: PrototypeHead
+    ibot_head: PrototypeHead | None = None
+
+    def dino_logits(self, params: Params, cls: Array) -> Array:
+        """Scores CLS tokens `(..., dim)`: `(..., prototypes)`, float32."""
+        return self.dino_head.apply({"params": params["dino_head"]}, cls)["logits"]
+
+    def ibot_logits(self, params: Params, patches: Array) -> Array:
+        """Scores patches `(..., dim)` by the iBOT head, or by the DINO head if that is shared: `(..., prototypes)`."""
+        if self.ibot_head is None:
+            return self.dino_logits(params, patches)
+        return self.ibot_head.apply({"params": params["ibot_head"]}, patches)["logits"]
 
     def init(self, key: Array) -> Params:
-        """Draws parameters: {"backbone", "dino_head", "ibot_head"}."""
+        """Draws parameters: {"backbone", "dino_head", and "ibot_head" if there is one}."""
         backbone_key, dino_key, ibot_key = jax.random.split(key, 3)
         side = self.backbone.patch_size
         image = jnp.zeros((1, side, side, self.backbone.in_channels))
         token = jnp.zeros((1, self.backbone.width))
-        return {
+        params = {
             "backbone": self.backbone.init(backbone_key, {"global": image})["params"],
             "dino_head": self.dino_head.init(dino_key, token)["params"],
-            "ibot_head": self.ibot_head.init(ibot_key, token)["params"],
         }
+        if self.ibot_head is not None:
+            params["ibot_head"] = self.ibot_head.init(ibot_key, token)["params"]
+        return params
+
+    def centers(self, names: Sequence[str]) -> Centers:
+        """Returns the zeros with which the running means of teacher scores begin, None without any.
+
+        Args:
+          names: of "dino" and "ibot", those whose targets are centered.
+        """
+        heads = {"dino": self.dino_head, "ibot": self.ibot_head or self.dino_head}
+        return {name: jnp.zeros(heads[name].prototypes) for name in names} or None
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +71,8 @@ class TrainState:
     Attributes:
       step: int32 scalar; steps taken since the start of the run, over all phases.
       student, teacher: parameters, float32; the teacher is the student's moving average.
-      optimizer: AdamW moments of the student.
+      optimizer: moments of the student's gradients.
+      centers: running means of the teacher's scores by head, float32 `(prototypes,)`; None unless targets are centered.
       gram_teacher: backbone parameters of the Gram teacher, or None in a phase without one.
       skipped: int32 scalar; updates left out so far because something was not finite.
       skipped_in_row: int32 scalar; how many of them are the latest steps.
@@ -54,33 +82,49 @@ class TrainState:
     student: Params
     teacher: Params
     optimizer: Any
+    centers: Centers
     gram_teacher: Params | None
     skipped: Array
     skipped_in_row: Array
 
 
-def abstract(networks: Networks, optimizer: optax.GradientTransformation, *, gram: bool) -> TrainState:
-    """Returns the shapes and dtypes of a state, computing nothing."""
-    return jax.eval_shape(lambda: _fresh(networks, optimizer, jax.random.key(0), gram=gram))
+def abstract(
+    networks: Networks, optimizer: optax.GradientTransformation, *, gram: bool, centered: Sequence[str] = ()
+) -> TrainState:
+    """Returns the shapes and dtypes of a state, computing nothing; arguments as for `init`."""
+    return jax.eval_shape(lambda: _fresh(networks, optimizer, jax.random.key(0), gram=gram, centered=centered))
 
 
-def init(networks: Networks, optimizer: optax.GradientTransformation, mesh: Mesh, *, seed: int) -> TrainState:
+def init(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    centered: Sequence[str] = (),
+) -> TrainState:
     """Draws a new state, every array born on the devices that hold it.
 
     The teacher starts as a copy of the student.
+
+    Args:
+      centered: of "dino" and "ibot", those whose targets are centered.
     """
-    where = sharding.of_state(abstract(networks, optimizer, gram=False), mesh)
-    create = jax.jit(lambda key: _fresh(networks, optimizer, key, gram=False), out_shardings=where)
+    where = sharding.of_state(abstract(networks, optimizer, gram=False, centered=centered), mesh)
+    create = jax.jit(lambda key: _fresh(networks, optimizer, key, gram=False, centered=centered), out_shardings=where)
     return create(jax.random.key(seed))
 
 
-def _fresh(networks: Networks, optimizer: optax.GradientTransformation, key: Array, *, gram: bool) -> TrainState:
+def _fresh(
+    networks: Networks, optimizer: optax.GradientTransformation, key: Array, *, gram: bool, centered: Sequence[str]
+) -> TrainState:
     student = networks.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,
         teacher=copy(student),
         optimizer=optimizer.init(student),
+        centers=networks.centers(centered),
         gram_teacher=copy(student["backbone"]) if gram else None,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_row=jnp.zeros((), jnp.int32),

@@ -10,10 +10,17 @@ from jax import Array
 
 from dino_jax import health, optim
 from dino_jax.objective import Batch, Objective, loss_terms, targets, teacher_logits
-from dino_jax.state import Networks, TrainState
+from dino_jax.state import Networks, Params, TrainState
 
 # The scheduled scalars that a step takes, besides the losses' own.
-HYPER = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature", "local_weight", "gram_weight")
+HYPER = (
+    *("lr", "backbone_lr", "last_layer_lr", "last_layer_rests", "weight_decay"),
+    *("momentum", "teacher_temperature", "local_weight", "gram_weight"),
+)
+# Sets the random numbers of the networks apart from those of the weights and of the augmentation (see `train`), which
+# fold small numbers into the same seed.
+NETWORK_STREAM = 0x6E657477
+Clip = Callable[[Params, float], tuple[Params, dict[str, Array]]]
 Step = Callable[[TrainState, Batch, Mapping[str, Array]], tuple[TrainState, dict[str, Array], Array]]
 
 
@@ -22,6 +29,7 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     objective: Objective,
     *,
+    clip: Clip = optim.clip_by_module,
     clip_norm: float,
     layer_decay: float,
     patch_embed_multiplier: float,
@@ -33,7 +41,8 @@ def make_train_step(
     with a non-finite loss, gradient or result is left out and counted; the step number goes on, as does the data.
 
     Args:
-      clip_norm: largest gradient norm of each sub-module.
+      clip: `optim.clip_by_module` or `optim.clip_by_tensor`.
+      clip_norm: largest gradient norm of each of these.
       layer_decay, patch_embed_multiplier: learning-rate shares, see `optim.lr_multipliers`.
       seed: of stochastic depth and RoPE augmentation, which depend on it and the step number alone.
 
@@ -42,28 +51,40 @@ def make_train_step(
       finite).
     """
 
+    key = jax.random.fold_in(jax.random.key(seed), NETWORK_STREAM)
+
     def train_step(state: TrainState, batch: Batch, hyper: Mapping[str, Array]):
         # 1. Targets from the EMA teacher and the Gram teacher.
-        target = targets(networks, state.teacher, state.gram_teacher, batch, objective, hyper["teacher_temperature"])
+        target, centers = targets(
+            networks,
+            state.teacher,
+            state.gram_teacher,
+            state.centers,
+            batch,
+            objective,
+            hyper["teacher_temperature"],
+        )
         # 2. Student, losses and gradients.
-        rope_key, drop_path_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        rope_key, drop_path_key = jax.random.split(jax.random.fold_in(key, state.step))
         rngs = {"rope": rope_key, "drop_path": drop_path_key}
         differentiate = jax.value_and_grad(
             lambda student: loss_terms(networks, student, batch, target, objective, hyper, rngs), has_aux=True
         )
         (loss, (terms, finite)), grads = differentiate(state.student)
-        # 3. Clip each sub-module, then AdamW.
-        grads, norms = optim.clip_by_module(grads, clip_norm)
+        # 3. Clip, then AdamW or SGD.
+        grads, norms = clip(grads, clip_norm)
         updates, moments = optimizer.update(
             grads,
             state.optimizer,
             state.student,
-            lr=hyper["lr"],
-            last_layer_lr=hyper["last_layer_lr"],
-            weight_decay=hyper["weight_decay"],
-            lr_multipliers=optim.lr_multipliers(
-                state.student, layer_decay=layer_decay, patch_embed_multiplier=patch_embed_multiplier
+            rates=optim.rates(
+                state.student,
+                layer_decay=layer_decay,
+                patch_embed_multiplier=patch_embed_multiplier,
+                **{name: hyper[name] for name in ("lr", "backbone_lr", "last_layer_lr")},
             ),
+            weight_decay=hyper["weight_decay"],
+            last_layer_rests=hyper["last_layer_rests"],
             decay_mask=optim.decay_mask(state.student),
             last_layer=optim.is_last_layer(state.student),
         )
@@ -73,10 +94,10 @@ def make_train_step(
         # 5. Nothing non-finite enters the state.
         update_norms = optim.update_norms(updates)
         good = jnp.isfinite(jnp.stack([loss, *norms.values(), *update_norms.values()])).all()
-        student, teacher, moments = jax.tree.map(
+        student, teacher, moments, centers = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
-            (student, teacher, moments),
-            (state.student, state.teacher, state.optimizer),
+            (student, teacher, moments, centers),
+            (state.student, state.teacher, state.optimizer, state.centers),
         )
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics |= {f"grad_norm/{name}": value for name, value in norms.items()}
@@ -87,6 +108,7 @@ def make_train_step(
             student=student,
             teacher=teacher,
             optimizer=moments,
+            centers=centers,
             skipped=state.skipped + ~good,
             skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
         )
@@ -102,6 +124,11 @@ def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[s
     Teacher distributions are softmaxes at the student's temperature of 0.1: Sinkhorn-Knopp would hide a collapse.
     """
 
+    def masked_patches(out: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        if "ibot" not in out:
+            return {}
+        return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
+
     def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
         out = teacher_logits(networks, state.teacher, batch)
         views = out["cls"].shape[1]
@@ -111,8 +138,7 @@ def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[s
             student=state.student,
             teacher=state.teacher,
             dino_probs=jax.nn.softmax(out["dino"] / 0.1),
-            ibot_probs=jax.nn.softmax(out["ibot"] / 0.1),
-            ibot_valid=batch["mask_weights"].reshape(-1) > 0,
+            **masked_patches(out, batch),
         )
 
     return measure

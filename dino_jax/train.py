@@ -74,7 +74,7 @@ class Trainer:
     ):
         self.config, self.workdir, self.mesh, self.networks = config, workdir, mesh, networks
         self.source, self.stop = source, stop
-        self.phases = in_order(config)
+        self.phases, self.centered = in_order(config), build.centered(config)
         self.started = time.monotonic()
         self.progress = Progress(self.phases[-1].last)
         self.gram = GramTeachers(workdir.path, mesh, self.progress.note)
@@ -141,7 +141,8 @@ class Trainer:
 
         def like(step: int) -> TrainState:
             phase = next((p for p in self.phases if p.first < step <= p.last), self.phases[-1])
-            shapes = states.abstract(self.networks, build.optimizer(phase.options), gram=phase.gram)
+            optimizer = build.optimizer(phase.options)
+            shapes = states.abstract(self.networks, optimizer, gram=phase.gram, centered=self.centered)
             return with_sharding(shapes, self.mesh)
 
         self.gram.check(self.phases, done=next(iter(checkpoints.steps()), 0))
@@ -153,7 +154,8 @@ class Trainer:
     def initialise(self) -> TrainState:
         """Draws a new state."""
         self.progress.note(f"student and heads: new, from seed {self.config.seed}; teacher: a copy of them")
-        return states.init(self.networks, build.optimizer(self.phases[0].options), self.mesh, seed=self.config.seed)
+        optimizer = build.optimizer(self.phases[0].options)
+        return states.init(self.networks, optimizer, self.mesh, seed=self.config.seed, centered=self.centered)
 
     def recorder(self, restored: Restored | None) -> Recorder:
         """Opens the record of the run where the restored state continues it."""

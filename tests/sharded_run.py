@@ -41,7 +41,7 @@ def train(folder: Path, images: Path, data: int, fsdp: int) -> int:
     source, _ = build.sources(config)
     with Workdir(folder) as workdir, StopRequest() as stop:
         Trainer(config, workdir, mesh, networks, source, None, stop).run()
-    state = states.init(networks, build.optimizer(config.phases["gram"]), mesh, seed=0)
+    state = states.init(networks, build.optimizer(config.phases["gram"]), mesh, seed=0, centered=build.centered(config))
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
 
 

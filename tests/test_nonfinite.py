@@ -43,7 +43,9 @@ def setting(config):
 
 
 def hyper(**changes):
-    return {name: np.float32(changes.get(name, {"momentum": 0.9}.get(name, 1e-3))) for name in HYPER}
+    return {
+        name: np.float32(changes.get(name, {"momentum": 0.9, "last_layer_rests": 0}.get(name, 1e-3))) for name in HYPER
+    }
 
 
 def parts(state):
@@ -82,7 +84,7 @@ def test_poisoned_sample_is_skipped_and_found(setting, value):
     assert int(recovered.optimizer.count) == 1
 
 
-@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+@pytest.mark.parametrize("name", ["backbone_lr", "weight_decay"])
 def test_update_that_would_overflow_is_skipped(setting, name):
     """Losses and gradients are fine, what they would make of the parameters is not."""
     step, state, batch = setting

@@ -30,7 +30,7 @@ def small_params(seed=0):
 
 
 def trees(params, *, layer_decay=0.5, patch_embed_multiplier=0.2):
-    """The three trees an update needs."""
+    """The multipliers, and the two trees that an update needs besides the rates made of them."""
     return {
         "lr_multipliers": optim.lr_multipliers(
             params, layer_decay=layer_decay, patch_embed_multiplier=patch_embed_multiplier
@@ -79,6 +79,19 @@ def test_clip_keeps_trouble_in_its_module():
     np.testing.assert_allclose(clipped["b"]["x"], [1.0], rtol=1e-6)
 
 
+def test_clip_by_tensor_takes_each_block_by_its_own_norm():
+    grads = {
+        "backbone": {
+            "blocks": {"bias": np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)},
+            "norm": {"bias": np.array([6.0, 8.0], np.float32)},
+        }
+    }
+    clipped, norms = jax.jit(optim.clip_by_tensor)(grads, 1.0)
+    np.testing.assert_allclose(clipped["backbone"]["blocks"]["bias"], [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(clipped["backbone"]["norm"]["bias"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(norms["backbone"], np.sqrt(25 + 0.25 + 100), rtol=1e-6)
+
+
 def reference_adamw(params, all_grads, *, b1, b2, rates, decays):
     """AdamW of one array in float64, each step with its learning rate and weight decay."""
     p, m, v = np.array(params, np.float64), 0.0, 0.0
@@ -89,20 +102,33 @@ def reference_adamw(params, all_grads, *, b1, b2, rates, decays):
     return p, m, v
 
 
-def run_adamw(params, all_grads, *, b1=0.9, b2=0.999, rates, last_rates, decays):
-    adamw, extra, start = optim.adamw(b1, b2), trees(params), params
+def run(optimizer, params, all_grads, *, rates, decays, last_rates=None, rests=None, backbone_rates=None):
+    """Takes steps; `rests` says for each whether the last layers rest."""
+    start, extra = params, {"decay_mask": optim.decay_mask(params), "last_layer": optim.is_last_layer(params)}
 
     @jax.jit
-    def step(params, state, grads, lr, last_layer_lr, weight_decay):
-        updates, state = adamw.update(
-            grads, state, params, lr=lr, last_layer_lr=last_layer_lr, weight_decay=weight_decay, **extra
+    def step(params, state, grads, lr, last_layer_lr, backbone_lr, weight_decay, rests):
+        scheduled = {"lr": lr, "last_layer_lr": last_layer_lr, "backbone_lr": backbone_lr}
+        updates, state = optimizer.update(
+            grads,
+            state,
+            params,
+            rates=optim.rates(params, layer_decay=0.5, patch_embed_multiplier=0.2, **scheduled),
+            weight_decay=weight_decay,
+            last_layer_rests=rests,
+            **extra,
         )
         return optax.apply_updates(params, updates), state
 
-    state = adamw.init(start)
-    for grads, *scalars in zip(all_grads, rates, last_rates, decays, strict=True):
+    state = optimizer.init(start)
+    scheduled = (rates, last_rates or rates, backbone_rates or rates, decays, rests or [0.0] * len(rates))
+    for grads, *scalars in zip(all_grads, *scheduled, strict=True):
         params, state = step(params, state, grads, *scalars)
     return params, state
+
+
+def run_adamw(params, all_grads, **options):
+    return run(optim.adamw(0.9, 0.999), params, all_grads, **options)
 
 
 def test_adamw_against_numpy():
@@ -133,7 +159,56 @@ def test_frozen_last_layer_rests_while_its_moments_advance():
     assert (out["dino_head"]["prototypes"]["kernel"] == params["dino_head"]["prototypes"]["kernel"]).all()
     assert (out["dino_head"]["mlp_0"]["kernel"] != params["dino_head"]["mlp_0"]["kernel"]).any()
     assert (np.abs(state.mu["dino_head"]["prototypes"]["kernel"]) > 0).all()
-    assert state.count == 1
+    assert state.count == state.last_layer_count == 1
+
+
+def torch_steps(make, start, all_grads, *, rates, decays, rests):
+    """Takes the same steps of one array with an optimizer of PyTorch; a resting parameter has no gradient."""
+    torch = pytest.importorskip("torch")
+    p = torch.nn.Parameter(torch.tensor(start))
+    optimizer = make(torch, [p])
+    for grads, rate, decay, rest in zip(all_grads, rates, decays, rests, strict=True):
+        optimizer.param_groups[0].update(lr=rate, weight_decay=decay)
+        p.grad = None if rest else torch.tensor(grads)
+        optimizer.step()
+    return p.detach().numpy()
+
+
+@pytest.mark.parametrize("rests", [[1, 1, 0, 0], [0, 1, 0, 1]])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_against_torch_with_a_resting_last_layer(name, rests):
+    """While it rests the last layer is as if it were not there: no update, decay, moment or count."""
+    make = {
+        "adamw": lambda torch, p: torch.optim.AdamW(p, betas=(0.9, 0.999)),
+        "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.0, momentum=0.9),
+    }[name]
+    ours = {"adamw": optim.adamw(0.9, 0.999), "sgd": optim.sgd(0.9)}[name]
+    params, all_grads = small_params(), [small_params(seed) for seed in (1, 2, 3, 4)]
+    rates, decays = [0.1, 0.2, 0.1, 0.05], [0.04, 0.1, 0.2, 0.4]
+    out, _ = run(ours, params, all_grads, rates=rates, decays=decays, rests=[float(rest) for rest in rests])
+    for layer, resting in (("prototypes", rests), ("mlp_0", [0] * 4)):
+        grads = [tree["dino_head"][layer]["kernel"] for tree in all_grads]
+        start = params["dino_head"][layer]["kernel"]
+        expected = torch_steps(make, start, grads, rates=rates, decays=decays, rests=resting)
+        np.testing.assert_allclose(out["dino_head"][layer]["kernel"], expected, rtol=1e-6, atol=3e-7)
+
+
+def test_frozen_backbone_rests_while_the_heads_learn():
+    params = small_params()
+    out, state = run_adamw(params, [small_params(1)], rates=[0.1], backbone_rates=[0.0], decays=[0.4])
+    jax.tree.map(np.testing.assert_array_equal, out["backbone"], params["backbone"])
+    assert (out["dino_head"]["mlp_0"]["kernel"] != params["dino_head"]["mlp_0"]["kernel"]).all()
+    assert (np.abs(state.mu["backbone"]["cls_token"]) > 0).all()
+
+
+def test_rates_by_hand():
+    rates = optim.rates(
+        small_params(), layer_decay=0.5, patch_embed_multiplier=0.2, lr=1.0, backbone_lr=2.0, last_layer_lr=3.0
+    )
+    assert rates["backbone"]["cls_token"] == 2 * 0.5**4
+    assert rates["backbone"]["blocks"]["ls1"]["gamma"].ravel().tolist() == [0.25, 0.5, 1.0]
+    assert rates["dino_head"]["mlp_0"]["kernel"] == 1
+    assert rates["dino_head"]["prototypes"]["kernel"] == 3
 
 
 def test_bias_correction_keeps_float32_accuracy():
@@ -246,10 +321,15 @@ def test_golden_of_the_first_update(golden, name):
     file = golden(name)
     options, schedule = file.config["optim"], {key: values[0] for key, values in file.under("schedule/").items()}
     student, teacher, grads = (tree(file.under(key)) for key in ("init/student/", "init/teacher/", "grad_step0/"))
-    extra = trees(
-        student, layer_decay=options["layerwise_decay"], patch_embed_multiplier=options["patch_embed_lr_mult"]
-    )
     adamw = optim.adamw(options["adamw_beta1"], options["adamw_beta2"])
+    rates = optim.rates(
+        student,
+        layer_decay=options["layerwise_decay"],
+        patch_embed_multiplier=options["patch_embed_lr_mult"],
+        lr=schedule["lr"],
+        backbone_lr=schedule["lr"],
+        last_layer_lr=schedule["last_layer_lr"],
+    )
 
     @jax.jit
     def step(student, teacher, grads):
@@ -258,10 +338,10 @@ def test_golden_of_the_first_update(golden, name):
             clipped,
             adamw.init(student),
             student,
-            lr=schedule["lr"],
-            last_layer_lr=schedule["last_layer_lr"],
+            rates=rates,
             weight_decay=schedule["weight_decay"],
-            **extra,
+            decay_mask=optim.decay_mask(student),
+            last_layer=optim.is_last_layer(student),
         )
         student = optax.apply_updates(student, updates)
         return student, optim.ema(teacher, student, file["info/ema_momentum_used"][0]), norms

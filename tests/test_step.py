@@ -118,6 +118,7 @@ def start_of(g, optimizer: optax.GradientTransformation) -> TrainState:
         student=student,
         teacher=teacher,
         optimizer=optimizer.init(student),
+        centers=None,
         gram_teacher=jax.tree.map(jnp.asarray, tree(g.under("init/gram_teacher/"))["backbone"]),
         skipped=jnp.int32(0),
         skipped_in_row=jnp.int32(0),
@@ -151,6 +152,7 @@ def test_trajectory(golden, name):
     steps = len(g["metrics/total_loss"])
     for i in range(steps):
         hyper = {k: np.float32(schedule[k][i]) for k in ("lr", "last_layer_lr", "weight_decay", "momentum")}
+        hyper |= {"backbone_lr": hyper["lr"], "last_layer_rests": np.float32(0)}
         hyper["teacher_temperature"] = np.float32(schedule["teacher_temp"][i])
         reweighted = config["dino"]["reweight_dino_local_loss"]
         hyper["local_weight"] = np.float32(g["metrics/dino_local_loss_weight"][i] if reweighted else 1)
