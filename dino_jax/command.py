@@ -51,10 +51,14 @@ def join_cluster() -> None:
     import jax
 
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not address and os.environ.get("DINO_JAX_DISTRIBUTED") != "1":
+        return
+    # On CPUs, programs dispatched ahead may reach their collectives in another order in each process and wait for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if address and "JAX_NUM_PROCESSES" in os.environ:
         count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         jax.distributed.initialize(address, num_processes=count, process_id=index)
-    elif address or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
+    else:
         jax.distributed.initialize()
 
 
