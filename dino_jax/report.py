@@ -3,6 +3,7 @@
 import functools
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from dino_jax.data.photometry import normalize
 from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.sources import Source
 from dino_jax.data.subset import Subset
-from dino_jax.evals.features import extract
 from dino_jax.evals.knn import knn, raw_pixels
+from dino_jax.extraction import extract_features
 from dino_jax.metrics import read_metrics
+from dino_jax.models import Extractor
 from dino_jax.progress import table
 from dino_jax.state import Networks, Params, TrainState
 
+# Maps a source to features `(images, dim)` and labels `(images,)`.
+Features = Callable[[Source], tuple[np.ndarray, np.ndarray]]
 BATCH = 64  # images at once; enough to fill a CPU's or an accelerator's matrix units
 
 
@@ -53,32 +57,39 @@ class Report:
         """Returns {name: weighted k-NN accuracy} of the CLS features of a backbone; empty without held-out labels."""
         if not self.labelled():
             return {}
-        shards = sharding.data_shards(self.mesh)
+        data = self.config.data
+        model = Extractor(name, self.networks.backbone, params, tuple(data.mean), tuple(data.std))
 
-        def features(images: np.ndarray) -> dict[str, jax.Array]:
-            return {"features": self.tokens(params, sharding.place_whole(images, self.mesh))["cls"]}
+        def features(source: Source) -> tuple[np.ndarray, np.ndarray]:
+            found = extract_features(model, source, size=self.config.eval.size, batch_size=BATCH, mesh=self.mesh)
+            return found["cls"], found["labels"]
 
-        return {name: self._accuracy(features, BATCH + -BATCH % shards)}
+        return {name: self._accuracy(features)}
 
     def knn_of_pixels(self) -> dict[str, float]:
         """Returns {"knn/pixels": accuracy} of the images shrunk to 16 x 16, less their mean."""
         if not self.labelled():
             return {}
-        return {"knn/pixels": self._accuracy(lambda images: {"features": raw_pixels(images)}, BATCH, centre=True)}
+
+        def pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:
+            batches = eval_batches(source, size=self.config.eval.size, batch_size=BATCH)
+            found = [(raw_pixels(b["images"]), b["labels"], b["valid"]) for b in batches]
+            features, labels, valid = (np.concatenate(part) for part in zip(*found, strict=True))
+            return features[valid], labels[valid]
+
+        return {"knn/pixels": self._accuracy(pixels, centre=True)}
 
     def labelled(self) -> bool:
         """Tells whether both training and held-out images have labels."""
         return self.held_out is not None and bool(self.held_out.class_names) and bool(self.voters.class_names)
 
-    def _accuracy(self, apply: Any, batch_size: int, *, centre: bool = False) -> float:
+    def _accuracy(self, features: Features, *, centre: bool = False) -> float:
         assert self.held_out is not None
-        size, k = self.config.eval.size, self.config.eval.knn.k
-        train, test = (
-            extract(apply, eval_batches(source, size=size, batch_size=batch_size))
-            for source in (self.voters, self.held_out)
-        )
-        mean = train["features"].mean(0) if centre else 0.0
-        return knn(train["features"] - mean, train["labels"], test["features"] - mean, test["labels"], ks=(k,))[k]
+        train, train_labels = features(self.voters)
+        test, test_labels = features(self.held_out)
+        mean = train.mean(0) if centre else 0.0
+        k = self.config.eval.knn.k
+        return knn(train - mean, train_labels, test - mean, test_labels, ks=(k,))[k]
 
     def finish(self, state: TrainState, *, seconds: float) -> dict[str, float]:
         """Evaluates a finished run, draws its pictures, prints a table and says where things are.

@@ -86,15 +86,3 @@ def resized_crop(image: Image.Image, window: Window, *, size: int) -> np.ndarray
     top, left, height, width = window
     cut = image.crop((left, top, left + width, top + height))
     return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def centre_crop(image: np.ndarray, *, size: int) -> np.ndarray:
-    """Resizes the shorter side to `size` (bicubic, antialiased) and cuts the centre: uint8 (size, size, 3)."""
-    height, width = image.shape[:2]
-    if height == width == size:
-        return image
-    shorter = min(height, width)
-    resized = (max(size, width * size // shorter), max(size, height * size // shorter))
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    photograph = Image.fromarray(image).resize(resized, Image.Resampling.BICUBIC)
-    return np.asarray(photograph.crop((left, top, left + size, top + size)))

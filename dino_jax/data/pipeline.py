@@ -12,9 +12,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from dino_jax.data.crops import centre_crop, multi_crop
+from dino_jax.data import fit
+from dino_jax.data.crops import multi_crop
 from dino_jax.data.decode import BadImage
 from dino_jax.data.masks import draw_masks
+from dino_jax.data.reading import read_batches
 from dino_jax.data.sources import Source
 from dino_jax.data.workers import initialize_worker
 
@@ -166,27 +168,12 @@ def eval_batches(source: Source, *, size: int, batch_size: int) -> Iterator[Batc
 
     The shorter side is resized to `size` (bicubic, antialiased) and the centre cut out.
 
-    Yields:
-      "images" uint8 (batch, size, size, 3); "labels", "ids" int32 (batch,); "valid" bool (batch,), False on the zeros
-      that fill up the last batch and on images that cannot be decoded.
+    Returns:
+      an iterator over "images" uint8 (batch, size, size, 3); "labels", "ids" int32 (batch,); "valid" bool (batch,),
+      False on the zeros that fill up the last batch and on images that cannot be decoded.
     """
-    for start in range(0, len(source), batch_size):
-        batch: Batch = {
-            "images": np.zeros((batch_size, size, size, 3), np.uint8),
-            "labels": np.full(batch_size, -1, np.int32),
-            "ids": np.full(batch_size, -1, np.int32),
-            "valid": np.zeros(batch_size, bool),
-        }
-        for row, index in enumerate(range(start, min(start + batch_size, len(source)))):
-            batch["ids"][row] = index
-            try:
-                sample = source[index]
-            except BadImage:
-                continue
-            batch["images"][row] = centre_crop(sample["image"], size=size)
-            batch["labels"][row] = sample["label"]
-            batch["valid"][row] = True
-        yield batch
+    prepare = partial(fit.centre_crop, size=size)
+    return read_batches(source, range(len(source)), batch_size=batch_size, prepare=prepare)
 
 
 def _local_batch(source: Source, batch_size: int, process_count: int, mask_group_size: int) -> int:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.data.crops import centre_crop, multi_crop, random_window, resized_crop
+from dino_jax.data.crops import multi_crop, random_window, resized_crop
+from dino_jax.data.fit import centre_crop
 from tests.data.images import photograph
 
 OPTIONS = {

@@ -1,0 +1,146 @@
+"""Evaluation batches on the host: once over a source, in order, decoded by threads ahead of the consumer."""
+
+import collections
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from dino_jax.data.decode import BadImage
+from dino_jax.data.sources import Source
+
+Batch = dict[str, np.ndarray]
+Sample = tuple[np.ndarray, int]
+Prepare = Callable[[np.ndarray], np.ndarray]
+
+BATCHES_AHEAD = 2  # in the making beside the one that is out
+MOST_THREADS = 32
+# Images of many shapes wait for others of their own; so many batches of them may wait at once.
+MOST_WAITING = 4
+
+
+def read_batches(
+    source: Source, indices: Sequence[int], *, batch_size: int, prepare: Prepare, threads: int | None = None
+) -> Iterator[Batch]:
+    """Iterates over `source[index]` for the given indices, in that order whatever the number of threads.
+
+    Args:
+      indices: which images; -1 leaves a row empty.
+      prepare: brings an image to the shape that all share; see `fit.fit`.
+      threads: that decode (default: one for each processor this process may use).
+
+    Yields:
+      "images" `(batch, height, width, channels)` in the dtype that `prepare` returns; "labels", "ids" int32 (batch,);
+      "valid" bool (batch,), False on the zeros that fill up the last batch and on images that cannot be used.
+
+    Raises:
+      ValueError: if the first batch has no usable image and no image of the source is usable.
+    """
+    ahead = BATCHES_AHEAD * batch_size
+    samples = read_samples(source, indices, prepare=prepare, ahead=ahead, threads=threads)
+    empty: np.ndarray | None = None  # the zeros of a row without an image
+    for start in range(0, len(indices), batch_size):
+        rows = indices[start : start + batch_size]
+        found = [next(samples) for _ in rows]
+        if empty is None:
+            empty = _empty(found, source, prepare)
+        yield _batch(found, rows, batch_size, empty)
+
+
+def read_by_shape(
+    source: Source, indices: Sequence[int], *, batch_size: int, prepare: Prepare, threads: int | None = None
+) -> Iterator[Batch]:
+    """Iterates as `read_batches`, over images that `prepare` leaves different in shape: each batch has one shape.
+
+    The images are in the order of the source only within a shape; those that cannot be used are in no batch.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, Sample]]] = {}
+    samples = read_samples(source, indices, prepare=prepare, ahead=BATCHES_AHEAD * batch_size, threads=threads)
+    for index, sample in zip(indices, samples, strict=True):
+        if sample is None:
+            continue
+        waiting.setdefault(sample[0].shape, []).append((index, sample))
+        longest = max(waiting, key=lambda shape: len(waiting[shape]))
+        total = sum(len(rows) for rows in waiting.values())
+        if len(waiting[longest]) == batch_size or total == MOST_WAITING * batch_size:
+            yield _same_shape(waiting.pop(longest), batch_size)
+    for rows in waiting.values():
+        yield _same_shape(rows, batch_size)
+
+
+def read_samples(
+    source: Source, indices: Sequence[int], *, prepare: Prepare, ahead: int, threads: int | None = None
+) -> Iterator[Sample | None]:
+    """Yields each prepared image with its label, None for one that cannot be used; `ahead` are in the making.
+
+    Pillow and NumPy release the interpreter's lock where the time goes, so threads decode in parallel.
+    """
+    pool = ThreadPoolExecutor(threads or min(processors(), MOST_THREADS), thread_name_prefix="decode")
+    waiting: collections.deque[Future[Sample | None]] = collections.deque()
+    try:
+        for index in indices:
+            waiting.append(pool.submit(_sample, source, int(index), prepare))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def processors() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sample(source: Source, index: int, prepare: Prepare) -> Sample | None:
+    """Returns a prepared image with its label, None where there is none."""
+    if index < 0:
+        return None
+    try:
+        sample = source[index]
+        return prepare(sample["image"]), sample["label"]
+    except BadImage:
+        return None
+
+
+def _empty(samples: list[Sample | None], source: Source, prepare: Prepare) -> np.ndarray:
+    """Returns zeros of the shape of a prepared image, of which there may be none in the first batch."""
+    found = next((sample for sample in samples if sample is not None), None)
+    for index in range(len(source)):
+        if found is not None:
+            return np.zeros_like(found[0])
+        found = _sample(source, index, prepare)
+    if found is None:
+        raise ValueError(f"none of the {len(source)} images can be used, such as {source.name(0)}: {why(source, 0)}")
+    return np.zeros_like(found[0])
+
+
+def why(source: Source, index: int) -> str:
+    """Returns why an image cannot be used."""
+    try:
+        source[index]
+    except BadImage as error:
+        return str(error)
+    return "readable now"
+
+
+def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:
+    return _batch([sample for _, sample in rows], [index for index, _ in rows], batch_size, rows[0][1][0] * 0)
+
+
+def _batch(samples: Sequence[Sample | None], indices: Sequence[int], batch_size: int, empty: np.ndarray) -> Batch:
+    """Stacks samples, and empty rows up to `batch_size`."""
+    batch = {
+        "images": np.zeros((batch_size, *empty.shape), empty.dtype),
+        "labels": np.full(batch_size, -1, np.int32),
+        "ids": np.full(batch_size, -1, np.int32),
+        "valid": np.zeros(batch_size, bool),
+    }
+    for row, (sample, index) in enumerate(zip(samples, indices, strict=True)):
+        batch["ids"][row] = index
+        if sample is not None:
+            batch["images"][row], batch["labels"][row] = sample
+            batch["valid"][row] = True
+    return batch

@@ -1,0 +1,376 @@
+"""Extracts features of many images: streamed from disk, split over all devices, cached and resumable.
+
+features = extract_features(model, source, size=224, outputs=("cls", "mean_patch"), cache=Path("cache"))
+features["cls"]  # (images, dim), row i is the image features["ids"][i]
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from tqdm import tqdm
+
+from dino_jax import sharding
+from dino_jax.checksum import checksums
+from dino_jax.data.fit import FITS, fit
+from dino_jax.data.reading import Batch, read_batches, read_by_shape, why
+from dino_jax.data.shards import Shards
+from dino_jax.data.sources import Source
+from dino_jax.models import ConvNext, Extractor
+
+OUTPUTS = ("cls", "mean_patch", "patches", "registers")
+Features = dict[str, np.ndarray]
+
+# A shard is what a kill can cost. It holds at most so many images, fewer where they would take more than these bytes.
+MOST_IMAGES = 4096
+MOST_BYTES = 256 * 2**20
+LEAST_IMAGES = 16
+SAMPLED = 8  # images whose pixels tell sources apart that have the same names
+
+
+def extract_features(
+    model: Extractor,
+    source: Source,
+    *,
+    size: int = 224,
+    outputs: Sequence[str] = ("cls",),
+    layers: int = 1,
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+    cache: Path | None = None,
+    progress: bool = False,
+    how: str = "crop",
+) -> Features:
+    """Computes the features of all images of a source.
+
+    Images that cannot be used are left out and listed on stderr. With several processes each decodes its part of every
+    batch, and all return everything.
+
+    Args:
+      model: the network with its parameters.
+      size: side of the images in pixels, a multiple of the patch.
+      outputs: among "cls" `(images, dim)`, "mean_patch" `(images, dim)`, "patches" `(images, height, width, dim)` and
+        "registers" `(images, registers, dim)`.
+      layers: how many of the last blocks; more than one puts an axis of blocks after the one of images.
+      batch_size: images at once over all devices; rounded up to a multiple of their number.
+      mesh: where to compute (default: all devices).
+      cache: a folder in which finished shards are kept, so that a call that was killed continues, and one that was
+        done returns at once. All processes must see it. What it holds belongs to these weights, these images and these
+        settings; an image whose content changes under its old name is noticed only if it is one of a few samples.
+      progress: show a bar on stderr.
+      how: "crop", "squash" or "native", see `fit.fit`; "native" has no "patches" and needs a single process.
+
+    Returns:
+      float32 arrays by output; "labels" int32 `(images,)`, -1 unknown; "ids" int32 `(images,)`, index in the source.
+
+    Raises:
+      ValueError: wrong settings, or a source without usable images.
+    """
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    work = Extraction(
+        model, source, size=size, outputs=outputs, layers=layers, batch_size=batch_size, mesh=mesh, how=how
+    )
+    shards = None if cache is None else Shards(Path(cache) / work.key, names=[*outputs, "labels", "ids"])
+    if shards is not None and jax.process_index() == 0:
+        shards.describe(work.settings())
+    parts = []
+    with tqdm(total=len(source), unit=" images", disable=not progress or jax.process_index() != 0) as bar:
+        for number in range(work.count):
+            found = None if shards is None else shards.find(number)
+            if shards is not None and not _found_by_all(found is not None):
+                found = None
+            if found is not None:
+                bar.update(len(work.range(number)))
+            else:
+                found = work.compute(number, bar.update)
+                if shards is not None and jax.process_index() == 0:
+                    shards.write(number, found)
+            parts.append(found)
+    features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    report_bad(source, features["ids"])
+    return features
+
+
+class Extraction:
+    """One pass of a model over a source, cut into shards that do not depend on batches, devices or processes.
+
+    Attributes:
+      count: how many shards there are.
+      images_per_shard: images of the source in each but the last.
+      shapes: of each output, without the axis of images.
+      key: names weights, images and settings in a few letters.
+    """
+
+    def __init__(
+        self,
+        model: Extractor,
+        source: Source,
+        *,
+        size: int = 224,
+        outputs: Sequence[str] = ("cls",),
+        layers: int = 1,
+        batch_size: int = 64,
+        mesh: Mesh,
+        how: str = "crop",
+    ):
+        """Checks the settings and brings the parameters to the devices; arguments as in `extract_features`."""
+        _check(model, source, size=size, outputs=outputs, layers=layers, batch_size=batch_size, how=how, mesh=mesh)
+        self.source, self.mesh = source, mesh
+        self._size, self._how, self._layers, self._outputs = size, how, layers, tuple(outputs)
+        self._prepare = functools.partial(fit, size=size, how=how, multiple=model.patch_size)
+        self.shapes = _shapes(model, model.patch_size if how == "native" else size, self._outputs, layers)
+        self.images_per_shard = _images_per_shard(self.shapes)
+        self.count = -(-len(source) // self.images_per_shard)
+        parts = sharding.data_shards(mesh)
+        batch_size = min(batch_size, self.images_per_shard, len(source))
+        self._batch_size = batch_size + -batch_size % parts
+        self._model = _placed(model, mesh)
+        self._described = {"model": model.name, "backbone": repr(model.backbone), "mean": model.mean, "std": model.std}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names the weights, the images and the settings."""
+        return f"{self._described['model']}-{_digest(self.settings())[:16]}"
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(checksums(self._model.params)))
+        return _digest([(sharding.path_name(path), int(value)) for path, value in leaves])
+
+    @functools.cached_property
+    def _images(self) -> str:
+        return fingerprint(self.source)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns all that the features depend on, as JSON."""
+        return self._described | {
+            "weights": self._weights,
+            "images": self._images,
+            "number_of_images": len(self.source),
+            "images_per_shard": self.images_per_shard,
+            "size": self._size,
+            "fit": self._how,
+            "layers": self._layers,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+
+    def range(self, number: int) -> range:
+        """Returns the images of a shard."""
+        return range(number * self.images_per_shard, min((number + 1) * self.images_per_shard, len(self.source)))
+
+    def compute(self, number: int, advance: Callable[[int], Any] = lambda images: None) -> Features:
+        """Computes one shard.
+
+        Args:
+          advance: is told how many more images are done.
+
+        Returns:
+          As `extract_features`, for the usable images of the shard; there may be none.
+        """
+        where = sharding.replicated(self.mesh) if self.mesh.is_multi_process else sharding.batch(self.mesh)
+        program = _program(self._outputs, self._layers, where)
+
+        def apply(images: Array) -> dict[str, Array]:
+            return program(self._model, images)
+
+        indices = self.range(number)
+        if self._how == "native":
+            batches = read_by_shape(self.source, indices, batch_size=self._batch_size, prepare=self._prepare)
+        else:
+            batches = self._my_rows(indices)
+        features = collect(apply, batches, mesh=self.mesh, advance=advance)
+        if not features:
+            none = {name: np.zeros((0, *shape), np.float32) for name, shape in self.shapes.items()}
+            features = none | {name: np.zeros(0, np.int32) for name in ("labels", "ids")}
+        order = np.argsort(features["ids"], kind="stable")
+        return {name: array[order] for name, array in features.items()}
+
+    def _my_rows(self, indices: range) -> Iterator[Batch]:
+        """Reads this process's rows of every batch, which is filled up with empty ones."""
+        size = self._batch_size
+        padded = np.full(-(-len(indices) // size) * size, -1)
+        padded[: len(indices)] = indices
+        processes = sorted({device.process_index for device in self.mesh.devices.flat})
+        mine = padded.reshape(-1, len(processes), size // len(processes))[:, processes.index(jax.process_index())]
+        batch_size = size // len(processes)
+        return read_batches(self.source, mine.ravel(), batch_size=batch_size, prepare=self._prepare)
+
+
+def collect(
+    apply: Callable[[Any], Mapping[str, Array]],
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh,
+    advance: Callable[[int], Any] = lambda images: None,
+) -> Features:
+    """Runs a function over batches and returns its outputs on the host, padding left out.
+
+    One batch is in flight while the previous one is copied to the host.
+
+    Args:
+      apply: maps images `(batch, height, width, channels)` to named outputs `(batch, ...)` that are readable here.
+      batches: this process's rows, as `read_batches` yields them; every entry but "images" and "valid" is returned too.
+      advance: is told how many images each batch had.
+
+    Returns:
+      Arrays `(images, ...)` by name, the outputs as float32; nothing when there is no batch.
+    """
+    parts: list[Features] = []
+    pending: tuple[dict[str, Any], Mapping[str, Array]] | None = None
+    for batch in batches:
+        outputs = apply(sharding.place({"images": batch["images"]}, mesh)["images"])
+        extras: dict[str, Any] = {name: array for name, array in batch.items() if name != "images"}
+        if mesh.is_multi_process:  # the rows of the other processes, in the order of the outputs
+            extras = _everywhere(sharding.replicated(mesh))(sharding.place(extras, mesh))
+        if pending is not None:
+            parts.append(_to_host(*pending, advance))
+        pending = (extras, outputs)
+    if pending is not None:
+        parts.append(_to_host(*pending, advance))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+@functools.lru_cache(maxsize=2)
+def _everywhere(where: NamedSharding) -> Any:
+    return jax.jit(lambda arrays: arrays, out_shardings=where)
+
+
+def _to_host(extras: Mapping[str, Any], outputs: Mapping[str, Array], advance: Callable[[int], Any]) -> Features:
+    valid = np.asarray(extras["valid"])
+    kept = {name: np.asarray(array)[valid] for name, array in extras.items() if name != "valid"}
+    kept |= {name: np.asarray(array, np.float32)[valid] for name, array in outputs.items()}
+    advance(int((np.asarray(extras["ids"]) >= 0).sum()))
+    return kept
+
+
+def bad_images(source: Source, ids: np.ndarray, among: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yields "id", "name" and "reason" of the images that are among the given ones but not among `ids`."""
+    for index in sorted(set(among) - {int(index) for index in ids}):
+        yield {"id": index, "name": source.name(index), "reason": why(source, index)}
+
+
+def report_bad(source: Source, ids: np.ndarray) -> None:
+    """Says in a line on stderr how many images were left out.
+
+    Raises:
+      ValueError: if all were.
+    """
+    missing = len(source) - len(ids)
+    if not missing:
+        return
+    example = next(bad_images(source, ids, range(len(source))))
+    text = f"{missing} of {len(source)} images cannot be used, such as {example['name']} ({example['reason']})"
+    if missing == len(source):
+        raise ValueError(text)
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)
+
+
+def fingerprint(source: Source) -> str:
+    """Returns a digest of the names of all images of a source, and of the pixels of a few."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(f"{source.name(index)}\n".encode())
+    for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
+        reason = why(source, index)
+        digest.update(source[index]["image"].tobytes() if reason == "readable now" else reason.encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any:
+    """Builds the compiled function from a model and raw images to named outputs that lie at `where`."""
+
+    def features(model: Extractor, images: Array) -> dict[str, Array]:
+        return _outputs_of(model, model.normalize(images), outputs, layers)
+
+    return jax.jit(features, out_shardings=where)
+
+
+def _outputs_of(model: Extractor, images: Array, outputs: Sequence[str], layers: int) -> dict[str, Array]:
+    """Returns the named outputs for normalised images."""
+    blocks = [model(images)] if layers == 1 else model.intermediate(images, layers)
+    named = [_named(tokens, outputs) for tokens in blocks]
+    return named[0] if layers == 1 else {name: jnp.stack([x[name] for x in named], axis=1) for name in outputs}
+
+
+def _named(tokens: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    found = {"mean_patch": tokens["patches"].astype(jnp.float32).mean((1, 2))} if "mean_patch" in outputs else {}
+    return {name: (tokens | found)[name] for name in outputs}
+
+
+def _shapes(model: Extractor, size: int, outputs: tuple[str, ...], layers: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each output of one image, without computing anything."""
+    channels = model.backbone.in_channels
+    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    shapes = jax.eval_shape(lambda model, images: _outputs_of(model, images, outputs, layers), model, images)
+    return {name: shapes[name].shape[1:] for name in outputs}
+
+
+def _images_per_shard(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Returns a power of two within the limits above."""
+    each = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+    return max(2 ** int(np.log2(max(min(MOST_IMAGES, MOST_BYTES / each), 1))), LEAST_IMAGES)
+
+
+def _check(
+    model: Extractor,
+    source: Source,
+    *,
+    size: int,
+    outputs: Sequence[str],
+    layers: int,
+    batch_size: int,
+    how: str,
+    mesh: Mesh,
+) -> None:
+    """Refuses settings that cannot work, in one line."""
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown or not outputs or len(set(outputs)) != len(outputs):
+        raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, each once, got {', '.join(outputs) or 'none'}")
+    if how not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, got {how!r}")
+    if layers < 1 or batch_size < 1:
+        raise ValueError(f"layers and batch size must be at least 1, got {layers} and {batch_size}")
+    patch = model.patch_size
+    if layers > 1 and isinstance(model.backbone, ConvNext):
+        raise ValueError(f"the stages of {model.name} differ in width and cannot be stacked: take layers 1")
+    if how != "native" and (size < patch or size % patch):
+        near = max(round(size / patch), 1) * patch
+        raise ValueError(f"size {size} is not a multiple of the patch of {model.name}, {patch} px: take {near}")
+    if how == "native" and "patches" in outputs:
+        raise ValueError("patches of images of different sizes do not stack: use fit crop or squash, or leave them out")
+    if how == "native" and mesh.is_multi_process:
+        raise ValueError("fit native needs a mesh inside one process: use crop or squash, or local devices")
+    if not len(source):
+        raise ValueError("the source holds no images")
+
+
+def _placed(model: Extractor, mesh: Mesh) -> Extractor:
+    """Brings the parameters to the mesh, unless they are spread over its devices already."""
+    devices = set(mesh.devices.flat)
+    leaves = jax.tree.leaves(model.params)
+    if all(isinstance(leaf, Array) and leaf.sharding.device_set == devices for leaf in leaves):
+        return model
+    split = sharding.state_shards(mesh) > 1
+    where = sharding.of_state(model, mesh) if split else jax.tree.map(lambda leaf: sharding.replicated(mesh), model)
+    return jax.device_put(model, where)
+
+
+def _found_by_all(found: bool) -> bool:
+    """Tells whether every process found a shard, as all must take the same way."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(found)))) if jax.process_count() > 1 else found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,194 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dino_jax import extraction, sharding
+from dino_jax.data.decode import BadImage
+from dino_jax.data.fit import centre_crop
+from dino_jax.extraction import Extraction, extract_features, fingerprint
+from tests.data.images import photograph
+from tests.tiny_model import tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+BAD = 5
+
+
+class Photographs:
+    """Images in memory; number BAD cannot be used."""
+
+    class_names = ("a", "b")
+
+    def __init__(self, count=21, shapes=((24, 32),), first_seed=0):
+        self.count, self.shapes, self.first_seed, self.read = count, shapes, first_seed, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == BAD:
+            raise BadImage("not an image")
+        shape = self.shapes[index % len(self.shapes)]
+        return {"image": photograph(*shape, seed=self.first_seed + index), "label": index % 2, "id": index}
+
+    def name(self, index):
+        return f"{index}.jpg"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+GOOD = [index for index in range(21) if index != BAD]
+
+
+def test_features_are_those_of_the_model_in_order_without_bad_images(model, capsys):
+    source = Photographs()
+    outputs = ("cls", "mean_patch", "patches", "registers")
+    found = extract_features(model, source, size=16, outputs=outputs, batch_size=4)
+    assert found["ids"].tolist() == GOOD
+    assert found["labels"].tolist() == [index % 2 for index in GOOD]
+    images = np.stack([centre_crop(source[index]["image"], size=16) for index in GOOD])
+    expected = model(model.normalize(images))
+    for name in ("cls", "patches", "registers"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+    np.testing.assert_allclose(found["mean_patch"], np.asarray(expected["patches"]).mean((1, 2)), atol=1e-5)
+    assert "1 of 21 images cannot be used, such as 5.jpg (not an image)" in capsys.readouterr().err
+
+
+def test_several_layers_come_on_an_axis_after_the_images(model):
+    source = Photographs(count=3)
+    found = extract_features(model, source, size=16, outputs=("cls", "patches"), layers=2, batch_size=4)
+    images = np.stack([centre_crop(source[index]["image"], size=16) for index in range(3)])
+    blocks = model.intermediate(model.normalize(images), 2)
+    assert found["patches"].shape == (3, 2, 2, 2, 16)
+    for layer in range(2):
+        np.testing.assert_allclose(found["cls"][:, layer], blocks[layer]["cls"], atol=1e-5)
+
+
+def test_native_images_keep_their_pixels(model):
+    shapes = ((24, 32), (17, 23), (7, 40))
+    source = Photographs(count=9, shapes=shapes)
+    found = extract_features(model, source, how="native", batch_size=2)
+    assert found["ids"].tolist() == [0, 1, 3, 4, 6, 7]  # 5 is bad, and every third one lower than a patch
+    image = source[1]["image"][0:16, 4:20]  # the centre, rounded to the even
+    np.testing.assert_allclose(found["cls"][1], model(model.normalize(image[None]))["cls"][0], atol=1e-5)
+
+
+def test_squashed_images_lose_nothing_at_the_sides(model):
+    found = extract_features(model, Photographs(count=2), size=16, how="squash")
+    cropped = extract_features(model, Photographs(count=2), size=16)
+    assert np.abs(found["cls"] - cropped["cls"]).max() > 1e-3
+
+
+def test_cached_shards_are_read_and_damaged_ones_made_again(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(extraction, "MOST_IMAGES", 8)
+    monkeypatch.setattr(extraction, "LEAST_IMAGES", 8)
+    options = {"size": 16, "outputs": ("cls", "mean_patch"), "batch_size": 4, "cache": tmp_path}
+    first = extract_features(model, Photographs(), **options)
+    (folder,) = tmp_path.iterdir()
+    files = sorted(folder.glob("*.npz"))
+    assert [file.name for file in files] == ["00000.npz", "00001.npz", "00002.npz"]
+    content = [file.read_bytes() for file in files]
+
+    source = Photographs()
+    again = extract_features(model, source, **options)
+    assert len(set(source.read)) <= extraction.SAMPLED + 1  # for the fingerprint and the report only
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+    files[0].write_bytes(content[0][:-200] + bytes(200))
+    files[1].write_bytes(content[1][:100])
+    files[2].unlink()
+    repaired = extract_features(model, Photographs(), **options)
+    assert all(np.array_equal(first[name], repaired[name]) for name in first)
+    assert capsys.readouterr().err.count("is damaged") == 2
+    assert [file.read_bytes() for file in files] == content
+    assert not list(folder.glob(".*"))
+
+
+def test_the_cache_belongs_to_weights_images_and_settings(model, tmp_path):
+    source = Photographs(count=4)
+    extract_features(model, source, size=16, cache=tmp_path)
+    extract_features(model, source, size=16, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    extract_features(tiny_model(seed=1), source, size=16, cache=tmp_path)
+    extract_features(model, Photographs(count=4, first_seed=9), size=16, cache=tmp_path)
+    extract_features(model, source, size=24, cache=tmp_path)
+    extract_features(model, source, size=16, outputs=("mean_patch",), cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_shards_shrink_for_large_outputs(model):
+    mesh = sharding.make_mesh()
+    small = Extraction(model, Photographs(), size=16, mesh=mesh)
+    large = Extraction(model, Photographs(), size=1600, outputs=("patches",), mesh=mesh)
+    assert small.images_per_shard == 4096
+    assert large.images_per_shard == 64  # 200 x 200 x 16 floats are 2.4 MiB
+
+
+def test_fingerprint_sees_names_and_pixels():
+    assert fingerprint(Photographs()) == fingerprint(Photographs())
+    assert fingerprint(Photographs()) != fingerprint(Photographs(first_seed=1))
+    assert fingerprint(Photographs()) != fingerprint(Photographs(count=20))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 20}, "size 20 is not a multiple of the patch of tiny, 8 px: take 16"),
+        ({"outputs": ("cls", "clss")}, "outputs must be some of cls, mean_patch, patches, registers"),
+        ({"outputs": ()}, "got none"),
+        ({"how": "stretch"}, "fit must be one of crop, squash, native"),
+        ({"how": "native", "outputs": ("patches",)}, "do not stack"),
+        ({"layers": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_wrong_settings_are_one_line(model, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        extract_features(model, Photographs(), **({"size": 16} | options))
+    assert "\n" not in str(error.value)
+
+
+def test_a_source_without_usable_images(model):
+    class Bad(Photographs):
+        def __getitem__(self, index):
+            raise BadImage("empty")
+
+    with pytest.raises(ValueError, match=r"none of the 3 images can be used, such as 0.jpg: empty"):
+        extract_features(model, Bad(count=3), size=16)
+    with pytest.raises(ValueError, match="no images"):
+        extract_features(model, Photographs(count=0), size=16)
+
+
+def test_eight_devices_equal_one(model, tmp_path):
+    script = (
+        "import numpy as np; from dino_jax import sharding; from dino_jax.extraction import extract_features;"
+        "from tests.test_extraction import Photographs, tiny_model; import jax; assert len(jax.devices()) == 8;"
+        "out = [extract_features(tiny_model(), Photographs(), size=16, outputs=('cls', 'patches'), batch_size=6,"
+        "    mesh=sharding.make_mesh(fsdp=f)) for f in (1, 4)];"
+        f"np.savez(r'{tmp_path}/out.npz', *[o[k] for o in out for k in ('cls', 'patches', 'ids')])"
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, env=os.environ | flags)
+    one = extract_features(model, Photographs(), size=16, outputs=("cls", "patches"), batch_size=6)
+    with np.load(tmp_path / "out.npz") as out:
+        for index, name in enumerate(("cls", "patches", "ids") * 2):
+            np.testing.assert_allclose(out[f"arr_{index}"], one[name], atol=1e-5)
+
+
+def test_threads_do_not_change_anything(model):
+    from dino_jax.data.reading import read_batches
+
+    def read(threads):
+        prepare = lambda image: centre_crop(image, size=8)  # noqa: E731
+        return list(read_batches(Photographs(), range(21), batch_size=4, prepare=prepare, threads=threads))
+
+    one, many = read(1), read(7)
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, many))
