@@ -90,7 +90,7 @@ def extract_features(
             if shards is not None and not _found_by_all(found is not None):
                 found = None
             if found is not None:
-                bar.update(len(work.range(number)))
+                bar.update(len(work.images_of(number)))
             else:
                 found = work.compute(number, bar.update)
                 if shards is not None and jax.process_index() == 0:
@@ -164,7 +164,7 @@ class Extraction:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
 
-    def range(self, number: int) -> range:
+    def images_of(self, number: int) -> range:
         """Returns the images of a shard."""
         return range(number * self.images_per_shard, min((number + 1) * self.images_per_shard, len(self.source)))
 
@@ -183,7 +183,7 @@ class Extraction:
         def apply(images: Array) -> dict[str, Array]:
             return program(self._model, images)
 
-        indices = self.range(number)
+        indices = self.images_of(number)
         if self._how == "native":
             batches = read_by_shape(self.source, indices, batch_size=self._batch_size, prepare=self._prepare)
         else:
@@ -203,7 +203,7 @@ class Extraction:
         processes = sorted({device.process_index for device in self.mesh.devices.flat})
         mine = padded.reshape(-1, len(processes), size // len(processes))[:, processes.index(jax.process_index())]
         batch_size = size // len(processes)
-        return read_batches(self.source, mine.ravel(), batch_size=batch_size, prepare=self._prepare)
+        return read_batches(self.source, mine.ravel().tolist(), batch_size=batch_size, prepare=self._prepare)
 
 
 def collect(
