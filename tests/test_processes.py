@@ -1,0 +1,59 @@
+"""Two processes of four devices each do what one process with eight does, and stop and continue together."""
+
+import socket
+
+import numpy as np
+import pytest
+
+from dino_jax.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+MESH = {
+    "mesh__fsdp": 2,
+    "phases__pretrain__batch_size": 16,
+    "phases__pretrain__masks__group_size": 2,
+    "phases__gram__batch_size": 16,
+    "phases__gram__masks__group_size": 2,
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def together(program, *commands):
+    """Runs one command per process of a cluster."""
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(len(commands))}
+    started = [
+        program.start(*command, devices=4, JAX_PROCESS_ID=str(index), **cluster)
+        for index, command in enumerate(commands)
+    ]
+    done = [program.finish(process) for process in started]
+    assert [process.returncode for process in done] == [0] * len(commands), "\n".join(p.stderr for p in done)
+    return [process.stderr for process in done]
+
+
+def test_two_processes_stop_and_continue_as_one(program, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    one = program.finish(program.start("dino_jax.main", *program.arguments(alone, **MESH), devices=8))
+    assert one.returncode == 0, one.stderr
+    arguments = program.arguments(shared, **MESH)
+    # SIGTERM reaches the second process only, both save the same step and exit.
+    first, _ = together(
+        program, ("dino_jax.main", *arguments), ("tests.signalled_run", "SIGTERM", "recorded", "2", *arguments)
+    )
+    assert "saved: the same command continues" in first
+    steps = {record["step"] for record in read_metrics(shared / "metrics.jsonl")}
+    assert 2 <= max(steps) < 14
+    # They restore it and go on to the end.
+    first, _ = together(program, ("dino_jax.main", *arguments), ("dino_jax.main", *arguments))
+    assert f"from {shared}/checkpoints/{max(steps)}" in first
+    expected, actual = (read_metrics(folder / "metrics.jsonl") for folder in (alone, shared))
+    assert len(expected) == len(actual) == 14
+    for lonely, common in zip(expected, actual, strict=True):
+        assert lonely.keys() == common.keys()
+        for name, value in lonely.items():
+            np.testing.assert_allclose(common[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {lonely['step']}")
+    assert (shared / "results.json").exists()
