@@ -5,10 +5,12 @@ example, unchanged. `write` makes such a file.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dino_jax.data.decode import BadImage, decode
 
@@ -19,14 +21,15 @@ EXTENSIONS = (".array_record", ".arrayrecord")
 class ArrayRecordSource:
     """The records of one file, or of all .array_record files in a folder in alphabetical order."""
 
-    def __init__(self, path: Path):
-        """Opens the files.
+    def __init__(self, path: Path, *, decode: Callable[[bytes], np.ndarray] = decode):
+        """Opens the files; `decode` turns the image of a record into an array.
 
         Raises:
           ValueError: array_record is not installed, or there are no records.
         """
         self._files = [str(path.absolute())] if path.is_file() else _files(path)
         self.class_names: tuple[str, ...] = ()
+        self._decode = decode
         try:
             self._length = len(self._records) if self._files else 0
         except (RuntimeError, OSError) as error:
@@ -42,7 +45,7 @@ class ArrayRecordSource:
         if len(record) < LABEL.size:
             raise BadImage(f"a record of {len(record)} bytes has no label")
         (label,) = LABEL.unpack_from(record)
-        return {"image": decode(record[LABEL.size :]), "label": label, "id": index}
+        return {"image": self._decode(record[LABEL.size :]), "label": label, "id": index}
 
     def name(self, index: int) -> str:
         """Returns the number of the record."""

@@ -49,12 +49,12 @@ def _open(encoded: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
-    _check_size(*image.size)
+    check_size(*image.size)
     image.load()
     return _to_rgb(ImageOps.exif_transpose(_to_8_bit(image)))
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
     """Refuses by the header alone, before any memory is spent on pixels."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:

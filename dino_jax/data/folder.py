@@ -1,26 +1,32 @@
 """Images in a folder, nested in any way; first-level sub-folders, if there are any, are the classes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, decode
 
 
 class FolderSource:
-    """All images below a folder in alphabetical order of their paths; hidden files and folders are passed over."""
+    """All images below a folder in alphabetical order of their paths; hidden files and folders are passed over.
 
-    def __init__(self, folder: Path):
-        """Lists the folder.
+    In place of a folder, a single image may be given.
+    """
+
+    def __init__(self, folder: Path, *, decode: Callable[[Path], np.ndarray] = decode):
+        """Lists the folder; `decode` turns a file into an array.
 
         Raises:
           ValueError: not a folder, or one without images.
         """
-        if not folder.is_dir():
+        alone = folder.is_file() and folder.name.lower().endswith(IMAGE_EXTENSIONS)
+        if not folder.is_dir() and not alone:
             raise ValueError(f"{folder} is not a folder: set data.path to the folder that holds the images")
-        self._folder = folder.absolute()
-        self._names = sorted(_image_names(self._folder))
+        self._folder, self._decode = folder.absolute().parent if alone else folder.absolute(), decode
+        self._names = [folder.name] if alone else sorted(_image_names(self._folder))
         if not self._names:
             raise ValueError(f"no images found in {folder} (looked for {' '.join(IMAGE_EXTENSIONS)})")
         self.class_names = tuple(sorted({_class_name(name) for name in self._names} - {""}))
@@ -31,7 +37,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self._names[index]
-        image = decode(self._folder / name)
+        image = self._decode(self._folder / name)
         return {"image": image, "label": self._labels.get(_class_name(name), -1), "id": index}
 
     def name(self, index: int) -> str:

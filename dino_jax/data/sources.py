@@ -1,10 +1,12 @@
 """Random-access collections of labelled images, opened by name."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from dino_jax.data.arrayrecord import ArrayRecordSource
+from dino_jax.data.arrayrecord import EXTENSIONS, ArrayRecordSource
+from dino_jax.data.decode import IMAGE_EXTENSIONS, decode
 from dino_jax.data.folder import FolderSource
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.tar import TarSource
@@ -65,3 +67,25 @@ def open_source(
     if source == "folder":
         return FolderSource(place)
     return TarSource(place) if source == "tar" else ArrayRecordSource(place)
+
+
+def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
+    """Opens images where they are: a folder, an image file, a tar or tar.gz, an ArrayRecord file or folder of them.
+
+    Args:
+      path: the place, or "packaged" for the photographs that come with scikit-image.
+      decode: turns a file or its bytes into an array.
+
+    Raises:
+      ValueError: a path that is missing, or one without images.
+    """
+    if path == "packaged":
+        return PackagedSource(split="test", window_size=96, windows_per_photograph=64)
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise ValueError(f"{place} does not exist: give a folder of images, a tar or an .array_record file")
+    if place.suffix in EXTENSIONS or (place.is_dir() and any(file.suffix in EXTENSIONS for file in place.iterdir())):
+        return ArrayRecordSource(place, decode=decode)
+    if place.is_dir() or place.name.lower().endswith(IMAGE_EXTENSIONS):
+        return FolderSource(place, decode=decode)
+    return TarSource(place, decode=decode)

@@ -5,9 +5,12 @@ import io
 import os
 import tarfile
 import zlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, decode
 
@@ -22,14 +25,14 @@ class TarSource:
     512 MiB.
     """
 
-    def __init__(self, path: Path):
-        """Indexes the archive.
+    def __init__(self, path: Path, *, decode: Callable[[bytes], np.ndarray] = decode):
+        """Indexes the archive; `decode` turns the bytes of a member into an array.
 
         Raises:
           ValueError: not a tar, without images, or a tar.gz that is too large.
         """
-        self._path = path.absolute()
-        self._bytes = _gunzip(path) if _is_gzip(path) else None
+        self._path, self._decode = path.absolute(), decode
+        self._bytes = gunzip(path) if is_gzip(path) else None
         members = sorted(_image_members(path, self._bytes), key=lambda member: member.name)
         if not members:
             raise ValueError(f"no images found in {path} (looked for {' '.join(IMAGE_EXTENSIONS)})")
@@ -50,7 +53,7 @@ class TarSource:
             encoded = os.pread(self._file.fileno(), size, offset)  # no seek: threads share the file
         else:
             encoded = self._bytes[offset : offset + size]
-        return {"image": decode(encoded), "label": self._labels[index], "id": index}
+        return {"image": self._decode(encoded), "label": self._labels[index], "id": index}
 
     def name(self, index: int) -> str:
         """Returns the archive's member that is image `index`."""
@@ -64,12 +67,18 @@ class TarSource:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
 
-def _is_gzip(path: Path) -> bool:
+def is_gzip(path: Path) -> bool:
+    """Tells a gzip file by its first two bytes."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _gunzip(path: Path) -> bytes:
+def gunzip(path: Path) -> bytes:
+    """Unpacks a gzip file to memory.
+
+    Raises:
+      ValueError: damaged, or of more than MAX_UNPACKED_BYTES.
+    """
     try:
         with gzip.open(path) as file:
             unpacked = file.read(MAX_UNPACKED_BYTES + 1)

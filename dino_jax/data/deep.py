@@ -1,0 +1,116 @@
+"""Decodes images of 16 bits or of any number of channels without loss, for extraction.
+
+Training sees 8-bit RGB (`decode`). What is measured with more bits or in more bands, such as X-rays, microscopy and
+satellite images, comes through here whole.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dino_jax.data.decode import FORMATS, BadImage, check_size
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:
+    """Decodes an image to 16 bits; 8-bit samples are multiplied by 257, so that white stays white.
+
+    TIFF is read with all its channels, whether they lie together or in planes (one page); other formats as Pillow reads
+    them. Grey is repeated when three channels are asked for. Transparency is dropped then, kept with four channels.
+
+    Args:
+      image: the encoded bytes, or the path of a file.
+      channels: of the network.
+
+    Returns:
+      uint16 (height, width, channels).
+
+    Raises:
+      BadImage: unreadable, of other channels, or with samples of no known range (32 bits, floats).
+    """
+    try:
+        samples = _samples(image if isinstance(image, bytes) else Path(image).read_bytes())
+    except BadImage:
+        raise
+    except Exception as error:  # damaged files make the decoders raise nearly every built-in exception
+        raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from None
+    samples = _with_channels(samples, channels)
+    if samples.dtype == np.uint8:
+        return samples.astype(np.uint16) * 257
+    return samples
+
+
+def _samples(encoded: bytes) -> np.ndarray:
+    """Returns uint8 or uint16 (height, width, channels)."""
+    if not encoded:
+        raise BadImage("the file is empty")
+    if encoded.startswith(TIFF):
+        samples = _tiff(encoded)
+    elif encoded.startswith(PNG) and encoded[24] == 16 and encoded[25] in (2, 6):  # bit depth; RGB or RGBA
+        samples = _deep_colour_png(encoded)
+    else:
+        samples = _by_pillow(encoded)
+    if samples.dtype not in (np.uint8, np.uint16):
+        raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel")
+    return np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
+
+
+def _tiff(encoded: bytes) -> np.ndarray:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+        page = file.pages[0]
+        check_size(page.imagewidth, page.imagelength)
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+            return _by_pillow(encoded)
+        samples = page.asarray()
+        planes = samples.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            samples = np.iinfo(samples.dtype).max - samples
+    if samples.ndim == 2:
+        return samples[..., None]
+    if samples.ndim != 3:
+        raise BadImage(f"a TIFF page of shape {samples.shape}")
+    return np.moveaxis(samples, 0, -1) if planes else samples
+
+
+def _deep_colour_png(encoded: bytes) -> np.ndarray:
+    try:
+        import cv2
+    except ImportError:
+        raise BadImage("16-bit colour PNG needs OpenCV: pip install 'dino_jax[video]', or save it as TIFF") from None
+    check_size(int.from_bytes(encoded[16:20]), int.from_bytes(encoded[20:24]))
+    samples = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None:
+        raise BadImage("truncated or damaged PNG")
+    return samples[..., [2, 1, 0, *range(3, samples.shape[2])]]  # OpenCV orders blue, green, red
+
+
+def _by_pillow(encoded: bytes) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image of a known format") from None
+    check_size(*image.size)
+    image.load()
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)[..., None]
+    if image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert({"1": "L", "LA": "L", "PA": "RGBA"}.get(image.mode, "RGB"))
+    samples = np.asarray(ImageOps.exif_transpose(image))
+    return samples if samples.ndim == 3 else samples[..., None]
+
+
+def _with_channels(samples: np.ndarray, channels: int) -> np.ndarray:
+    found = samples.shape[2]
+    if found == channels:
+        return samples
+    if channels == 3 and found == 1:
+        return np.repeat(samples, 3, axis=2)
+    if channels == 3 and found == 4:
+        return samples[..., :3]
+    raise BadImage(f"{found} channels, where the network takes {channels}")

@@ -1,0 +1,113 @@
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dino_jax.data.decode import BadImage
+from dino_jax.data.deep import decode_deep
+from dino_jax.data.fit import fit, resize
+from dino_jax.data.sources import open_path
+from tests.data.images import encode, photograph
+
+RNG = np.random.default_rng(0)
+
+
+def deep(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 2**16, shape, np.uint16)
+
+
+def tiff(samples: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_tiff_of_any_channels_is_undamaged(channels, planar, byteorder):
+    samples = deep(12, 10, channels)
+    stored = np.moveaxis(samples, -1, 0) if planar == "separate" else samples
+    if channels == 1:
+        stored, planar = samples[..., 0], None
+    encoded = tiff(stored, photometric="minisblack", planarconfig=planar, byteorder=byteorder)
+    found = decode_deep(encoded, channels=channels)
+    assert found.dtype == np.uint16
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, samples)
+
+
+def test_grey_png_keeps_all_16_bits_and_is_repeated_for_rgb():
+    samples = deep(9, 11)
+    encoded = encode(Image.fromarray(samples))
+    np.testing.assert_array_equal(decode_deep(encoded, channels=1), samples[..., None])
+    np.testing.assert_array_equal(decode_deep(encoded, channels=3), np.repeat(samples[..., None], 3, axis=2))
+
+
+def test_colour_png_keeps_all_16_bits():
+    cv2 = pytest.importorskip("cv2")
+    samples = deep(9, 11, 3)
+    encoded = cv2.imencode(".png", samples[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode_deep(encoded, channels=3), samples)
+
+
+def test_eight_bits_fill_the_range():
+    image = photograph()
+    found = decode_deep(encode(image), channels=3)
+    np.testing.assert_array_equal(found / 65535, image / 255)
+    assert decode_deep(encode(image[..., 0]), channels=1).shape == (24, 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "channels", "message"),
+    [
+        (b"", 3, "empty"),
+        (b"nothing", 3, "not an image"),
+        (tiff(np.zeros((9, 9), np.float32)), 1, "float32 samples have no known range"),
+        (tiff(np.zeros((9, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig"), 4, "5 channels"),
+        (encode(photograph()), 2, "3 channels, where the network takes 2"),
+        (tiff(np.zeros((9, 9), np.uint16))[:100], 1, "."),
+        (tiff(np.zeros((9, 900), np.uint16)), 1, "factor"),
+    ],
+)
+def test_bad_images_say_why(encoded, channels, message):
+    with pytest.raises(BadImage, match=message):
+        decode_deep(encoded, channels=channels)
+
+
+def test_resizing_keeps_16_bits_and_agrees_with_pillow_on_8():
+    image = photograph(40, 30)
+    both = [resize(part, height=20, width=15) for part in (image, np.concatenate([image, image[..., :1]], -1))]
+    np.testing.assert_allclose(both[0], both[1][..., :3], atol=1)
+    flat = np.full((40, 30, 4), 40_001, np.uint16)
+    assert (fit(flat, size=16) == 40_001).all()
+    assert fit(flat, size=16).dtype == np.uint16
+    edge = np.zeros((32, 32, 1), np.uint16)
+    edge[:, 16:] = 65535
+    assert fit(edge, size=24).max() == 65535  # overshoot of the cubic filter does not wrap around
+
+
+def test_fit_modes():
+    image = deep(30, 50, 2)
+    assert fit(image, size=16).shape == (16, 16, 2)
+    assert fit(image, size=16, how="squash").shape == (16, 16, 2)
+    np.testing.assert_array_equal(fit(image, size=0, how="native", multiple=8), image[3:27, 1:49])
+    with pytest.raises(BadImage, match="smaller than a patch of 32"):
+        fit(image, size=0, how="native", multiple=32)
+    with pytest.raises(ValueError, match="fit must be one of"):
+        fit(image, size=16, how="stretch")
+
+
+def test_open_path_finds_the_kind(tmp_path):
+    (tmp_path / "one.png").write_bytes(encode(photograph()))
+    assert open_path(str(tmp_path)).name(0) == "one.png"
+    assert len(open_path(str(tmp_path / "one.png"))) == 1
+    np.testing.assert_array_equal(open_path(str(tmp_path / "one.png"))[0]["image"], photograph())
+    assert len(open_path("packaged")) > 1
+    with pytest.raises(ValueError, match="does not exist"):
+        open_path(str(tmp_path / "two"))
+    (tmp_path / "text.txt").write_text("no archive")
+    with pytest.raises(ValueError, match="not a readable tar"):
+        open_path(str(tmp_path / "text.txt"))
