@@ -1,5 +1,6 @@
 """What a run writes down and shows while it trains: metrics, health, throughput, k-NN accuracy, progress."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Recorder:
         self._history: list[dict[str, float]] = []
         self.throughput = Throughput()
         self._compiling = True
+        self._started, self._evaluating = time.monotonic(), 0.0
 
     def enter(self, phase: Phase) -> None:
         """Starts to measure a phase."""
@@ -66,7 +68,7 @@ class Recorder:
         """
         every, last = self._config.log, step == phase.last
         healthy = step % every.health_every == 0 or last
-        evaluated = bool(self._config.eval.knn.every) and step % self._config.eval.knn.every == 0
+        evaluated = self._report.scores.due(step)
         due = step % every.every == 0 or healthy or evaluated
         if due or self._compiling:
             jax.block_until_ready(metrics)
@@ -81,13 +83,24 @@ class Recorder:
             values = {name: float(value) for name, value in measured.items()}
             values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
             if evaluated:
-                values |= self._report.knn_of(state.teacher["backbone"], "knn/teacher")
+                values |= self._evaluate(step, state)
             self._write(phase, step, values, healthy)
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Runs the protocols that are due, and notes the time they take."""
+        start = time.monotonic()
+        numbers = self._report.scores.at(step, state.teacher["backbone"])
+        self._evaluating += time.monotonic() - start
+        words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self._progress.note(f"step {step}: {words}" if words else f"step {step}: nothing to evaluate on")
+        return numbers
 
     def _write(self, phase: Phase, step: int, values: dict[str, float], healthy: bool) -> None:
         """Writes a record and shows it; after a measurement of health, says what looks wrong."""
         self._writer.write(step, values)
         speed = self.throughput.read()
+        if speed and self._evaluating:
+            speed["throughput/evaluation_share"] = self._evaluating / (time.monotonic() - self._started)
         if speed:
             self._writer.write_throughput(step, speed)
         self._progress.update(step, phase=phase.name, loss=values["loss/total"], throughput=speed)

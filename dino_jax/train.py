@@ -12,21 +12,21 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax import build, memory, sharding
+from dino_jax import build, initial, memory, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, Restored, with_sharding
 from dino_jax.data.augment import augment
 from dino_jax.data.bad_images import BadImages
 from dino_jax.data.pipeline import TrainBatches
 from dino_jax.data.sources import Source
-from dino_jax.gram_teacher import GramTeachers
+from dino_jax.gram_teacher import GramTeachers, restore_snapshot
 from dino_jax.guard import Guard
 from dino_jax.metrics import NOTHING_RESTORED
 from dino_jax.phases import Phase, check_batch, in_order
 from dino_jax.progress import Progress
 from dino_jax.record import Recorder
 from dino_jax.report import Report
-from dino_jax.state import Networks, TrainState
+from dino_jax.state import Networks, Params, TrainState
 from dino_jax.stop import StopRequest
 from dino_jax.validate import validate
 from dino_jax.workdir import Workdir
@@ -77,8 +77,9 @@ class Trainer:
         self.phases, self.centered = in_order(config), build.centered(config)
         self.started = time.monotonic()
         self.progress = Progress(self.phases[-1].last)
-        self.gram = GramTeachers(workdir.path, mesh, self.progress.note)
-        self.report = Report(config, networks, mesh, workdir.path, source, held_out)
+        self.report = Report(config, networks, mesh, workdir.path, source, held_out, self.first_backbone)
+        dense_score = self.report.scores.dense_score if config.eval.dense.path else None
+        self.gram = GramTeachers(workdir.path, mesh, self.progress.note, dense_score)
         self.augment = jax.jit(functools.partial(augment, mean=config.data.mean, std=config.data.std))
         self.key = jax.random.key(config.seed)
         self.bad_images = BadImages(
@@ -152,10 +153,27 @@ class Trainer:
         return restored
 
     def initialise(self) -> TrainState:
-        """Draws a new state."""
-        self.progress.note(f"student and heads: new, from seed {self.config.seed}; teacher: a copy of them")
+        """Draws a new state, with the backbone of `init.weights` if that is given."""
+        seed, weights = self.config.seed, self.config.init.weights
         optimizer = build.optimizer(self.phases[0].options)
-        return states.init(self.networks, optimizer, self.mesh, seed=self.config.seed, centered=self.centered)
+        state = states.init(self.networks, optimizer, self.mesh, seed=seed, centered=self.centered)
+        if not weights:
+            self.progress.note(f"student and heads: new, from seed {seed}; teacher: a copy of them")
+            return state
+        from dino_jax.pretrained import load  # with it come readers of many formats, which other runs need not
+
+        state = states.with_backbone(state, initial.loaded(weights, self.networks, self.mesh, load=load))
+        self.progress.note(f"student and teacher: from {weights}; heads: new, from seed {seed}")
+        # Kept, so that neither a restart nor the final comparison needs the original file.
+        self.gram.snapshot(0, state)
+        return state
+
+    def first_backbone(self) -> Params:
+        """Returns the backbone with which the run began."""
+        if not self.config.init.weights:
+            return initial.drawn(self.networks, self.mesh, seed=self.config.seed)
+        shapes = jax.eval_shape(lambda: self.networks.init(jax.random.key(0))["backbone"])
+        return restore_snapshot(self.workdir.path / "gram_teacher" / "0", with_sharding(shapes, self.mesh))
 
     def recorder(self, restored: Restored | None) -> Recorder:
         """Opens the record of the run where the restored state continues it."""

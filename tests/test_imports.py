@@ -14,10 +14,10 @@ LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
     "guard stop command tasks bench_torch",
     "state checksum config workdir",
-    "objective checkpoint flops gallery extraction",
-    "step gram_teacher report",
-    "build record",
-    "memory",
+    "objective checkpoint flops gallery extraction initial",
+    "step gram_teacher scores",
+    "build report",
+    "memory record",
     "train",
     "main bench evaluate",
 )

@@ -1,0 +1,157 @@
+"""What is measured of a backbone while it trains: global quality, dense quality, and quality without labels."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dino_jax import health, sharding
+from dino_jax.data.dense import MaskPairs, open_masks
+from dino_jax.data.fit import resize
+from dino_jax.data.pipeline import eval_batches
+from dino_jax.data.sources import Source
+from dino_jax.data.subset import Subset
+from dino_jax.evals.knn import knn, raw_pixels
+from dino_jax.evals.segmentation import quick_miou
+from dino_jax.extraction import extract_features
+from dino_jax.models import Extractor
+from dino_jax.state import Networks, Params
+
+BATCH = 64  # images at once; enough to fill a CPU's or an accelerator's matrix units
+DENSE_BATCH = 16  # larger images
+Numbers = dict[str, float]
+
+
+class Scores:
+    """Evaluates backbones of one architecture by the protocols under `eval` of a recipe."""
+
+    def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
+        """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
+        self.config, self.networks, self.mesh = config, networks, mesh
+        self.voters, self.held_out = Subset(source, config.eval.knn.images), held_out
+        self.unlabelled = Subset(held_out or source, config.eval.quality.images)
+        if config.eval.dense.path:
+            assert self._dense_pairs  # opened now, so that what is wrong with them is said before the first step
+        where = sharding.replicated(mesh)
+        self._patches = jax.jit(lambda model, images: model(model.normalize(images))["patches"], out_shardings=where)
+
+    def due(self, step: int) -> bool:
+        """Tells whether any protocol is due after `step` completed steps."""
+        return bool(self._protocols(step))
+
+    def at(self, step: int, params: Params) -> Numbers:
+        """Runs the protocols that are due; flat `group/name` numbers."""
+        numbers: Numbers = {}
+        for protocol in self._protocols(step):
+            numbers |= protocol(params)
+        return numbers
+
+    def _protocols(self, step: int) -> list[Callable[[Params], Numbers]]:
+        known = {"knn": self.knn, "dense": self.dense, "quality": self.quality}
+        periods = {name: self.config.eval[name].every for name in known}
+        return [protocol for name, protocol in known.items() if periods[name] and step % periods[name] == 0]
+
+    def knn(self, params: Params, name: str = "knn/teacher") -> Numbers:
+        """Returns {name: weighted k-NN accuracy} of the CLS features; empty without labels."""
+        if not self.labelled():
+            return {}
+        train, test = (self._features(params, source, "cls") for source in (self.voters, self.held_out))
+        return {name: self._accuracy(train["cls"], train["labels"], test["cls"], test["labels"])}
+
+    def knn_of_pixels(self) -> Numbers:
+        """Returns {"knn/pixels": accuracy} of the images shrunk to 16 x 16, less their mean."""
+        if not self.labelled():
+            return {}
+        (train, labels), (test, truth) = (self._pixels(source) for source in (self.voters, self.held_out))
+        mean = train.mean(0)
+        return {"knn/pixels": self._accuracy(train - mean, labels, test - mean, truth)}
+
+    def labelled(self) -> bool:
+        """Tells whether both training and held-out images have labels."""
+        return self.held_out is not None and bool(self.held_out.class_names) and bool(self.voters.class_names)
+
+    def dense(self, params: Params) -> Numbers:
+        """Returns {"dense/miou": mIoU of a linear probe on patches, fitted in closed form}; empty without masks."""
+        return {"dense/miou": self.dense_score(params)} if self.config.eval.dense.path else {}
+
+    def dense_score(self, params: Params) -> float:
+        """Returns the mIoU (0 to 1) of a linear probe on the patches of a backbone, on eval.dense.path."""
+        (train, train_masks), (test, test_masks) = (self._labelled_patches(params, split) for split in ("train", "val"))
+        return quick_miou(train, train_masks, test, test_masks, classes=len(self._dense_pairs["train"].class_names))
+
+    def quality(self, params: Params) -> Numbers:
+        """Returns `quality/...`, which need no labels: effective rank, and cosines of patches to CLS and each other."""
+        found = self._features(params, self.unlabelled, "cls", "patches")
+        patches = found["patches"].reshape(len(found["patches"]), -1, found["patches"].shape[-1])
+        return {
+            "quality/rankme": float(health.rankme(found["cls"])),
+            "quality/cls_patch_cosine": float(health.cls_patch_cosine(found["cls"], patches)),
+            "quality/patch_cosine": float(health.mean_pairwise_cosine(patches)),
+        }
+
+    def _accuracy(self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray) -> float:
+        k = self.config.eval.knn.k
+        return knn(train, labels, test, truth, ks=(k,))[k]
+
+    def _features(self, params: Params, source: Source | None, *outputs: str) -> dict[str, np.ndarray]:
+        assert source is not None
+        size, model = self.config.eval.size, self._extractor(params)
+        return extract_features(model, source, size=size, outputs=outputs, batch_size=BATCH, mesh=self.mesh)
+
+    def _extractor(self, params: Params) -> Extractor:
+        # One name for all, as programs are compiled for each name.
+        data = self.config.data
+        return Extractor("backbone", self.networks.backbone, params, tuple(data.mean), tuple(data.std))
+
+    def _pixels(self, source: Source | None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns small images as features, and labels."""
+        assert source is not None
+        batches = eval_batches(source, size=self.config.eval.size, batch_size=BATCH)
+        found = [(raw_pixels(b["images"]), b["labels"], b["valid"]) for b in batches]
+        features, labels, valid = (np.concatenate(part) for part in zip(*found, strict=True))
+        return features[valid], labels[valid]
+
+    @functools.cached_property
+    def _dense_pairs(self) -> dict[str, MaskPairs]:
+        return {split: open_masks(self.config.eval.dense.path, split) for split in ("train", "val")}
+
+    @functools.cached_property
+    def _dense_images(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Reads at most `eval.dense.images` images and masks of each split, and keeps them: they are few."""
+        patch, count = self.networks.backbone.patch_size, self.config.eval.dense.images
+        return {split: read_dense(pairs, count=count, multiple=patch) for split, pairs in self._dense_pairs.items()}
+
+    def _labelled_patches(self, params: Params, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns patches `(images, rows, columns, dim)` and masks `(images, height, width)` of a split."""
+        images, masks = self._dense_images[split]
+        model, parts = self._extractor(params), []
+        size = DENSE_BATCH + -DENSE_BATCH % sharding.data_shards(self.mesh)
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+            found = self._patches(model, sharding.place_whole(padded, self.mesh))
+            parts.append(np.asarray(found, np.float32)[: len(batch)])
+        return np.concatenate(parts), masks
+
+
+def read_dense(pairs: MaskPairs, *, count: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images and masks, spread evenly over a data set, all at the size of the first.
+
+    Args:
+      count: how many at most.
+      multiple: the sides of the images are rounded to it.
+
+    Returns:
+      uint8 images `(images, height, width, 3)` and masks `(images, mask_height, mask_width)`.
+    """
+    number = min(count, len(pairs))
+    samples = [pairs[index * len(pairs) // number] for index in range(number)]
+    rows, columns = samples[0][1].shape
+    height, width = (max(round(side / multiple), 1) * multiple for side in (rows, columns))
+    images = [resize(image, height=height, width=width) for image, _ in samples]
+    masks = [np.asarray(Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST)) for _, mask in samples]
+    return np.stack(images), np.stack(masks)
