@@ -43,7 +43,7 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
         gram_size=phase.options.gram.crop_size if phase.gram else 0,
         patch_size=config.model.patch_size,
         mask_ratio=tuple(masks.ratio),
-        mask_probability=masks.probability,
+        mask_probability=masks.probability if phase.options.loss.ibot else 0.0,
         mask_group_size=masks.group_size,
         workers=config.data.workers,
         process_index=jax.process_index(),

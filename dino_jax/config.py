@@ -73,17 +73,25 @@ def default() -> ConfigDict:
 def model(variant: str, **changes: Any) -> ConfigDict:
     """Returns the options of a published size with `changes`, and those that only act in training."""
     training = {
-        "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block
+        "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block,
+        "drop_path_ramp": False,  # or rising from 0 in the first block to drop_path in the last
+    }
+    rope = {
         "rope_shift": 0.0,  # RoPE box augmentation: +- shift,
         "rope_jitter": 1.0,  # one factor per axis in [1 / jitter, jitter],
         "rope_rescale": 1.0,  # one factor for both in [1 / rescale, rescale]
     }
-    return _changed(ConfigDict(VARIANTS[variant] | training), changes)
+    options = VARIANTS[variant]
+    return _changed(ConfigDict(options | training | (rope if "rope_base" in options else {})), changes)
 
 
-def head(*, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> ConfigDict:
-    """Returns the sizes of a projection head (DINO, section 3.1)."""
-    return ConfigDict({"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck})
+def head(*, prototypes: int, hidden: int = 2048, bottleneck: int = 256, gain: str = "none") -> ConfigDict:
+    """Returns the options of a projection head (DINO, section 3.1).
+
+    Args:
+      gain: "none" (DINOv3); of weight-normalised prototypes: "frozen" (DINO) or "trained" (DINOv2).
+    """
+    return ConfigDict({"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "gain": gain})
 
 
 def schedule(*, start: float, peak: float, end: float, warmup: int = 0, cosine: int = 0) -> ConfigDict:

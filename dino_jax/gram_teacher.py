@@ -39,7 +39,7 @@ class GramTeachers:
         """
         for phase in phases:
             own = phase.own_snapshot
-            entered, yet_to_come = phase.first < done, own is not None and own > done
+            entered, yet_to_come = phase.first < done, own is not None and (own > done or not done)
             if phase.options.gram.teacher not in ("none", "ema", "best_dense") and not entered and not yet_to_come:
                 check_snapshot(self.folder(phase))
 

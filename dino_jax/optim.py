@@ -21,6 +21,7 @@ BLOCKS = re.compile(r"^[^/]+/blocks/")
 PATCH_EMBED = re.compile(r"^[^/]+/patch_embed/")
 # Biases, norms and LayerScale. Tokens and position embeddings do decay, as in the references.
 UNDECAYED = re.compile(r"norm|(^|/)(bias|scale|gamma)$")
+GAIN = re.compile(r"(^|/)prototypes/gain$")
 LAST_LAYER = re.compile(r"(^|/)prototypes/")
 
 
@@ -66,9 +67,15 @@ def lr_multipliers(params: dict[str, Any], *, layer_decay: float, patch_embed_mu
     return _map_paths(multiplier, params)
 
 
-def decay_mask(params: Any) -> Any:
-    """Gives 1 to every parameter that weight decay applies to, 0 to biases, norms and LayerScale (float32 scalars)."""
-    return _map_paths(lambda path, leaf: np.float32(not UNDECAYED.search(path)), params)
+def decay_mask(params: Any, *, gains: bool = True) -> Any:
+    """Gives 1 to every parameter that weight decay applies to, 0 to biases, norms and LayerScale (float32 scalars).
+
+    Args:
+      gains: whether the gains of weight-normalised prototypes decay, as all that is trained; a frozen one must not.
+    """
+    return _map_paths(
+        lambda path, leaf: np.float32(not UNDECAYED.search(path) and (gains or not GAIN.search(path))), params
+    )
 
 
 def is_last_layer(params: Any) -> Any:

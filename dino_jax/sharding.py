@@ -20,7 +20,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"downsample/conv/kernel", (None, None, None, "fsdp")),
     (r"patch_embed/kernel", (None, None, None, "fsdp")),
     (r"(mlp_\d+|prototypes)/kernel", ("fsdp", None)),
-    (r"(bias|scale|gamma|cls_token|registers|mask_token)", ()),
+    (r"(bias|scale|gamma|gain|cls_token|registers|mask_token|pos_embed)", ()),
     (r"centers/(dino|ibot)", ()),
     (r"(step|count|last_layer_count|skipped|skipped_in_row)", ()),
 )

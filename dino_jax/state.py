@@ -140,6 +140,12 @@ def copy(params: Params) -> Params:
     return jax.tree.map(jnp.copy, params)
 
 
+def with_backbone(state: TrainState, params: Params) -> TrainState:
+    """Returns the state with copies of backbone parameters `params` in student and teacher."""
+    student, teacher = (network | {"backbone": copy(params)} for network in (state.student, state.teacher))
+    return dataclasses.replace(state, student=student, teacher=teacher)
+
+
 def with_gram_teacher(state: TrainState, params: Params | None) -> TrainState:
     """Returns the state with backbone parameters `params` (a copy of them), or none, as Gram teacher."""
     return dataclasses.replace(state, gram_teacher=None if params is None else copy(params))

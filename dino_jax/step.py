@@ -85,7 +85,7 @@ def make_train_step(
             ),
             weight_decay=hyper["weight_decay"],
             last_layer_rests=hyper["last_layer_rests"],
-            decay_mask=optim.decay_mask(state.student),
+            decay_mask=optim.decay_mask(state.student, gains=networks.dino_head.gain != "frozen"),
             last_layer=optim.is_last_layer(state.student),
         )
         student = optax.apply_updates(state.student, updates)

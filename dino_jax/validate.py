@@ -10,9 +10,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "remat": ("none", "matmuls", "full"),
     "data.source": ("packaged", "folder", "tar", "arrayrecord"),
     "model.ffn": ("mlp", "swiglu"),
+    "dino_head.gain": ("none", "frozen", "trained"),
+    "ibot_head.gain": ("none", "frozen", "trained"),
     "model.norm": ("layernorm", "rmsnorm"),
 }
 PHASE_CHOICES: dict[str, tuple[str, ...]] = {
+    "targets": ("sinkhorn_knopp", "centering"),
+    "optim.name": ("adamw", "sgd"),
+    "optim.clip": ("module", "tensor"),
     "gram.remove_negatives": ("none", "both", "teacher"),
     "gram.tokens": ("all", "masked", "unmasked"),
     "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
@@ -28,7 +33,8 @@ PHASE_POSITIVE = (
     "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"
 )
 PHASE_NOT_NEGATIVE = "snapshot_every"
-PHASE_SHARES = "masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
+PHASE_NOT_NEGATIVE = "loss.dino loss.ibot loss.koleo optim.freeze_last_layer optim.freeze_backbone"
+PHASE_SHARES = "center_momentum masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
 
 
 def validate(config: ConfigDict) -> None:
@@ -45,7 +51,9 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     yield from _values(c, "", CHOICES, POSITIVE, SHARES)
     for key in NOT_NEGATIVE.split():
         yield from _check(c, "", key, lambda v: v >= 0, "0 or more")
-    if c.model.width % c.model.heads or c.model.width // c.model.heads % 4:
+    if c.model.width % c.model.heads:
+        yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
+    if "rope_base" in c.model and c.model.width // c.model.heads % 4:
         yield (
             f"model.width = {c.model.width} over model.heads = {c.model.heads} must give a whole multiple of 4 "
             "per head, which axial RoPE needs"
@@ -55,7 +63,7 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     for name in c.phase_order:
         if name not in c.phases:
             yield f"phase_order names {name!r}, but phases holds {', '.join(sorted(c.phases)) or 'none'}"
-    known_snapshots: set[str] = set()
+    known_snapshots = {"gram_teacher/0"} if c.init.weights else set()
     start = 0
     for name in c.phase_order:
         yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.patch_size)
@@ -68,6 +76,19 @@ def _problems(c: ConfigDict) -> Iterator[str]:
         saved = {*c.phases[name].snapshot_steps, *_multiples(c.phases[name].snapshot_every, c.phases[name].steps)}
         known_snapshots |= {f"gram_teacher/{start + step}" for step in saved}
         start += c.phases[name].steps
+    yield from _problems_between(c, [c.phases[name] for name in c.phase_order])
+
+
+def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
+    """Finds what each phase may have, but not together with the others or with the networks."""
+    with_ibot = any(p.loss.ibot for p in phases)
+    if c.share_head and not with_ibot:
+        yield "share_head = True has no effect with loss.ibot = 0 in all phases: set one of them"
+    if with_ibot and not c.model.get("masking", True):
+        yield "loss.ibot needs a mask token, which model.masking = False has not: set one of them"
+    names = [p.optim.name for p in phases]
+    if len(set(names)) > 1:
+        yield f"optim.name differs between phases ({', '.join(names)}): moments pass from one to the next, use one"
 
 
 def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
@@ -94,6 +115,10 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
             "use a divisor of what one device holds"
         )
+    for key in PHASE_NOT_NEGATIVE.split():
+        yield from _check(p, prefix, key, lambda v: v >= 0, "0 or more")
+    if p.loss.ibot and not p.masks.probability:
+        yield f"{prefix}masks.probability = 0 leaves iBOT no patches to predict: set {prefix}loss.ibot to 0 as well"
     group = p.loss.koleo_group_size or p.batch_size
     if p.batch_size % group or p.loss.koleo_topk >= group:
         yield (
@@ -118,6 +143,8 @@ def _gram_problems(prefix: str, p: ConfigDict, known_snapshots: set[str]) -> Ite
     weight = p.schedules.gram_weight
     if p.gram.teacher == "none" and max(weight.start, weight.peak, weight.end) > 0:
         yield f"{prefix}teacher = 'none' but schedules.gram_weight is not 0: name a Gram teacher, such as 'ema'"
+    if not p.loss.ibot and (p.gram.tokens != "all" or p.gram.stats):
+        yield f"{prefix}tokens = {p.gram.tokens!r} and stats = {p.gram.stats} need masks, which loss.ibot = 0 has not"
     if p.gram.max_refreshes and not p.gram.refresh_every:
         yield f"{prefix}max_refreshes = {p.gram.max_refreshes} has no effect with refresh_every = 0: set both or none"
     if p.gram.teacher.startswith("gram_teacher/") and p.gram.teacher not in known_snapshots:

@@ -104,10 +104,13 @@ def batch_of(g: dict, batch_size: int) -> dict[str, np.ndarray]:
     return {
         "global_crops": sample_major(g["collated_global_crops"], batch_size),
         "local_crops": sample_major(g["collated_local_crops"], batch_size),
-        "gram_crops": sample_major(g["collated_gram_teacher_crops"], batch_size),
         "masks": masks,
         "mask_indices": np.pad(indices, (0, padding)).astype(np.int32)[None],
         "mask_weights": np.pad(per_patch.ravel()[indices], (0, padding)).astype(np.float32)[None],
+    } | {
+        ours: sample_major(g[theirs], batch_size)
+        for theirs, ours in (("collated_gram_teacher_crops", "gram_crops"),)
+        if theirs in g
     }
 
 

@@ -1,4 +1,5 @@
 import pytest
+from ml_collections import ConfigDict
 
 from dino_jax.phases import check_batch, in_order
 from dino_jax.validate import validate
@@ -15,7 +16,22 @@ def test_the_tiny_recipe_is_valid():
         ({"precision": "float16"}, "precision = 'float16' must be one of float32, bfloat16"),
         ({"data.source": "foldr"}, "data.source = 'foldr' must be one of packaged, folder, tar, arrayrecord"),
         ({"model.drop_path": 1.5}, "model.drop_path = 1.5 must be between 0 and 1"),
-        ({"model.heads": 3}, "model.width = 32 over model.heads = 3 must give a whole multiple of 4"),
+        ({"model.heads": 3}, "model.heads = 3 must divide model.width = 32"),
+        ({"model.heads": 16}, "model.width = 32 over model.heads = 16 must give a whole multiple of 4"),
+        ({"dino_head.gain": "fixed"}, "dino_head.gain = 'fixed' must be one of none, frozen, trained"),
+        ({"phases.gram.targets": "center"}, "phases.gram.targets = 'center' must be one of sinkhorn_knopp, centering"),
+        ({"phases.gram.center_momentum": 1.1}, "phases.gram.center_momentum = 1.1 must be between 0 and 1"),
+        ({"phases.gram.optim.name": "lars"}, "phases.gram.optim.name = 'lars' must be one of adamw, sgd"),
+        ({"phases.gram.optim.name": "sgd"}, "optim.name differs between phases"),
+        ({"phases.gram.optim.clip": "all"}, "phases.gram.optim.clip = 'all' must be one of module, tensor"),
+        ({"phases.gram.optim.freeze_backbone": -1}, "phases.gram.optim.freeze_backbone = -1 must be 0 or more"),
+        ({"phases.gram.loss.ibot": -1.0}, "phases.gram.loss.ibot = -1.0 must be 0 or more"),
+        ({"phases.gram.masks.probability": 0.0}, "masks.probability = 0 leaves iBOT no patches to predict"),
+        ({"phases.gram.loss.ibot": 0.0, "phases.gram.gram.stats": True}, "need masks, which loss.ibot = 0 has not"),
+        (
+            {"share_head": True, "phases.pretrain.loss.ibot": 0.0, "phases.gram.loss.ibot": 0.0},
+            "share_head = True has no effect with loss.ibot = 0",
+        ),
         ({"phase_order": ()}, "phase_order is empty"),
         ({"phase_order": ("pretrain", "grum")}, "phase_order names 'grum', but phases holds gram, pretrain"),
         ({"log.every": 0}, "log.every = 0 must be above 0"),
@@ -45,6 +61,22 @@ def test_problem_is_named_with_its_fix(changes, message):
         validate(config)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_ibot_needs_a_mask_token():
+    config = get_config()
+    config.model = ConfigDict(config.model.to_dict() | {"masking": False})
+    with pytest.raises(ValueError, match=r"loss\.ibot needs a mask token, which model\.masking = False has not"):
+        validate(config)
+
+
+def test_loaded_weights_may_be_the_gram_teacher():
+    config = get_config()
+    config.phases.gram.gram.update({"teacher": "gram_teacher/0", "refresh_every": 0, "max_refreshes": 0})
+    with pytest.raises(ValueError, match="is not a snapshot of an earlier phase"):
+        validate(config)
+    config.init.weights = "some/where"
+    validate(config)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def train_batches(
       seed: of the order, the crops and the masks.
       global_size, ..., horizontal_flips, global_number, gram_size: see `crops.multi_crop`.
       patch_size: side of a patch in pixels; divides `global_size`.
-      mask_ratio, mask_probability: see `masks.draw_masks`.
+      mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
       mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
       workers: processes that prepare batches; 0 for one thread of this process.
       process_index, process_count: of the training processes.
@@ -103,11 +103,12 @@ def train_batches(
         .repeat()
         .random_map(partial(_sample, source=source, crop=crop))
         .batch(local_batch)
-        .map_with_index(partial(_add_masks, mask=mask, seed=seed, groups=local_batch // mask_group_size))
-        # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
-        .slice(slice(process_index, None, process_count))
     )
-    return TrainBatches(batches, workers=workers)
+    if mask_probability:
+        groups = local_batch // mask_group_size
+        batches = batches.map_with_index(partial(_add_masks, mask=mask, seed=seed, groups=groups))
+    # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
+    return TrainBatches(batches.slice(slice(process_index, None, process_count)), workers=workers)
 
 
 class TrainBatches(grain.DatasetIterator):

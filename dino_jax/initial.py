@@ -1,0 +1,83 @@
+"""The backbone that a run starts from: drawn from the seed, or released or earlier weights to continue with."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dino_jax import sharding
+from dino_jax.state import Networks, Params
+
+# Reads weights from a path: (model with the attributes `name` and `backbone`, parameters).
+Load = Callable[[str], tuple[Any, Params]]
+# Options that change no function a trained network computes: how it is trained, and how it runs.
+FREE = (
+    *("name", "parent", "drop_path", "layer_scale", "shards", "remat", "attention", "dtype"),
+    *("rope_shift", "rope_jitter", "rope_rescale"),
+)
+
+
+def drawn(networks: Networks, mesh: Mesh, *, seed: int) -> Params:
+    """Returns the backbone that `state.init` draws from a seed."""
+
+    def draw() -> Params:
+        return networks.init(jax.random.key(seed))["backbone"]
+
+    return jax.jit(draw, out_shardings=sharding.of_state(jax.eval_shape(draw), mesh))()
+
+
+def loaded(weights: str, networks: Networks, mesh: Mesh, *, load: Load) -> Params:
+    """Reads a backbone's parameters to where they belong on the mesh.
+
+    Args:
+      weights: file or folder that `load` reads.
+      load: `dino_jax.load`, or anything like it.
+
+    Raises:
+      ValueError: when there is nothing at `weights`, or when it is of another architecture than the run's.
+    """
+    if not Path(weights).expanduser().exists():
+        raise ValueError(f"init.weights = {weights!r}: there is no such file or folder")
+    model, params = load(weights)
+    check_architecture(weights, model, networks.backbone)
+    shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0))["backbone"])
+    check_parameters(weights, model.name, params, shapes)
+
+    def place(x: Any, s: Any) -> jax.Array:
+        array = np.asarray(x, np.float32)
+        return jax.make_array_from_callback(array.shape, s, lambda index: array[index])
+
+    return jax.tree.map(place, params, sharding.of_state(shapes, mesh))
+
+
+def check_architecture(weights: str, model: Any, expected: Any) -> None:
+    """Raises ValueError when the loaded model's options are others than those of the run's backbone."""
+    problem = f"init.weights = {weights!r} looks like {model.name}, not like config.model"
+    fix = f"choose the recipe's variant {model.name}, or other weights"
+    if type(model.backbone) is not type(expected):
+        raise ValueError(f"{problem} (a {type(expected).__name__}): {fix}")
+    for option in dataclasses.fields(expected):
+        if option.name in FREE:
+            continue
+        theirs, ours = getattr(model.backbone, option.name), getattr(expected, option.name)
+        if theirs != ours:
+            raise ValueError(f"{problem}: model.{option.name} is {theirs!r} there and {ours!r} here: {fix}")
+
+
+def check_parameters(weights: str, name: str, params: Params, expected: Params) -> None:
+    """Raises ValueError when arrays are missing, left over or of another shape."""
+    theirs, ours = (
+        {sharding.path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, expected)
+    )
+    different = sorted(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
+    if different:
+        path = different[0]
+        raise ValueError(
+            f"init.weights = {weights!r} ({name}) does not fit config.model: {path} is {theirs.get(path, 'absent')} "
+            f"there and {ours.get(path, 'absent')} here; choose the recipe's variant of that name, or other weights"
+        )

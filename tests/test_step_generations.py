@@ -1,0 +1,205 @@
+"""The one training step against recorded trajectories of DINO and DINOv2."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax import optim
+from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax.objective import Objective
+from dino_jax.state import Networks, TrainState
+from dino_jax.step import make_train_step
+from tests.test_step import batch_of
+from tests.torch_weights import assert_close, assert_trees_close, tree
+
+# As for DINOv3's trajectories, see tests/test_step.py.
+METRIC, GRADIENT_NORM = 3e-6, 1e-5
+
+
+def vit(small: dict, **options) -> VisionTransformer:
+    """Builds the small backbone of a golden file."""
+    return VisionTransformer(
+        patch_size=small["p"],
+        width=small["D"],
+        depth=small["depth"],
+        heads=small["heads"],
+        ffn="mlp",
+        ffn_ratio=4.0,
+        ffn_align=8,
+        norm="layernorm",
+        norm_epsilon=1e-6,
+        qkv_bias=True,
+        in_channels=3,
+        pos_grid=small.get("img", small.get("G")) // small["p"],
+        **options,
+    )
+
+
+def start_of(g, optimizer, networks: Networks, centered: tuple[str, ...]) -> TrainState:
+    """Builds the state of a golden file's start; what DINO calls `head` is the DINO head."""
+    student, teacher = (
+        jax.tree.map(jnp.asarray, named_as_ours(tree(g.under(f"init/{name}/")))) for name in ("student", "teacher")
+    )
+    return TrainState(
+        step=jnp.int32(0),
+        student=student,
+        teacher=teacher,
+        optimizer=optimizer.init(student),
+        centers=networks.centers(centered),
+        gram_teacher=None,
+        skipped=jnp.int32(0),
+        skipped_in_row=jnp.int32(0),
+    )
+
+
+def named_as_ours(params: dict) -> dict:
+    return {{"head": "dino_head"}.get(module, module): leaves for module, leaves in params.items()}
+
+
+def hyper_of(schedule: dict, i: int, *, temperature: float, rests: bool = False) -> dict:
+    """Returns the scalars of step i; `wd` is DINO's name."""
+    decay = schedule["weight_decay"] if "weight_decay" in schedule else schedule["wd"]
+    lr = schedule["lr"][i]
+    values = {
+        "lr": lr,
+        "backbone_lr": lr,
+        "last_layer_lr": schedule["last_layer_lr"][i] if "last_layer_lr" in schedule else 0.0 if rests else lr,
+        "last_layer_rests": rests,
+        "weight_decay": decay[i],
+        "momentum": schedule["momentum"][i],
+        "teacher_temperature": temperature,
+        "local_weight": 1.0,
+        "gram_weight": 0.0,
+    }
+    return {name: np.float32(value) for name, value in values.items()}
+
+
+def without_key_bias(params: dict) -> dict:
+    """Sets the key part of the qkv biases to 0: its gradient is mathematically 0, Adam makes steps of its rounding."""
+    bias = np.array(params["backbone"]["blocks"]["attn"]["qkv"]["bias"])
+    width = bias.shape[-1] // 3
+    bias[:, width : 2 * width] = 0
+    params = jax.tree.map(np.asarray, params)
+    params["backbone"]["blocks"]["attn"]["qkv"]["bias"] = bias
+    return params
+
+
+def check_parameters(g, i: int, state: TrainState) -> None:
+    """Compares student and teacher, where they are recorded, within ten times the reference's own noise floor."""
+    after = f"after_step{i + 1}/"
+    for network, params in (("student", state.student), ("teacher", state.teacher)):
+        recorded = g.under(f"{after}{network}/")
+        if recorded:
+            floor = float(g[f"noise_floor/{after}{network}_max_abs_diff"])
+            expected = without_key_bias(named_as_ours(tree(recorded)))
+            assert_trees_close(without_key_bias(params), expected, absolute=10 * floor, prefix=network)
+
+
+def jitted(networks: Networks, optimizer, objective: Objective, **options):
+    return jax.jit(make_train_step(networks, optimizer, objective, seed=0, **options), donate_argnums=0)
+
+
+@pytest.mark.golden
+def test_dino(golden):
+    """Centering, no masks, no iBOT head, clipping per tensor, a resting last layer, a frozen gain."""
+    g = golden("v1_train.npz")
+    c = g.config
+    head = PrototypeHead(prototypes=c["K"], hidden=c["hid"], bottleneck=c["bott"], mlp_layers=c["nl"], gain="frozen")
+    networks = Networks(vit(c, registers=0, layer_scale=0.0, masking=False, pos_offset=0.1), head)
+    optimizer = optim.adamw(*c["betas"], eps=c["eps"])
+    step = jitted(
+        networks,
+        optimizer,
+        Objective(targets="centering", ibot=0.0, koleo=0.0),
+        clip=optim.clip_by_tensor,
+        clip_norm=c["clip"],
+        layer_decay=1.0,
+        patch_embed_multiplier=1.0,
+    )
+    state, schedule = start_of(g, optimizer, networks, ("dino",)), g.under("schedule/")
+    modules = np.array([name.split(".")[0] for name in g["info/grad_norm_param_names"]])
+    epoch = c["niter_per_ep"]
+    for i, expected in enumerate(g["metrics/loss"]):
+        temperature = c["warmup_teacher_temp"] if i < c["warmup_teacher_temp_epochs"] * epoch else c["teacher_temp"]
+        crops = [np.moveaxis(g[f"batch{i}/crop{j}"], 1, -1) for j in range(2 + 3)]
+        batch = {"global_crops": np.stack(crops[:2], axis=1), "local_crops": np.stack(crops[2:], axis=1)}
+        rests = i < c["freeze_last_layer"] * epoch
+        state, metrics, finite = step(state, batch, hyper_of(schedule, i, temperature=temperature, rests=rests))
+        assert np.asarray(finite).all()
+        assert_close(metrics["loss/total"], expected, relative=METRIC, name=f"step {i} loss")
+        assert_close(state.centers["dino"], g["metrics/center"][i, 0], absolute=1e-7, relative=2e-6, name="center")
+        for module, ours in (("backbone", "backbone"), ("head", "dino_head")):
+            norm = np.linalg.norm(g["metrics/grad_norm_per_param"][i][modules == module])
+            assert_close(metrics[f"grad_norm/{ours}"], norm, relative=GRADIENT_NORM, name=f"step {i} {ours}")
+        check_parameters(g, i, state)
+
+
+# DINOv2's names; it reports iBOT divided by the two global crops.
+V2_METRICS = {"ibot_loss": ("loss/ibot", 0.5), "total_loss_backpropagated": ("loss/total", 1.0)}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["v2_train_a.npz", "v2_train_b.npz"])
+def test_dinov2(golden, name):
+    """a: centering and one head for both losses; b: Sinkhorn-Knopp, a head for each, registers."""
+    g = golden(name)
+    config, small = g.config["full"], g.config["golden"]
+    separate, student = config["ibot"]["separate_head"], config["student"]
+    heads = [
+        PrototypeHead(
+            prototypes=options["head_n_prototypes"],
+            hidden=options["head_hidden_dim"],
+            bottleneck=options["head_bottleneck_dim"],
+            mlp_layers=options["head_nlayers"],
+            gain="trained",
+        )
+        for options in (config["dino"], config["ibot"])
+    ]
+    backbone = vit(
+        small,
+        registers=student["num_register_tokens"],
+        layer_scale=student["layerscale"],
+        pos_offset=student["interpolate_offset"],
+        pos_antialias=student["interpolate_antialias"],
+    )
+    networks = Networks(backbone, heads[0], heads[1] if separate else None)
+    targets = config["train"]["centering"]
+    options = config["optim"]
+    optimizer = optim.adamw(options["adamw_beta1"], options["adamw_beta2"])
+    objective = Objective(
+        targets=targets,
+        dino=config["dino"]["loss_weight"],
+        ibot=config["ibot"]["loss_weight"],
+        koleo=config["dino"]["koleo_loss_weight"],
+    )
+    step = jitted(
+        networks,
+        optimizer,
+        objective,
+        clip_norm=options["clip_grad"],
+        layer_decay=options["layerwise_decay"],
+        patch_embed_multiplier=options["patch_embed_lr_mult"],
+    )
+    state = start_of(g, optimizer, networks, ("dino", "ibot") if targets == "centering" else ())
+    schedule, temperatures = g.under("schedule/"), g["schedule/teacher_temp"]
+    pairs = 2 + 2 * config["crops"]["local_crops_number"]
+    reported = V2_METRICS | {
+        "dino_local_crops_loss": ("loss/dino_local", (pairs - 2) / pairs),
+        "dino_global_crops_loss": ("loss/dino_global", 2 / pairs),
+        "koleo_loss": ("loss/koleo", config["dino"]["koleo_loss_weight"]),
+    }
+    for i in range(len(g["metrics/ibot_loss"])):
+        batch = batch_of(g.under(f"batch{i}/"), small["B"])
+        temperature = temperatures[min(i, len(temperatures) - 1)]
+        state, metrics, finite = step(state, batch, hyper_of(schedule, i, temperature=temperature))
+        assert np.asarray(finite).all()
+        for theirs, (ours, share) in reported.items():
+            assert_close(share * metrics[ours], g[f"metrics/{theirs}"][i], relative=METRIC, name=f"step {i} {ours}")
+        for module, norm in zip(g["info/grad_norm_submodules"], g["metrics/grad_norms"][i], strict=True):
+            assert_close(metrics[f"grad_norm/{module}"], norm, relative=GRADIENT_NORM, name=f"step {i} {module}")
+        check_parameters(g, i, state)
+    if targets == "centering":
+        for head in ("dino", "ibot"):
+            center = g[f"out/{head}_center_after_4_updates"].ravel()
+            assert_close(state.centers[head], center, absolute=1e-7, relative=1e-5, name=f"{head} center")
