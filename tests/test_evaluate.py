@@ -1,0 +1,82 @@
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from dino_jax import evaluate, tasks
+from dino_jax.tasks import TASKS, Result, open_task
+
+
+class Planted:
+    """A task that returns its option."""
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--data", required=True)
+        parser.add_argument("--k", type=int, default=3)
+
+    @staticmethod
+    def run(model, options, folder) -> Result:
+        picture = folder / "picture.png"
+        picture.write_bytes(b"")
+        return Result({"knn/accuracy": options.k / 10}, [["k", "accuracy"], [options.k, f"{model}"]], [picture])
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    monkeypatch.setattr(evaluate, "open_task", lambda name: Planted)
+    monkeypatch.setattr(evaluate, "load", lambda weights, architecture: f"{architecture} from {weights}")
+
+
+def test_every_task_has_its_module():
+    for name in TASKS:
+        task = open_task(name)
+        parser = evaluate.task_parser(name, task.add_arguments)
+        assert "--weights" in parser.format_help()
+        assert callable(task.run)
+
+
+def test_it_runs_a_task_and_writes_what_it_found(planted, tmp_path, capsys):
+    arguments = ["knn", "--weights", "W", "--model", "M", "--data", "D", "--out", f"{tmp_path}/out"]
+    assert evaluate.main([*arguments, "--json", f"{tmp_path}/numbers.json", "--k", "7"]) == 0
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["knn/accuracy"] == 0.7
+    assert np.isfinite(numbers["knn/seconds"])
+    out = capsys.readouterr().out
+    assert "M from W" in out
+    assert f"picture: {tmp_path}/out/knn/picture.png" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which task? There are knn, linear"),
+        (["sgmentation"], "there is no evaluation task 'sgmentation': did you mean 'segmentation'?"),
+        (["zzz"], "there is no evaluation task 'zzz': there are knn"),
+    ],
+)
+def test_a_wrong_task_is_one_line(arguments, message, capsys):
+    assert evaluate.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_failing_task_writes_no_numbers(planted, monkeypatch, tmp_path, capsys):
+    def fail(model, options, folder):
+        raise ValueError("the masks are missing")
+
+    monkeypatch.setattr(Planted, "run", staticmethod(fail))
+    assert (
+        evaluate.main(["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}", "--json", f"{tmp_path}/n"]) == 2
+    )
+    assert capsys.readouterr().err == "error: the masks are missing\n"
+    assert not (tmp_path / "n").exists()
+
+
+def test_the_outline_explains_all_tasks(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in tasks.TASKS)

@@ -1,0 +1,94 @@
+"""A Gram phase that asks for the snapshot with the best dense features gets that one, and says so."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax import build, sharding
+from dino_jax import state as states
+from dino_jax.gram_teacher import GramTeachers
+from dino_jax.metrics import read_metrics
+from dino_jax.phases import in_order
+from tests.data.images import encode, photograph
+from tests.tiny_recipe import get_config
+
+
+def selecting_phases():
+    """Returns the tiny recipe's phases, the first saving snapshots 2, 4, 6 and 8, the second choosing among them."""
+    config = get_config()
+    config.phases.pretrain.snapshot_every = 2
+    config.phases.pretrain.snapshot_steps = ()
+    config.phases.gram.gram.teacher = "best_dense"
+    return in_order(config)
+
+
+def filled(state, value):
+    """Returns the state with a teacher whose backbone holds one value everywhere."""
+    backbone = jax.tree.map(lambda leaf: jax.numpy.full_like(leaf, value), state.teacher["backbone"])
+    return dataclasses.replace(state, teacher=state.teacher | {"backbone": backbone})
+
+
+@pytest.mark.parametrize("peak", [2, 4, 8])
+def test_the_snapshot_with_the_best_dense_score_becomes_gram_teacher(tmp_path, peak):
+    config, (pretrain, gram) = get_config(), selecting_phases()
+    networks, mesh = build.networks(config, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
+    state = states.init(networks, build.optimizer(pretrain.options), mesh, seed=0)
+    notes = []
+    teachers = GramTeachers(tmp_path, mesh, notes.append, lambda params: 1 - abs(float(params["cls_token"][0]) - peak))
+    for step in range(1, 9):
+        teachers.after_step(pretrain, step, filled(state, step))
+    entered = teachers.enter(gram, filled(state, 8))
+    np.testing.assert_array_equal(entered.gram_teacher["cls_token"], peak)
+    assert any(f"best dense features of 4 snapshots: step {peak}, dense score 1.0000" in note for note in notes)
+    assert f"the snapshot of step {peak}, whose dense features are best" in teachers.describe(gram, 8)
+    # A snapshot of the Gram phase's own, from a refresh, is no candidate when the phase is entered again.
+    teachers.snapshot(10, filled(state, peak))
+    assert teachers.best_dense(gram.first) == (peak, 1.0)
+
+
+def test_without_scores_it_says_what_is_missing(tmp_path):
+    _, gram = selecting_phases()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="no snapshot up to step 8 has a dense score"):
+        GramTeachers(tmp_path, mesh, print).best_dense(gram.first)
+
+
+def write_pairs(folder, rng):
+    """Writes photographs with masks of two classes."""
+    for split, count in (("train", 6), ("val", 3)):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in range(count):
+            mask = np.zeros((48, 64), np.uint8)
+            mask[:, int(rng.integers(16, 48)) :] = 1
+            (folder / split / "images" / f"{number}.png").write_bytes(encode(photograph(48, 64, number)))
+            Image.fromarray(mask).save(folder / split / "masks" / f"{number}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_measures_dense_quality_and_selects_by_it(program, tmp_path):
+    changes = {
+        "eval__dense__path": write_pairs(tmp_path / "pairs", np.random.default_rng(0)),
+        "eval__dense__every": 4,
+        "eval__knn__every": 4,
+        "eval__quality__every": 4,
+        "phases__pretrain__snapshot_every": 2,
+        "phases__gram__gram__teacher": "best_dense",
+    }
+    done = program.train(tmp_path / "run", **changes, log__pictures=True)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "run" / "gram_teacher" / "scores.json").read_text())
+    candidates = {int(step): score for step, score in scores.items() if int(step) <= 8}
+    assert sorted(candidates) == [2, 4, 6, 8]
+    best = max(sorted(candidates), key=lambda step: candidates[step])
+    assert f"best dense features of 4 snapshots: step {best}" in done.stderr
+    measured = {record["step"]: record for record in read_metrics(tmp_path / "run" / "metrics.jsonl")}
+    for step in (4, 8, 12):
+        assert {"knn/teacher", "dense/miou", "quality/rankme", "quality/patch_cosine"} <= measured[step].keys()
+    assert measured[4]["dense/miou"] == candidates[4]
+    assert (tmp_path / "run" / "pictures" / "global_against_dense.png").exists()
