@@ -13,13 +13,13 @@ PACKAGE = ROOT / "dino_jax"
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
     "guard stop command tasks bench_torch",
-    "state checksum config workdir",
+    "state checksum config workdir feature_files",
     "objective checkpoint flops gallery extraction initial",
     "step gram_teacher scores",
-    "build report",
+    "build report model_options",
     "memory record",
     "train",
-    "main bench evaluate",
+    "main bench evaluate features",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.

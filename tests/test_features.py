@@ -1,0 +1,143 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dino_jax import extraction, features, sharding
+from dino_jax.extraction import Extraction, extract_features
+from tests.data.images import encode, photograph
+from tests.test_extraction import Photographs
+from tests.tiny_model import tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("npz", "parquet", "arrayrecord")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(extraction, "MOST_IMAGES", 8)
+    monkeypatch.setattr(extraction, "LEAST_IMAGES", 8)
+
+
+def work(model, source=None, *, size=16, outputs=("cls", "patches")):
+    source = Photographs() if source is None else source
+    return Extraction(model, source, size=size, outputs=outputs, batch_size=4, mesh=sharding.make_mesh())
+
+
+def parts(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def require(kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_read_back_with_names(model, tmp_path, kind):
+    require(kind)
+    numbers = features.write_parts(work(model), tmp_path, kind=kind)
+    assert (numbers["features/images"], numbers["features/bad_images"]) == (20, 1)
+    expected = extract_features(model, Photographs(), size=16, outputs=("cls", "patches"), batch_size=4)
+    found = features.read(tmp_path)
+    assert set(found) == {"names", *expected}
+    assert found["names"].tolist() == [f"{index}.jpg" for index in expected["ids"]]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    bad = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
+    assert bad == [{"id": 5, "name": "5.jpg", "reason": "not an image"}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_and_damaged_parts_are_made_again_to_the_same_bytes(model, tmp_path, kind, capsys):
+    require(kind)
+    features.write_parts(work(model), tmp_path, kind=kind)
+    first = parts(tmp_path)
+    names = sorted(name for name in first if name.startswith("features-"))
+    assert len(names) == 3
+    content = first[names[0]]
+    (tmp_path / names[0]).write_bytes(content[: len(content) // 2])
+    (tmp_path / names[2]).unlink()
+    source = Photographs()
+    features.write_parts(work(model, source), tmp_path, kind=kind)
+    assert parts(tmp_path) == first
+    assert capsys.readouterr().err.count("is damaged") == 1
+    assert not set(source.read) >= set(range(8, 16)), "the whole part in the middle was not read again"
+
+
+def test_half_floats_are_stored(model, tmp_path):
+    features.write_parts(work(model), tmp_path, kind="npz", dtype="float16")
+    assert features.read(tmp_path)["cls"].dtype == np.float16
+
+
+def test_processes_write_parts_of_their_own(model, tmp_path):
+    features.write_parts(work(model), tmp_path / "one", kind="npz")
+    for process in (1, 0):
+        features.write_parts(work(model), tmp_path / "two", kind="npz", process=(process, 2))
+    one, two = parts(tmp_path / "one"), parts(tmp_path / "two")
+    assert two.pop("bad_images-1.jsonl") == b""
+    assert one == two
+
+
+def test_killed_extraction_continues_to_the_same_bytes(model, tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from dino_jax import extraction, features, sharding
+from tests.test_extraction import Photographs
+from tests.tiny_model import tiny_model
+extraction.MOST_IMAGES = extraction.LEAST_IMAGES = 8
+class Slow(Photographs):
+    def __getitem__(self, index):
+        time.sleep(float(sys.argv[2]))
+        return super().__getitem__(index)
+work = extraction.Extraction(tiny_model(), Slow(), size=16, outputs=("cls",), batch_size=4, mesh=sharding.make_mesh())
+features.write_parts(work, Path(sys.argv[1]), kind="npz")
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
+    process = subprocess.Popen([*command, "0.2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("killed/features-00000*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("killed/features-00002*")), "it was killed in the middle"
+    subprocess.run([*command, "0"], check=True, cwd=ROOT, capture_output=True)
+    features.write_parts(work(model, outputs=("cls",)), tmp_path / "whole", kind="npz")
+    assert parts(tmp_path / "killed") == parts(tmp_path / "whole")
+
+
+def test_other_settings_need_another_folder(model, tmp_path):
+    features.write_parts(work(model), tmp_path, kind="npz")
+    with pytest.raises(ValueError, match=r"other settings \(size 16 there, 24 now\): choose another --out"):
+        features.write_parts(work(model, size=24), tmp_path, kind="npz")
+    (tmp_path / "features.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged: remove it"):
+        features.write_parts(work(model), tmp_path, kind="npz")
+
+
+def test_reading_an_unfinished_or_foreign_folder(model, tmp_path):
+    with pytest.raises(ValueError, match="no features.json"):
+        features.read(tmp_path)
+    features.write_parts(work(model), tmp_path, kind="npz", process=(0, 2))
+    with pytest.raises(ValueError, match="lacks 1 of 3 parts, such as features-00001-of-00003.npz"):
+        features.read(tmp_path)
+
+
+def write_images(folder, count=3):
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index}.png").write_bytes(encode(photograph(seed=index)))
+    return folder
