@@ -15,8 +15,8 @@ from dino_jax.losses.dino import crop_weights, dino_loss
 from dino_jax.losses.gram import Negatives, gram_loss
 from dino_jax.losses.ibot import ibot_loss
 from dino_jax.losses.koleo import koleo_loss
-from dino_jax.losses.resize import resize_patches
 from dino_jax.losses.targets import sinkhorn_knopp, softmax_center, update_center
+from dino_jax.models.resize import resize_patches
 from dino_jax.state import Centers, Networks, Params
 
 Batch = Mapping[str, Array]

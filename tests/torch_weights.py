@@ -4,7 +4,14 @@ import re
 
 import numpy as np
 
-RENAMED = {"storage_tokens": "registers", "patch_embed.proj.": "patch_embed.", "last_layer": "prototypes"}
+RENAMED = {
+    "storage_tokens": "registers",
+    "register_tokens": "registers",
+    "patch_embed.proj.": "patch_embed.",
+    "last_layer.weight_g": "prototypes.gain",
+    "last_layer.weight_v": "prototypes.weight",
+    "last_layer": "prototypes",
+}
 
 
 def to_path(name: str) -> tuple[tuple[str, ...], int | None]:
@@ -16,7 +23,8 @@ def to_path(name: str) -> tuple[tuple[str, ...], int | None]:
     if re.search(r"norm\w*\.weight$", name):
         name = name.removesuffix("weight") + "scale"
     name = re.sub(r"\.weight$", ".kernel", name)
-    block = re.search(r"blocks\.(\d+)\.", name)
+    # DINOv2 may group its blocks in chunks, "blocks.<chunk>.<index>.".
+    block = re.search(r"blocks\.(?:\d+\.)?(\d+)\.", name)
     if block:
         return tuple(name.replace(block[0], "blocks.").split(".")), int(block[1])
     return tuple(name.split(".")), None
@@ -41,14 +49,27 @@ def to_array(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """Brings a reference array into our layout: kernels (in, out), patch kernel (p, p, channels, dim), flat tokens."""
     if path[-1] == "kernel":
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return array.reshape(array.shape[-2:]) if path[-1] == "registers" else array.reshape(array.shape[-1])
+    if path[-1] in ("registers", "pos_embed"):
+        return array.reshape(array.shape[-2:])
+    return array.reshape(-1)
+
+
+def unfused(state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits DINOv2's fused SwiGLU matrices w12 into w1 and w2."""
+    out = {}
+    for name, array in state_dict.items():
+        if ".w12." in name:
+            out[name.replace("w12", "w1")], out[name.replace("w12", "w2")] = np.split(array, 2)
+        else:
+            out[name] = array
+    return out
 
 
 def tree(state_dict: dict[str, np.ndarray]) -> dict:
     """Builds our nested parameter tree (blocks stacked) from reference arrays by name; buffers are left out."""
     stacked: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     flat: dict[tuple[str, ...], np.ndarray] = {}
-    for name, array in state_dict.items():
+    for name, array in unfused(state_dict).items():
         if name.endswith(("rope_embed.periods", "qkv.bias_mask")):
             continue
         path, block = to_path(name)

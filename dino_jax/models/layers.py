@@ -1,4 +1,4 @@
-"""Building blocks of the vision transformers: norms, LayerScale, attention, feed-forward, stochastic depth."""
+"""Building blocks of the networks: norms, LayerScale, attention, feed-forward, stochastic depth."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,6 +21,16 @@ normal_init = nn.initializers.normal(0.02)
 def dense(features: int, *, bias: bool, dtype: Dtype, name: str) -> nn.Dense:
     """Builds a linear layer with the initialisation of the DINO transformers (normal 0.02, zero bias)."""
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=normal_init, name=name)
+
+
+def torch_init(fan_in: int) -> Callable[..., Array]:
+    """Returns PyTorch's default initialisation of layers, uniform within 1 / sqrt(fan_in), for weights and biases."""
+    limit = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, minval=-limit, maxval=limit)
+
+    return init
 
 
 def norm(kind: str, *, epsilon: float, dtype: Dtype, name: str) -> nn.Module:
@@ -73,7 +83,7 @@ class QKV(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions on queries and keys."""
+    """Multi-head self-attention, with rotary positions on queries and keys where it is given their table."""
 
     width: int
     heads: int
@@ -87,19 +97,21 @@ class Attention(nn.Module):
         self.qkv = QKV(self.width, self.qkv_bias, self.mask_key_bias, self.dtype)
         self.proj = dense(self.width, bias=self.proj_bias, dtype=self.dtype, name="proj")
 
-    def queries_keys_values(self, x: Array, table: Table) -> tuple[Array, Array, Array]:
-        """Returns rotated q and k, and v, each `(batch, tokens, heads, head_dim)`."""
+    def queries_keys_values(self, x: Array, table: Table | None) -> tuple[Array, Array, Array]:
+        """Returns q and k, rotated if there is a table, and v, each `(batch, tokens, heads, head_dim)`."""
         batch, tokens, _ = x.shape
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        if table is None:
+            return q, k, v
         return rope.rotate(q, table), rope.rotate(k, table), v
 
-    def __call__(self, x: Array, table: Table) -> Array:
+    def __call__(self, x: Array, table: Table | None) -> Array:
         """Attends over `(batch, tokens, width)`."""
         q, k, v = self.queries_keys_values(x, table)
         y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
         return self.proj(y.reshape(x.shape))
 
-    def probabilities(self, x: Array, table: Table) -> Array:
+    def probabilities(self, x: Array, table: Table | None) -> Array:
         """Returns the attention weights `(batch, heads, query tokens, key tokens)` in float32."""
         q, k, _ = self.queries_keys_values(x, table)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
@@ -156,3 +168,17 @@ def residual_on_subset(branch: Callable[[Array], Array], x: Array, key: Array, *
     subset = jax.vmap(lambda rows, index: rows[index])(slices, chosen)
     update = branch(subset.reshape(-1, *x.shape[1:])).reshape(subset.shape) * (size / kept)
     return jax.vmap(lambda rows, index, add: rows.at[index].add(add))(slices, chosen, update).reshape(x.shape)
+
+
+def residual_per_sample(branch: Callable[[Array], Array], x: Array, key: Array, *, rate: Array | float) -> Array:
+    """Adds `branch(x)`, rescaled, to random samples (stochastic depth, arXiv 1603.09382; DINO).
+
+    All samples are computed, so that the rate may differ from block to block in one program.
+
+    Args:
+      branch: residual branch, `(batch, tokens, dim)` to the same shape.
+      x: `(batch, tokens, dim)`.
+      rate: probability that a sample skips the branch, below 1.
+    """
+    kept = jax.random.bernoulli(key, 1 - rate, (len(x), 1, 1))
+    return x + branch(x) * (kept / (1 - rate)).astype(x.dtype)

@@ -1,15 +1,16 @@
-"""The DINOv3 vision transformer (arXiv 2508.10104, section 3.2; conventions of every option in the class docstring)."""
+"""The vision transformer of DINO (arXiv 2104.14294), DINOv2 (2304.07193) and DINOv3 (2508.10104, section 3.2)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
-from dino_jax.models import layers, rope
+from dino_jax.models import layers, resize, rope
 
 # What the backward pass keeps of each block: everything, the matrix products, or only the block's input.
 REMAT_POLICIES = {
@@ -51,15 +52,22 @@ class Block(nn.Module):
             self.ls1 = layers.LayerScale(self.layer_scale, self.dtype)
             self.ls2 = layers.LayerScale(self.layer_scale, self.dtype)
 
-    def __call__(self, groups: dict[str, Array], ropes: dict[str, layers.Table], train: bool, collect: bool):
+    def __call__(
+        self,
+        groups: dict[str, Array],
+        ropes: dict[str, layers.Table | None],
+        train: bool,
+        collect: bool,
+        rate: Array | None,
+    ):
         """Maps each group's tokens `(batch, tokens, width)`; returns (groups, groups if `collect` else None)."""
         out = {}
         for name, x in groups.items():
-            x = self.residual(lambda y, table=ropes[name]: self.attention_branch(y, table), x, train)
-            out[name] = self.residual(self.feed_forward_branch, x, train)
+            x = self.residual(lambda y, table=ropes[name]: self.attention_branch(y, table), x, train, rate)
+            out[name] = self.residual(self.feed_forward_branch, x, train, rate)
         return out, (out if collect else None)
 
-    def attention_branch(self, x: Array, table: layers.Table) -> Array:
+    def attention_branch(self, x: Array, table: layers.Table | None) -> Array:
         """Returns what the attention adds to `(batch, tokens, width)`."""
         y = self.attn(self.norm1(x), table)
         return self.ls1(y) if self.layer_scale else y
@@ -69,27 +77,31 @@ class Block(nn.Module):
         y = self.mlp(self.norm2(x))
         return self.ls2(y) if self.layer_scale else y
 
-    def residual(self, branch, x: Array, train: bool) -> Array:
-        """Adds `branch(x)` to x, on a random subset of the batch when training with stochastic depth."""
+    def residual(self, branch, x: Array, train: bool, rate: Array | None) -> Array:
+        """Adds `branch(x)` to x; when training with stochastic depth, on a random subset of the batch, or to random
+        samples if this block has a `rate` of its own."""
         if not train or self.drop_path == 0.0:
             return x + branch(x)
         key = self.make_rng("drop_path")
+        if rate is not None:
+            return layers.residual_per_sample(branch, x, key, rate=rate)
         return layers.residual_on_subset(branch, x, key, rate=self.drop_path, shards=self.shards)
 
-    def attention_probabilities(self, x: Array, table: layers.Table) -> Array:
+    def attention_probabilities(self, x: Array, table: layers.Table | None) -> Array:
         """Returns the attention weights `(batch, heads, tokens, tokens)` of this block for its input."""
         return self.attn.probabilities(self.norm1(x), table)
 
 
 class VisionTransformer(nn.Module):
-    """DINOv3 ViT: patch embedding, CLS, registers, axial RoPE, blocks stacked on a leading axis and scanned.
+    """ViT: patch embedding, CLS, registers, positions, blocks stacked on a leading axis and scanned.
 
     Called with named groups of crops, so that crops of several sizes share one pass over the weights:
     `model.apply({"params": p}, {"global": images, "local": images}, {"global": masks}, train=True)`.
     Training mode switches on stochastic depth and the RoPE augmentation (rngs "drop_path" and "rope", the latter drawn
     once per forward and group; the reference redraws it in every block) and the separate local norm.
 
-    Published sizes are in `variants.VARIANTS`: `VisionTransformer(**VARIANTS["dinov3_vitl16"])`.
+    The three generations are configurations: positions are learned (DINO, DINOv2) or rotary (DINOv3). Published sizes
+    are in `variants.VIT_VARIANTS`: `VisionTransformer(**VIT_VARIANTS["dinov3_vitl16"])`.
 
     Attributes:
       ffn: "mlp" (GELU) or "swiglu", of hidden width `ffn_ratio * width`, for SwiGLU two thirds of it rounded up to a
@@ -97,11 +109,20 @@ class VisionTransformer(nn.Module):
       norm: "layernorm" or "rmsnorm".
       layer_scale: initial gain of LayerScale; 0 has none.
       mask_key_bias: hold the key part of the qkv bias at zero.
+      masking: whether patches can be masked, by a mask token; those of DINO cannot.
+      pos_grid: side of the learned position embedding's grid (image side / patch it was made for), which is resized to
+        other grids; None has rotary positions.
+      pos_offset: added to the wanted grid's sides in computing the scale of that resize, 0.1 in DINO and DINOv2, which
+        shifts positions a little; 0 maps the whole grid onto the whole image.
+      pos_antialias: widen the resize's kernel when shrinking.
       rope_base: periods are its powers; None spaces them between `rope_min_period` and `rope_max_period`.
       rope_normalize: "separate", "max" or "min", see `rope.coordinates`.
       rope_shift, rope_jitter, rope_rescale: see `rope.augment`; 0, 1 and 1 are off.
       untie_cls_and_patch_norms: CLS and registers get their own final norm.
       untie_global_and_local_norms: in training, CLS and registers of the group "local" get their own final norm.
+      drop_path: rate of stochastic depth: share of each batch that skips a residual branch, the same in every block.
+      drop_path_ramp: the rate rises linearly from 0 in the first block to `drop_path` in the last, and samples skip
+        independently (DINO), which saves no time.
       shards: data shards of the mesh, each of which draws its own stochastic-depth subset.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
       attention: implementation for `jax.nn.dot_product_attention` (None chooses; "xla", "cudnn").
@@ -119,17 +140,22 @@ class VisionTransformer(nn.Module):
     norm_epsilon: float
     layer_scale: float
     qkv_bias: bool
-    mask_key_bias: bool
-    untie_cls_and_patch_norms: bool
-    untie_global_and_local_norms: bool
-    rope_base: float | None
     in_channels: int
+    mask_key_bias: bool = False
+    untie_cls_and_patch_norms: bool = False
+    untie_global_and_local_norms: bool = False
+    masking: bool = True
+    pos_grid: int | None = None
+    pos_offset: float = 0.0
+    pos_antialias: bool = False
+    rope_base: float | None = None
     rope_min_period: float | None = None
     rope_max_period: float | None = None
     rope_normalize: str = "separate"
     proj_bias: bool = True
     ffn_bias: bool = True
     drop_path: float = 0.0
+    drop_path_ramp: bool = False
     rope_shift: float = 0.0
     rope_jitter: float = 1.0
     rope_rescale: float = 1.0
@@ -154,7 +180,12 @@ class VisionTransformer(nn.Module):
         self.cls_token = self.param("cls_token", layers.normal_init, (self.width,))
         if self.registers:
             self.register_tokens = self.param("registers", layers.normal_init, (self.registers, self.width))
-        self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,))
+        if self.masking:
+            self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,))
+        if self.pos_grid:
+            if self.rope_base is not None:
+                raise ValueError(f"pos_grid = {self.pos_grid} excludes rope_base = {self.rope_base}: set one to None")
+            self.pos_embed = self.param("pos_embed", layers.normal_init, (1 + self.pos_grid**2, self.width))
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False, static_argnums=(3, 4))
@@ -162,7 +193,7 @@ class VisionTransformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
         )(**self.block_options())
         options: dict[str, Any] = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
@@ -193,12 +224,13 @@ class VisionTransformer(nn.Module):
           dim)`, before the norm.
 
         Raises:
-          ValueError: if an image side is not a multiple of the patch.
+          ValueError: if an image side is not a multiple of the patch, or a model without mask token is given masks.
         """
         masks = masks or {}
         tokens = {name: self.embed(images, masks.get(name)) for name, images in groups.items()}
         ropes = {name: self.rope_table(images.shape[1:3], train) for name, images in groups.items()}
-        tokens, blocks = self.blocks(tokens, ropes, train, collect)
+        rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path_ramp else None
+        tokens, blocks = self.blocks(tokens, ropes, train, collect, rates)
         out = {name: self.final_norm(x, local=train and name == "local") for name, x in tokens.items()}
         if self.is_initializing() and self.untie_global_and_local_norms:
             self.local_cls_norm(tokens["global"][:, :1])
@@ -210,15 +242,41 @@ class VisionTransformer(nn.Module):
         """Turns images into tokens `(batch, 1 + registers + patches, width)`: [CLS, registers, patches]."""
         patches = self.patch_embed(images)
         if mask is not None:
+            if not self.masking:
+                raise ValueError("masks need a mask token, which this model has not: build it with masking=True")
             patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
         prefix = self.cls_token[None]
+        if self.pos_grid:
+            # Registers have no position: they come in after it is added.
+            positions = self.learned_positions(images.shape[1:3])
+            prefix, patches = prefix + positions[:1], patches + positions[1:].astype(patches.dtype)
         if self.registers:
             prefix = jnp.concatenate([prefix, self.register_tokens])
         prefix = jnp.broadcast_to(prefix.astype(patches.dtype), (len(patches), *prefix.shape))
         return jnp.concatenate([prefix, patches], axis=1)
 
-    def rope_table(self, image_size: tuple[int, ...], train: bool) -> layers.Table:
-        """Returns the (sin, cos) tables for all tokens of an image of `image_size` (height, width) pixels."""
+    def learned_positions(self, image_size: tuple[int, ...]) -> Array:
+        """Returns the position embedding `(1 + patches, width)`, CLS first, of an image of (height, width) pixels."""
+        grid = [side // self.patch_size for side in image_size]
+        native = self.pos_grid
+        if grid == [native, native]:
+            return self.pos_embed
+        rows, columns = (
+            # The references take 1 / stride for the scale, but round it down to `side` positions.
+            resize.resize_matrix(
+                native, side, antialias=self.pos_antialias, method="bicubic", stride=native / (side + self.pos_offset)
+            )
+            for side in grid
+        )
+        square = self.pos_embed[1:].reshape(1, native, native, self.width)
+        resized = resize.apply_matrices(square, rows, columns).reshape(-1, self.width)
+        return jnp.concatenate([self.pos_embed[:1], resized])
+
+    def rope_table(self, image_size: tuple[int, ...], train: bool) -> layers.Table | None:
+        """Returns the (sin, cos) tables for all tokens of an image of `image_size` (height, width) pixels; None where
+        positions are learned."""
+        if self.pos_grid:
+            return None
         height, width = (side // self.patch_size for side in image_size)
         coords = jnp.asarray(rope.coordinates(height, width, normalize=self.rope_normalize))
         box = {"shift": self.rope_shift, "jitter": self.rope_jitter, "rescale": self.rope_rescale}
@@ -254,12 +312,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, images: Array) -> Array:
         """Maps `(batch, height, width, in_channels)` to `(batch, patches, width)`, patches row-major."""
         p = self.patch_size
-        # PyTorch's default for a convolution: uniform within 1 / sqrt(fan in), for weights and bias.
-        limit = (p * p * self.in_channels) ** -0.5
-
-        def init(key: Array, shape: tuple[int, ...]) -> Array:
-            return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
-
+        init = layers.torch_init(p * p * self.in_channels)
         kernel = self.param("kernel", init, (p, p, self.in_channels, self.width))
         bias = self.param("bias", init, (self.width,))
         if images.shape[1] % p or images.shape[2] % p:

@@ -11,14 +11,17 @@ from tests.torch_weights import assert_close, assert_trees_close, tree
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", golden_names("v3head_*.npz"))
+@pytest.mark.parametrize("name", golden_names("v[123]head_*.npz"))
 def test_forward_and_gradients(golden, name):
     g = golden(name)
+    gain = {"v1": "frozen" if g.config.get("norm_last_layer") else "trained", "v2": "trained", "v3": "none"}[name[:2]]
+    assert g.get("info/weight_g_trainable", False) == (gain == "trained")
     head = PrototypeHead(
         prototypes=g.config["out_dim"],
         hidden=g.config["hidden_dim"],
         bottleneck=g.config["bottleneck_dim"],
         mlp_layers=g.config["nlayers"],
+        gain=gain,
     )
     # The names of a head's parameters stand below the head's own.
     params = tree({f"head.{name}": array for name, array in g.under("param/").items()})["head"]
@@ -33,6 +36,8 @@ def test_forward_and_gradients(golden, name):
     assert_close(out["logits"], g["out/logits"], relative=1e-5, name="logits")
     assert_close(out["bottleneck"], g["out/bottleneck_normalized"], relative=1e-5, name="bottleneck")
     expected = tree({f"head.{name}": array for name, array in g.under("grad/").items()})["head"]
+    if gain == "frozen":  # it has no gradient there
+        expected["prototypes"]["gain"] = np.zeros(g.config["out_dim"])
     assert_trees_close(jax.tree.map(np.asarray, grads), expected, relative=1e-4)
     assert_close(input_grad, g["grad_input/x"], relative=1e-4, name="input gradient")
 
@@ -47,6 +52,45 @@ def test_by_hand():
     out = head.apply({"params": params}, jnp.array([1.0, 1.0]))
     np.testing.assert_allclose(out["bottleneck"], [0.6, 0.8], rtol=1e-6)
     np.testing.assert_allclose(out["logits"], [0.6, 0.8, 7.0], rtol=1e-6)
+
+
+def test_weight_normalised_by_hand():
+    """Only the direction (0.6, 0.8) of a prototype (3, 4) counts, times its gain."""
+    params = {
+        "mlp_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)},
+        "prototypes": {"kernel": jnp.array([[3.0, 0.0], [4.0, -2.0]]), "gain": jnp.array([1.0, 0.5])},
+    }
+    trained, frozen = (
+        PrototypeHead(prototypes=2, bottleneck=2, mlp_layers=1, gain=gain) for gain in ("trained", "frozen")
+    )
+
+    def score(params, head):
+        return head.apply({"params": params}, jnp.array([0.0, 7.0]))["logits"]
+
+    np.testing.assert_allclose(score(params, trained), [0.8, -0.5], rtol=1e-6)
+    np.testing.assert_array_equal(score(params, frozen), score(params, trained))
+    grads = {
+        head.gain: jax.grad(lambda p, h=head: score(p, h).sum())(params)["prototypes"] for head in (trained, frozen)
+    }
+    np.testing.assert_allclose(grads["trained"]["gain"], [0.8, -1.0], rtol=1e-6)
+    np.testing.assert_array_equal(grads["frozen"]["gain"], 0)
+    np.testing.assert_array_equal(grads["frozen"]["kernel"], grads["trained"]["kernel"])
+    # Lengthening a prototype changes nothing, so its gradient is orthogonal to it.
+    np.testing.assert_allclose((grads["trained"]["kernel"] * params["prototypes"]["kernel"]).sum(0), 0, atol=1e-6)
+
+
+def test_weight_normalised_initialisation():
+    """Gains begin at 1, and prototypes at PyTorch's default: uniform within 1 / sqrt(bottleneck)."""
+    head = PrototypeHead(prototypes=400, hidden=8, bottleneck=16, gain="frozen")
+    params = jax.jit(head.init)(jax.random.key(0), jnp.zeros((1, 4)))["params"]["prototypes"]
+    np.testing.assert_array_equal(params["gain"], np.ones(400))
+    assert np.abs(params["kernel"]).max() == pytest.approx(0.25, rel=0.01)
+    assert params["kernel"].std() == pytest.approx(0.25 / 3**0.5, rel=0.03)
+
+
+def test_an_unknown_gain_is_refused():
+    with pytest.raises(ValueError, match="gain = 'fixed' is not one of 'none', 'frozen', 'trained'"):
+        PrototypeHead(prototypes=2, gain="fixed").init(jax.random.key(0), jnp.zeros((1, 4)))
 
 
 @pytest.fixture(scope="module")

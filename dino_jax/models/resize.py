@@ -1,4 +1,4 @@
-"""Resizes maps of patch features as PyTorch does, as two small matrix products."""
+"""Resizes maps of patch features or positions as PyTorch does, as two small matrix products."""
 
 from typing import Literal
 
@@ -41,32 +41,42 @@ def resize_patches(
     rows, columns = (
         resize_matrix(old, new, antialias=antialias, method=method) for old, new in zip(from_grid, to_grid, strict=True)
     )
-    grid = patches.reshape(batch, *from_grid, dim)
+    return apply_matrices(patches.reshape(batch, *from_grid, dim), rows, columns).reshape(batch, -1, dim)
+
+
+def apply_matrices(grid: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Maps `(batch, height, width, dim)` by `(to_height, height)` along rows and `(to_width, width)` along columns."""
     grid = jnp.einsum("ih,bhwd->biwd", rows, grid, precision=jax.lax.Precision.HIGHEST)
-    grid = jnp.einsum("jw,biwd->bijd", columns, grid, precision=jax.lax.Precision.HIGHEST)
-    return grid.reshape(batch, -1, dim)
+    return jnp.einsum("jw,biwd->bijd", columns, grid, precision=jax.lax.Precision.HIGHEST)
 
 
-def resize_matrix(from_size: int, to_size: int, *, antialias: bool, method: Method) -> np.ndarray:
-    """Builds the interpolation of one axis: float32 `(to_size, from_size)`, rows sum to 1."""
+def resize_matrix(
+    from_size: int, to_size: int, *, antialias: bool, method: Method, stride: float | None = None
+) -> np.ndarray:
+    """Builds the interpolation of one axis: float32 `(to_size, from_size)`, rows sum to 1.
+
+    Args:
+      antialias, method: see `resize_patches`.
+      stride: inputs from one output to the next; None takes from_size / to_size, which covers the axis.
+    """
     if method not in ("bicubic", "bilinear"):
         raise ValueError(f"resize_matrix: method is {method!r}; choose 'bicubic' or 'bilinear'.")
     build = _antialiased if antialias else _sampled
-    return build(from_size, to_size, method=method).astype(np.float32)
+    stride = from_size / to_size if stride is None else stride
+    return build(from_size, to_size, stride, method=method).astype(np.float32)
 
 
-def _antialiased(from_size: int, to_size: int, *, method: Method) -> np.ndarray:
+def _antialiased(from_size: int, to_size: int, stride: float, *, method: Method) -> np.ndarray:
     """Stretches the kernel by the shrink factor; taps outside are dropped and the rest renormalised."""
-    scale = from_size / to_size
-    centers = (np.arange(to_size)[:, None] + 0.5) * scale
-    distance = (np.arange(from_size)[None, :] + 0.5 - centers) / max(scale, 1.0)
+    centers = (np.arange(to_size)[:, None] + 0.5) * stride
+    distance = (np.arange(from_size)[None, :] + 0.5 - centers) / max(stride, 1.0)
     weights = _keys(distance, a=-0.5) if method == "bicubic" else _triangle(distance)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _sampled(from_size: int, to_size: int, *, method: Method) -> np.ndarray:
+def _sampled(from_size: int, to_size: int, stride: float, *, method: Method) -> np.ndarray:
     """Interpolates between the nearest taps (4 or 2); taps outside take the value at the border."""
-    centers = (np.arange(to_size) + 0.5) * (from_size / to_size) - 0.5
+    centers = (np.arange(to_size) + 0.5) * stride - 0.5
     first = np.floor(centers).astype(int)
     matrix = np.zeros((to_size, from_size))
     for offset in range(-1, 3) if method == "bicubic" else range(2):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.losses.resize import resize_matrix, resize_patches
+from dino_jax.models.resize import resize_matrix, resize_patches
 from tests.torch_weights import assert_close
 
 resize = jax.jit(resize_patches, static_argnums=(1, 2), static_argnames=("antialias", "method"))

@@ -1,0 +1,36 @@
+"""Networks by their published names."""
+
+import difflib
+from typing import Any
+
+from dino_jax.models.convnext import ConvNext
+from dino_jax.models.variants import VARIANTS, VIT_VARIANTS
+from dino_jax.models.vit import VisionTransformer
+
+Backbone = VisionTransformer | ConvNext
+
+
+def build(name: str, **changes: Any) -> Backbone:
+    """Builds a published network, such as `build("dinov2_vitb14_reg", in_channels=4)`.
+
+    Args:
+      name: a key of `variants.VARIANTS`.
+      changes: options of its class that differ from the published ones.
+
+    Raises:
+      ValueError: if there is no such name or option; the nearest ones are named.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"there is no architecture {name!r}; {_nearest(name, VARIANTS)}")
+    family: Any = VisionTransformer if name in VIT_VARIANTS else ConvNext
+    unknown = sorted(set(changes) - set(family.__dataclass_fields__))
+    if unknown:
+        options = [field for field in family.__dataclass_fields__ if field not in ("parent", "name")]
+        raise ValueError(f"{name} has no option {unknown[0]!r}; {_nearest(unknown[0], options)}")
+    return family(**VARIANTS[name] | changes)
+
+
+def _nearest(word: str, known: Any) -> str:
+    """Says which of the known words come nearest."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
