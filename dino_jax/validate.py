@@ -32,8 +32,7 @@ SHARES = "model.drop_path data.max_bad_share"
 PHASE_POSITIVE = (
     "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"
 )
-PHASE_NOT_NEGATIVE = "snapshot_every"
-PHASE_NOT_NEGATIVE = "loss.dino loss.ibot loss.koleo optim.freeze_last_layer optim.freeze_backbone"
+PHASE_NOT_NEGATIVE = "snapshot_every loss.dino loss.ibot loss.koleo optim.freeze_last_layer optim.freeze_backbone"
 PHASE_SHARES = "center_momentum masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
 
 
@@ -115,8 +114,6 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
             "use a divisor of what one device holds"
         )
-    for key in PHASE_NOT_NEGATIVE.split():
-        yield from _check(p, prefix, key, lambda v: v >= 0, "0 or more")
     if p.loss.ibot and not p.masks.probability:
         yield f"{prefix}masks.probability = 0 leaves iBOT no patches to predict: set {prefix}loss.ibot to 0 as well"
     group = p.loss.koleo_group_size or p.batch_size
