@@ -1,0 +1,240 @@
+"""Images with a class or a depth for every pixel, in the layouts of their data sets."""
+
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from dino_jax.data.decode import BadImage, decode
+from dino_jax.data.files import Files, below, in_folder, open_files, paired
+
+IMAGES = (".jpg", ".jpeg", ".png")
+IGNORE = 255
+VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+ADE_CLASSES = 150
+# Images and their depth maps may differ in size, but not in shape.
+MAX_ASPECT_CHANGE = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPairs:
+    """Images with a class map.
+
+    Attributes:
+      pairs: names of the image's and the mask's file.
+      class_names: of labels 0, 1, ...; 255 is ignored.
+      relabel: maps the values of the files to labels.
+    """
+
+    files: Files
+    pairs: list[tuple[str, str]]
+    class_names: tuple[str, ...]
+    relabel: Callable[[np.ndarray], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Returns the image's file."""
+        return self.pairs[index][0]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns an image uint8 `(height, width, 3)` and its labels uint8 `(height, width)`.
+
+        Raises:
+          ValueError: when a file is damaged, sizes differ, or a label is out of range.
+        """
+        image_name, mask_name = self.pairs[index]
+        image = read_image(self.files, image_name)
+        mask = self.relabel(read_values(self.files, mask_name))
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"{mask_name} in {self.files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+                f"{image.shape[1]} x {image.shape[0]}: a mask must be as large as its image"
+            )
+        wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= len(self.class_names)))]
+        if wrong.size:
+            raise ValueError(
+                f"{mask_name} in {self.files.path} holds label {wrong[0]}, but there are {len(self.class_names)} "
+                f"classes (0 to {len(self.class_names) - 1}; {IGNORE} is ignored): correct the mask or the class list"
+            )
+        return image, mask.astype(np.uint8)
+
+
+def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
+    """Opens a data set for semantic segmentation, told by its folders:
+
+    - pairs: `{train,val,test}/images/<id>.jpg`, `.../masks/<id>.png`, optionally `classes.txt` of `<label> <name>`;
+    - ADE20K: `images/{training,validation}`, `annotations/{training,validation}`; value 0 is ignored;
+    - VOC2012: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/{train,val}.txt`.
+
+    Args:
+      split: "train", "val" or "test"; ADE20K and VOC take "test" for their validation set.
+
+    Raises:
+      ValueError: when the layout or split is unknown, an image has no mask, or there are fewer than two classes.
+    """
+    files = open_files(path)
+    voc, ade = below(files, "SegmentationClass"), below(files, "annotations")
+    if voc is not None:
+        data = _voc(files, voc, split)
+    elif ade is not None:
+        data = _ade(files, ade, split)
+    else:
+        data = _pairs(files, split)
+    if not data.pairs:
+        raise ValueError(f"{files.path} has no images in its split {split!r}")
+    if len(data.class_names) < 2:
+        raise ValueError(f"{files.path} has {len(data.class_names)} class: segmentation needs two or more")
+    return data
+
+
+def _pairs(files: Files, split: str) -> MaskPairs:
+    root = below(files, f"{split}/images")
+    if root is None:
+        raise ValueError(
+            f"{files.path} is no known segmentation data: it needs {split}/images and {split}/masks, "
+            "or the folders of ADE20K or VOC2012"
+        )
+    images = in_folder(files, f"{root}{split}/images", IMAGES)
+    pairs = paired("mask", images, in_folder(files, f"{root}{split}/masks", (".png",)))
+    listed = f"{root}classes.txt"
+    names = _class_list(files, listed) if listed in files.names else _counted_classes(files, root)
+    return MaskPairs(files, pairs, names, lambda values: values)
+
+
+def _class_list(files: Files, name: str) -> tuple[str, ...]:
+    """Reads lines of `<label> <name>`; a line for the ignored label is left out."""
+    lines = [line.split(maxsplit=1) for line in files.read(name).decode().splitlines() if line.strip()]
+    if any(len(line) != 2 or not line[0].isdigit() for line in lines):
+        raise ValueError(f"{name} in {files.path}: every line must be <label> <name>")
+    named = {int(label): title.strip() for label, title in lines if int(label) != IGNORE}
+    if sorted(named) != list(range(len(named))):
+        raise ValueError(f"{name} in {files.path}: labels must be 0, 1, 2, ... without a gap, got {sorted(named)}")
+    return tuple(named[label] for label in range(len(named)))
+
+
+def _counted_classes(files: Files, root: str) -> tuple[str, ...]:
+    """Reads every training mask for the largest label."""
+    masks = in_folder(files, f"{root}train/masks", (".png",)).values()
+    labels = np.unique(np.concatenate([np.unique(read_values(files, name)) for name in masks] or [[]]))
+    labels = labels[labels != IGNORE]
+    if not labels.size:
+        raise ValueError(f"{files.path} has neither classes.txt nor labelled pixels in train/masks")
+    return tuple(f"class {label}" for label in range(int(labels.max()) + 1))
+
+
+def _ade(files: Files, root: str, split: str) -> MaskPairs:
+    folder = "training" if split == "train" else "validation"
+    images = in_folder(files, f"{root}images/{folder}", IMAGES)
+    pairs = paired("annotation", images, in_folder(files, f"{root}annotations/{folder}", (".png",)))
+    listed = f"{root}objectInfo150.txt"
+    names = tuple(f"class {label}" for label in range(ADE_CLASSES))
+    if listed in files.names:
+        rows = [re.split(r"\t+", line) for line in files.read(listed).decode().splitlines()[1:] if line.strip()]
+        names = tuple(row[-1].split(",")[0].strip() for row in rows)
+    # Value 0 is "other"; the classes are 1 to 150.
+    return MaskPairs(files, pairs, names, lambda values: np.where(values == 0, IGNORE, values - 1))
+
+
+def _voc(files: Files, root: str, split: str) -> MaskPairs:
+    listed = f"{root}ImageSets/Segmentation/{'train' if split == 'train' else 'val'}.txt"
+    if listed not in files.names:
+        raise ValueError(f"{files.path} has no {listed}, which lists the images of the split {split!r}")
+    masks = in_folder(files, f"{root}SegmentationClass", (".png",))
+    images = in_folder(files, f"{root}JPEGImages", IMAGES)
+    ids = files.read(listed).decode().split()
+    lost = [name for name in ids if name not in images]
+    if lost:
+        raise ValueError(f"{files.path} lacks {lost[0]} of {listed} in JPEGImages ({len(lost)} missing)")
+    pairs = paired("mask", {name: images[name] for name in ids}, masks)
+    return MaskPairs(files, pairs, VOC_CLASSES, lambda values: values)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthPairs:
+    """Images with a depth map.
+
+    Attributes:
+      pairs: names of the image's and the depth map's file.
+      relative: depth is a share of an unknown largest depth, else metres.
+    """
+
+    files: Files
+    pairs: list[tuple[str, str]]
+    relative: bool
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Returns the image's file."""
+        return self.pairs[index][0]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns an image uint8 `(height, width, 3)` and its depth float32 `(rows, columns)`, 0 where unknown.
+
+        Raises:
+          ValueError: when a file is damaged, or image and depth differ in shape.
+        """
+        image_name, depth_name = self.pairs[index]
+        image, values = read_image(self.files, image_name), read_values(self.files, depth_name)
+        stretch = (values.shape[1] / values.shape[0]) / (image.shape[1] / image.shape[0])
+        if abs(stretch - 1) > MAX_ASPECT_CHANGE:
+            raise ValueError(
+                f"{depth_name} in {self.files.path} is {values.shape[1]} x {values.shape[0]} pixels, its image "
+                f"{image.shape[1]} x {image.shape[0]}: both must show the same field of view"
+            )
+        return image, values.astype(np.float32) / (255 if self.relative else 1000)
+
+
+def open_depths(path: str | os.PathLike, split: str) -> DepthPairs:
+    """Opens `{train,test}/images/<id>.jpg` with `.../depth/<id>.png`: 16-bit millimetres, or 8-bit relative depth.
+
+    Raises:
+      ValueError: when the layout or split is unknown, or an image has no depth.
+    """
+    files = open_files(path)
+    root = below(files, f"{split}/images")
+    if root is None or below(files, f"{split}/depth") is None:
+        raise ValueError(f"{files.path} is no known depth data: it needs {split}/images and {split}/depth")
+    images = in_folder(files, f"{root}{split}/images", IMAGES)
+    pairs = paired("depth map", images, in_folder(files, f"{root}{split}/depth", (".png",)))
+    with Image.open(io.BytesIO(files.read(pairs[0][1]))) as first:
+        relative = not first.mode.startswith("I")
+    return DepthPairs(files, pairs, relative)
+
+
+def read_image(files: Files, name: str) -> np.ndarray:
+    """Decodes a photograph, uint8 `(height, width, 3)`.
+
+    Raises:
+      ValueError: when it cannot be used.
+    """
+    try:
+        return decode(files.read(name))
+    except BadImage as error:
+        raise ValueError(f"{name} in {files.path}: {error}") from None
+
+
+def read_values(files: Files, name: str) -> np.ndarray:
+    """Decodes a palette or grey PNG to its values, int32 `(height, width)`: palette colours are not looked at.
+
+    Raises:
+      ValueError: when it is damaged, or has colours instead of labels.
+    """
+    try:
+        with Image.open(io.BytesIO(files.read(name))) as image:
+            image.load()
+            if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+                raise ValueError(f"mode {image.mode}: save it as a palette or grey PNG that holds the values")
+            return np.asarray(image).astype(np.int32)
+    except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
+        raise ValueError(f"{name} in {files.path} cannot be read: {' '.join(str(error).split())}") from None

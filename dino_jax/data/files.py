@@ -1,0 +1,111 @@
+"""The files of a data set by name, whether it is a folder, a tar or a small tar.gz."""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from dino_jax.data.tar import gunzip, is_gzip
+
+
+class Files(Protocol):
+    """A fixed set of files.
+
+    Attributes:
+      path: the folder or archive.
+      names: of all files, sorted, relative, with forward slashes.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+
+    def read(self, name: str) -> bytes:
+        """Returns a file's bytes."""
+
+
+def open_files(path: str | os.PathLike) -> Files:
+    """Lists a folder or an archive, hidden files left out.
+
+    Raises:
+      ValueError: when the path is missing, not an archive, or a tar.gz too large for memory (see `tar`).
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise ValueError(f"{place} does not exist: give a folder, a tar or a tar.gz")
+    return FolderFiles(place) if place.is_dir() else TarFiles(place)
+
+
+class FolderFiles:
+    """The files below a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+        self.names = _visible(file.relative_to(path).as_posix() for file in found)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+class TarFiles:
+    """The members of an archive; a tar.gz is held in memory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._bytes = gunzip(path) if is_gzip(path) else None
+        try:
+            # "r:" refuses other compressions, in which a member's offset is not its place in the file.
+            file = None if self._bytes is None else io.BytesIO(self._bytes)
+            with tarfile.open(path, "r:", fileobj=file) as archive:
+                members = [member for member in archive if member.isfile()]
+        except tarfile.TarError as error:
+            raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
+        self._places = {member.name.removeprefix("./"): (member.offset_data, member.size) for member in members}
+        self.names = _visible(self._places)
+
+    def read(self, name: str) -> bytes:
+        offset, size = self._places[name]
+        if self._bytes is not None:
+            return self._bytes[offset : offset + size]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def below(files: Files, folder: str) -> str | None:
+    """Returns what stands before `folder/` in the names of its files, as "" or "VOCdevkit/VOC2012/".
+
+    The shortest of several; None when there is no such folder.
+    """
+    found = set()
+    for name in files.names:
+        before, marker, _ = f"/{name}".partition(f"/{folder}/")
+        if marker:
+            found.add(f"{before}/".lstrip("/"))
+    return min(found, key=lambda prefix: (len(prefix), prefix), default=None)
+
+
+def in_folder(files: Files, folder: str, extensions: tuple[str, ...]) -> dict[str, str]:
+    """Returns the files of a folder and its subfolders by their path in it without extension."""
+    prefix = f"{folder}/"
+    names = [name for name in files.names if name.startswith(prefix) and name.lower().endswith(extensions)]
+    return {name.removeprefix(prefix).rpartition(".")[0]: name for name in names}
+
+
+def paired(what: str, first: dict[str, str], second: dict[str, str]) -> list[tuple[str, str]]:
+    """Joins the files of two folders (see `in_folder`) by name.
+
+    Raises:
+      ValueError: when a file of the first has no partner, named `what`.
+    """
+    missing = sorted(set(first) - set(second))
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ValueError(f"{first[missing[0]]}{more} has no {what} of the same name: add it or remove the image")
+    return [(first[key], second[key]) for key in sorted(first)]
+
+
+def _visible(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in names if not any(part.startswith(".") for part in name.split("/"))))

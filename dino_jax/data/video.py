@@ -1,0 +1,127 @@
+"""Videos with object masks in every frame: DAVIS 2016 and 2017, and folders of frames and masks."""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from dino_jax.data.dense import IMAGES, read_image, read_values
+from dino_jax.data.files import Files, below, in_folder, open_files
+
+VOID = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """The files of one sequence, in the order of time."""
+
+    name: str
+    frames: list[str]
+    masks: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Videos:
+    """Sequences of frames with masks."""
+
+    files: Files
+    videos: list[Video]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def frames(self, index: int) -> np.ndarray:
+        """Returns the frames of a sequence, uint8 `(frames, height, width, 3)`.
+
+        Raises:
+          ValueError: when a frame is damaged or differs in size.
+        """
+        video = self.videos[index]
+        return self._stack("frame", video.frames, [read_image(self.files, name) for name in video.frames])
+
+    def masks(self, index: int) -> np.ndarray:
+        """Returns the object in each pixel, uint8 `(frames, height, width)`: 0 background, 1, 2, ..., 255 void.
+
+        Raises:
+          ValueError: when a mask is damaged, differs in size from its frame, or the first one is empty.
+        """
+        video = self.videos[index]
+        masks = self._stack("mask", video.masks, [_objects(read_values(self.files, name)) for name in video.masks])
+        frame = read_image(self.files, video.frames[0])
+        if masks.shape[1:] != frame.shape[:2]:
+            raise ValueError(
+                f"{video.masks[0]} in {self.files.path} is {masks.shape[2]} x {masks.shape[1]} pixels, its frame "
+                f"{frame.shape[1]} x {frame.shape[0]}: a mask must be as large as its frame"
+            )
+        if not ((masks[0] > 0) & (masks[0] < VOID)).any():
+            raise ValueError(f"{video.masks[0]} in {self.files.path} has no object: the first mask says what to follow")
+        return masks
+
+    def _stack(self, what: str, names: list[str], arrays: list[np.ndarray]) -> np.ndarray:
+        for name, array in zip(names, arrays, strict=True):
+            if array.shape != arrays[0].shape:
+                raise ValueError(f"{name} in {self.files.path}: this {what} differs in size from {names[0]}")
+        return np.stack(arrays).astype(np.uint8)
+
+
+def open_videos(path: str | os.PathLike, *, year: int = 2017) -> Videos:
+    """Opens annotated videos, told by their folders:
+
+    - DAVIS: `JPEGImages/480p/<sequence>`, `Annotations/480p/<sequence>`, those named in `ImageSets/<year>/val.txt`
+      (2016: `ImageSets/480p/val.txt`); all when there is no list;
+    - `<sequence>/frames/<n>.jpg`, `<sequence>/masks/<n>.png`.
+
+    Raises:
+      ValueError: when the layout is unknown, a sequence has fewer than three frames, or a mask is missing.
+    """
+    files = open_files(path)
+    davis = below(files, "JPEGImages")
+    folders = _davis(files, davis, year) if davis is not None else _sequences(files)
+    if not folders:
+        raise ValueError(
+            f"{files.path} holds no videos: it needs <sequence>/frames and <sequence>/masks, or the folders of DAVIS"
+        )
+    return Videos(files, [_video(files, name, *pair) for name, pair in sorted(folders.items())])
+
+
+def _sequences(files: Files) -> dict[str, tuple[str, str]]:
+    """Finds the folders that hold `frames`."""
+    roots = {name.partition("/frames/")[0] for name in files.names if "/frames/" in name}
+    return {root.rpartition("/")[2]: (f"{root}/frames", f"{root}/masks") for root in roots}
+
+
+def _davis(files: Files, root: str, year: int) -> dict[str, tuple[str, str]]:
+    images = "480p" if below(files, "JPEGImages/480p") is not None else "Full-Resolution"
+    start = f"{root}JPEGImages/{images}/"
+    names = {name.removeprefix(start).partition("/")[0] for name in files.names if name.startswith(start)}
+    listed = f"{root}ImageSets/{'480p' if year == 2016 else year}/val.txt"
+    if listed in files.names:
+        words = files.read(listed).decode().split()
+        # The list of 2016 holds the files themselves: /JPEGImages/480p/<sequence>/<n>.jpg and the annotation's.
+        wanted = {word.split("/")[-2] if "/" in word else word for word in words}
+        if wanted - names:
+            raise ValueError(f"{files.path} lacks the frames of {min(wanted - names)}, which {listed} names")
+        names = wanted
+    return {name: (start + name, f"{root}Annotations/{images}/{name}") for name in names}
+
+
+def _video(files: Files, name: str, frames: str, masks: str) -> Video:
+    found, annotated = in_folder(files, frames, IMAGES), in_folder(files, masks, (".png",))
+    missing = sorted(set(found) - set(annotated))
+    if missing:
+        raise ValueError(
+            f"{files.path}: video {name} has {len(found)} frames and {len(annotated)} masks; "
+            f"{masks}/{missing[0]}.png is missing: every frame needs a mask"
+        )
+    lost = sorted(set(annotated) - set(found))
+    if lost:
+        raise ValueError(f"{files.path}: video {name} lacks the frame of mask {masks}/{lost[0]}.png")
+    if len(found) < 3:
+        raise ValueError(f"{files.path}: video {name} has {len(found)} frames; tracking is scored from three on")
+    order = sorted(found)
+    return Video(name, [found[key] for key in order], [annotated[key] for key in order])
+
+
+def _objects(values: np.ndarray) -> np.ndarray:
+    """Reads a mask of 0 and 255 alone as one object (DAVIS 2016); elsewhere 255 is void (DAVIS 2017)."""
+    return (values > 0).astype(np.int32) if set(np.unique(values)) <= {0, VOID} else values

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax.data.video import open_videos
+from tests.data.test_dense import labels, photograph, write
+
+
+def clip(name="dog", frames=3, **changes):
+    files = {f"{name}/frames/{n:05d}.jpg": photograph() for n in range(frames)}
+    files |= {f"{name}/masks/{n:05d}.png": labels(n + 1, mode="P") for n in range(frames)}
+    return {name: content for name, content in (files | changes).items() if content is not None}
+
+
+def davis(mask):
+    names = [f"480p/{sequence}/{n:05d}" for sequence in ("dog", "cow") for n in range(3)]
+    files = {f"JPEGImages/{name}.jpg": photograph() for name in names}
+    return files | {f"Annotations/{name}.png": mask for name in names}
+
+
+def test_frames_and_masks_in_order(tmp_path):
+    videos = open_videos(write(tmp_path, clip() | clip("cow", 4)))
+    assert [video.name for video in videos.videos] == ["cow", "dog"]
+    assert videos.frames(0).shape == (4, 16, 24, 3)
+    np.testing.assert_array_equal(videos.masks(1)[:, 0, 0], [1, 2, 3])
+
+
+def test_davis_2016_marks_the_object_by_255(tmp_path):
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:4] = 255
+    write(tmp_path / "DAVIS", davis(Image.fromarray(mask)))
+    lines = "".join(f"/JPEGImages/480p/cow/{n:05d}.jpg /Annotations/480p/cow/{n:05d}.png\n" for n in range(3))
+    write(tmp_path / "DAVIS", {"ImageSets/480p/val.txt": lines})
+    videos = open_videos(tmp_path, year=2016)
+    assert [video.name for video in videos.videos] == ["cow"]
+    np.testing.assert_array_equal(videos.masks(0)[0], mask // 255)
+
+
+def test_davis_2017_marks_void_by_255(tmp_path):
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:4], mask[4:8], mask[8] = 1, 2, 255
+    write(tmp_path, davis(Image.fromarray(mask)) | {"ImageSets/2017/val.txt": "dog\n"})
+    videos = open_videos(tmp_path)
+    assert [video.name for video in videos.videos] == ["dog"]
+    np.testing.assert_array_equal(videos.masks(0)[2], mask)
+
+
+def test_the_shared_tar(shared_data):
+    videos = open_videos(shared_data / "video.tar.gz")
+    assert len(videos) == 12 and videos.frames(3).shape == (23, 192, 336, 3)
+    assert set(np.unique(videos.masks(3))) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dog/masks/00001.png": None}, "3 frames and 2 masks; dog/masks/00001.png is missing"),
+        ({"dog/frames/00001.jpg": None}, "lacks the frame of mask dog/masks/00001.png"),
+        ({"dog/masks/00000.png": labels(0)}, "has no object: the first mask says what to follow"),
+        ({f"dog/masks/{n:05d}.png": labels(1, size=(12, 8)) for n in range(3)}, "12 x 8 pixels, its frame 24 x 16"),
+        ({"dog/masks/00002.png": labels(1, size=(12, 8))}, "this mask differs in size from dog/masks/00000.png"),
+    ],
+)
+def test_bad_videos_are_one_line(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_videos(write(tmp_path, clip(**change))).masks(0)
+    assert "\n" not in str(error.value)
+
+
+def test_too_few_frames_and_no_videos(tmp_path):
+    with pytest.raises(ValueError, match="has 2 frames; tracking is scored from three on"):
+        open_videos(write(tmp_path / "short", clip(frames=2)))
+    with pytest.raises(ValueError, match="holds no videos"):
+        open_videos(write(tmp_path / "none", {"a.jpg": photograph()}))
+
+
+def test_missing_sequence_of_the_list(tmp_path):
+    write(tmp_path, davis(labels(1)) | {"ImageSets/2017/val.txt": "dog\nsheep\n"})
+    with pytest.raises(ValueError, match=r"lacks the frames of sheep, which ImageSets/2017/val.txt names"):
+        open_videos(tmp_path)
