@@ -1,0 +1,100 @@
+"""Training and test images of a classification data set, with one numbering of the classes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_jax.data.sources import Source, open_path
+from dino_jax.data.subset import Subset
+
+TEST_FOLDERS = ("val", "test", "validation")  # ImageNet's name first
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A data set for classification.
+
+    Attributes:
+      train, test: their labels count the classes of the training images.
+      class_names: of each label.
+    """
+
+    train: Source
+    test: Source
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The images of `source` at `indices`, with other labels if `labels` maps them, an index being the old label."""
+
+    source: Source
+    indices: np.ndarray
+    labels: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.source[int(self.indices[index])]
+        label = sample["label"]
+        return sample | {"id": index, "label": label if self.labels is None or label < 0 else self.labels[label]}
+
+    def name(self, index: int) -> str:
+        """Returns the file of an image."""
+        return self.source.name(int(self.indices[index]))
+
+
+def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -> Labelled:
+    """Opens training and test images whose folders are their classes.
+
+    Args:
+      path: training images (see `open_path`), or a folder with `train` and `val` or `test`, as ImageNet is laid out.
+      test_path: test images; "" when `path` holds both.
+      limit: at most so many images of each, spread evenly.
+
+    Raises:
+      ValueError: a path is missing, a class is empty, there are fewer than two, or the test images have another one.
+    """
+    train_place, test_place = (path, test_path) if test_path else _splits(path)
+    train, test = _open(train_place), _open(test_place)
+    names = train.class_names
+    if len(names) < 2:
+        found = f"one class ({names[0]})" if names else "no class folders"
+        raise ValueError(f"{train_place} holds {found}: classification needs <class>/<image> with two classes or more")
+    unknown = sorted(set(test.class_names) - set(names))
+    if unknown or not test.class_names:
+        what = f"class {unknown[0]}" if unknown else "images without a class"
+        raise ValueError(f"{test_place} holds {what}, which {train_place} does not: name the class folders alike")
+    order = tuple(names.index(name) for name in test.class_names)
+    test = Chosen(test, np.arange(len(test)), order, names)
+    if limit is not None:
+        if limit < 2:
+            raise ValueError(f"a limit of {limit} images leaves no two classes: give 2 or more")
+        train, test = Subset(train, limit), Subset(test, limit)
+    return Labelled(train, test, names)
+
+
+def _splits(path: str) -> tuple[str, str]:
+    """Finds the folders of training and test images in one folder."""
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise ValueError(f"{place} does not exist: give a folder with train and val, or training images and --test")
+    test = next((place / name for name in TEST_FOLDERS if (place / name).is_dir()), None)
+    if test is None or not (place / "train").is_dir():
+        raise ValueError(f"{place} holds no folders train and val (or test): give the test images with --test")
+    return str(place / "train"), str(test)
+
+
+def _open(path: str) -> Source:
+    source = open_path(path)
+    place = Path(path).expanduser()
+    if place.is_dir() and source.class_names:
+        folders = sorted(f.name for f in place.iterdir() if f.is_dir() and not f.name.startswith("."))
+        empty = [name for name in folders if name not in source.class_names]
+        if empty:
+            raise ValueError(f"class {empty[0]} in {place} has no image: add some or remove the folder")
+    return source

@@ -1,0 +1,96 @@
+"""What the classification tasks share: options of the data, features of training and test images, pictures."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dino_jax.data.fit import fit
+from dino_jax.data.labelled import Labelled, open_labelled
+from dino_jax.data.sources import Source
+from dino_jax.extraction import Features, extract_features
+from dino_jax.models import Extractor
+from dino_jax.pictures.confusion import confusion
+from dino_jax.pictures.examples import Example, examples
+
+SIDE = 160  # pixels of an image in a picture
+WORST = 6  # pairs of classes shown by examples
+SHOWN = 6  # images of each
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name images with classes."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="training images, or a folder with train and val")
+    parser.add_argument("--test", default="", metavar="PATH", help="test images, unless --data holds them")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images of each, spread evenly")
+    add_extraction_arguments(parser)
+
+
+def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224) -> None:
+    """Adds the options of the feature extraction."""
+    parser.add_argument("--size", type=int, default=size, metavar="PIXELS", help="side of the images")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once over all devices")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep features there and continue after a stop")
+
+
+def open_data(options: argparse.Namespace) -> Labelled:
+    """Opens the images that the options name."""
+    return open_labelled(options.data, options.test, limit=options.limit)
+
+
+def features_of(
+    model: Extractor, source: Source, options: argparse.Namespace, *, outputs: Sequence[str] = ("cls",), layers: int = 1
+) -> Features:
+    """Extracts features of labelled images.
+
+    Raises:
+      ValueError: when an image has no label.
+    """
+    features = extract_features(
+        model,
+        source,
+        size=options.size,
+        outputs=outputs,
+        layers=layers,
+        batch_size=options.batch_size,
+        cache=options.cache,
+        progress=True,
+    )
+    unlabelled = np.flatnonzero(features["labels"] < 0)
+    if len(unlabelled):
+        name = source.name(int(features["ids"][unlabelled[0]]))
+        raise ValueError(f"{len(unlabelled)} images have no class, such as {name}: put each into a folder of its class")
+    return features
+
+
+def picture_of(source: Source, index: int) -> np.ndarray:
+    """Returns an image as it is shown, uint8 `(SIDE, SIDE, 3)`."""
+    return fit(source[int(index)]["image"], size=SIDE)
+
+
+def draw_confusions(
+    data: Labelled, ids: np.ndarray, labels: np.ndarray, predictions: np.ndarray, folder: Path, *, title: str
+) -> list[Path]:
+    """Draws the confusion matrix of the worst classes, and examples of the most frequent confusions.
+
+    Args:
+      ids, labels, predictions: `(test,)`, of the test images.
+    """
+    count = len(data.class_names)
+    counts = np.zeros((count, count), int)
+    np.add.at(counts, (labels, predictions), 1)
+    drawn = [confusion(counts, data.class_names, folder / "confusion.png", title=f"{title}: confusion")]
+    wrong = counts - np.diag(np.diag(counts))
+    rows = []
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
+        truth, said = divmod(int(flat), count)
+        if not wrong[truth, said]:
+            continue
+        members = ids[(labels == truth) & (predictions == said)][:SHOWN]
+        text = f"{data.class_names[truth]} taken for {data.class_names[said]}: {wrong[truth, said]} of "
+        text += f"{counts[truth].sum()}"
+        rows.append((text, [Example(picture_of(data.test, index)) for index in members]))
+    if rows:
+        drawn.append(examples(rows, folder / "confusions.png", title=f"{title}: most frequent confusions"))
+    return drawn

@@ -1,0 +1,110 @@
+"""k-NN classification of images: DINO, arXiv 2104.14294, section 4.1."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from dino_jax.data.labelled import Labelled
+from dino_jax.evals.knn import KS, TEMPERATURE, check_ks, few_shot, neighbours, raw_pixels, vote
+from dino_jax.extraction import Features
+from dino_jax.models import Extractor
+from dino_jax.pictures.examples import Example, examples
+from dino_jax.tasks import Result
+from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data, picture_of
+
+QUERIES = 8  # test images shown with their neighbours
+SHOWN = 6  # neighbours of each
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    add_data_arguments(parser)
+    parser.add_argument("--k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[TEMPERATURE], help="of the weighted vote")
+    parser.add_argument("--shots", type=int, nargs="*", default=[], help="also classify by so many images per class")
+    parser.add_argument("--draws", type=int, default=5, help="random draws of each few-shot training set")
+    parser.add_argument("--pixels", action="store_true", help="also classify by the colours of 16 x 16 pixels")
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Classifies test images by their nearest training images.
+
+    Raises:
+      ValueError: wrong data, or a k larger than the training set.
+    """
+    data = open_data(options)
+    check_ks(options.k, len(data.train))
+    if min(options.temperatures) <= 0:
+        raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
+    train, test = (features_of(model, source, options) for source in (data.train, data.test))
+    cosines, indices = neighbours(train["cls"], test["cls"], k=max(options.k))
+    winners = vote(
+        cosines,
+        train["labels"][indices],
+        ks=options.k,
+        temperatures=options.temperatures,
+        classes=len(data.class_names),
+    )
+    accuracies = np.mean(winners == test["labels"], axis=-1)
+    named = list(zip(options.temperatures, accuracies, strict=True))
+    numbers = {
+        f"knn/k{k}_t{temperature:g}": float(value)
+        for temperature, row in named
+        for k, value in zip(options.k, row, strict=True)
+    }
+    rows: list[list[str | float]] = [["k-NN accuracy", *(f"k = {k}" for k in options.k)]]
+    rows += [[f"temperature {temperature:g}", *map(float, row)] for temperature, row in named]
+    if options.pixels:
+        pixels = _pixel_accuracies(data, train, test, options)
+        numbers |= {f"knn/pixels_k{k}": value for k, value in zip(options.k, pixels, strict=True)}
+        rows.append(["raw pixels, 16 x 16", *pixels])
+    for shots in options.shots:
+        found = _few_shot(train, test, shots, options)
+        numbers |= {f"knn/{shots}_shot_mean": found.mean(), f"knn/{shots}_shot_std": found.std()}
+        text = f"{found.mean():.1%} ± {found.std():.1%}"
+        rows.append([f"{shots} per class, {options.draws} draws", text, *[""] * (len(options.k) - 1)])
+    best = np.unravel_index(np.argmax(accuracies), accuracies.shape)
+    predictions = winners[best]
+    title = f"k-NN, k = {options.k[best[1]]}, {accuracies[best]:.1%}"
+    pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
+    pictures.append(_draw_neighbours(data, train, test, indices, predictions, folder))
+    return Result(numbers, rows, pictures)
+
+
+def _few_shot(train: Features, test: Features, shots: int, options: argparse.Namespace) -> np.ndarray:
+    """Returns the accuracy of each draw; as many neighbours vote as a class has images."""
+    sets = train["cls"], train["labels"], test["cls"], test["labels"]
+    return few_shot(*sets, shots=shots, draws=options.draws, k=shots, temperature=options.temperatures[0])
+
+
+def _pixel_accuracies(data: Labelled, train: Features, test: Features, options: argparse.Namespace) -> list[float]:
+    """Returns the accuracy by raw pixels for each k."""
+    sets = [
+        raw_pixels(np.stack([picture_of(source, index) for index in features["ids"]]))
+        for source, features in ((data.train, train), (data.test, test))
+    ]
+    mean = sets[0].mean(axis=0)
+    cosines, indices = neighbours(sets[0] - mean, sets[1] - mean, k=max(options.k))
+    winners = vote(cosines, train["labels"][indices], ks=options.k, classes=len(data.class_names))
+    return [float(value) for value in np.mean(winners[0] == test["labels"], axis=-1)]
+
+
+def _draw_neighbours(
+    data: Labelled, train: Features, test: Features, indices: np.ndarray, predictions: np.ndarray, folder: Path
+) -> Path:
+    """Shows test images, half of them misclassified where there are any, with their nearest training images."""
+    wrong = np.flatnonzero(predictions != test["labels"])
+    right = np.flatnonzero(predictions == test["labels"])
+    chosen = [group[:: max(1, len(group) // (QUERIES // 2))][: QUERIES // 2] for group in (right, wrong)]
+    rows = []
+    for place in np.concatenate(chosen):
+        label, said = int(test["labels"][place]), int(predictions[place])
+        verdict = "right" if said == label else f"taken for {data.class_names[said]}"
+        near = indices[place, :SHOWN]
+        found = [
+            Example(picture_of(data.train, train["ids"][i]), right=bool(train["labels"][i] == label)) for i in near
+        ]
+        query = Example(picture_of(data.test, test["ids"][place]))
+        rows.append((f"{data.class_names[label]}: {verdict}", [query, *found]))
+    return examples(rows, folder / "neighbours.png", title="Test images (left) and their nearest training images")

@@ -1,0 +1,175 @@
+"""Linear probe of frozen features: DINOv2, arXiv 2304.07193, appendix B.3, and DINO, section 4.1."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from dino_jax import sharding
+from dino_jax.data.augmented import Augmented
+from dino_jax.data.labelled import Chosen, Labelled
+from dino_jax.data.reading import read_batches
+from dino_jax.evals import linear
+from dino_jax.extraction import Features
+from dino_jax.models import ConvNext, Extractor
+from dino_jax.pictures.rates import over_setting
+from dino_jax.tasks import Result
+from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
+
+OUTPUTS = ("cls", "mean_patch")
+Step = tuple[dict[str, Array], np.ndarray, np.ndarray]
+"""Features of each choice, labels and weights of one batch."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    add_data_arguments(parser)
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training images")
+    parser.add_argument("--train-batch", type=int, default=256, help="images per step of SGD")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(linear.RATES), help="at a batch of 256")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        metavar="N",
+        help="extract N augmented views of each image once and train on those; 0 draws new ones in every epoch",
+    )
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses")
+    parser.add_argument("--seed", type=int, default=0, help="of the probes, the order, the views and the split")
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Trains probes of all learning rates and feature choices, and tests the one that is best on held-out images.
+
+    Raises:
+      ValueError: wrong data or settings.
+    """
+    if min(options.epochs, options.train_batch) < 1 or options.views < 0 or min(options.rates) <= 0:
+        raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views not below")
+    data = open_data(options)
+    blocks = 1 if isinstance(model.backbone, ConvNext) else min(linear.BLOCKS, model.backbone.depth)
+    kept, held = linear.hold_out(labels_of(data), share=options.validation, seed=options.seed)
+    train, validation = Chosen(data.train, kept), Chosen(data.train, held)
+    valid, test = (
+        features_of(model, source, options, outputs=OUTPUTS, layers=blocks) for source in (validation, data.test)
+    )
+    params = train_probes(model, train, options, blocks=blocks, classes=len(data.class_names))
+    chosen_by = linear.accuracies(params, _choices(valid), valid["labels"])
+    name, index = linear.best(chosen_by)
+    features = _choices(test)
+    scores = linear.accuracies(params, features, test["labels"])
+    predictions = np.asarray(linear.predict(params, features)[name][index])
+    accuracy = float(scores[name][index])
+    title = f"Linear probe on {name}, rate {options.rates[index]:g}, {accuracy:.1%}"
+    pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
+    path = folder / "rates.png"
+    setting = "learning rate of a batch of 256 (accuracy on held-out training images)"
+    pictures.append(over_setting(options.rates, chosen_by, path, title=title, setting=setting, chosen=(name, index)))
+    numbers, rows = _report(options.rates, chosen_by, scores, (name, index))
+    return Result(numbers, rows, pictures)
+
+
+def labels_of(data: Labelled) -> np.ndarray:
+    """Returns the labels of all training images without keeping their pixels."""
+    samples = read_batches(
+        data.train, range(len(data.train)), batch_size=1024, prepare=lambda image: image[:1, :1].copy()
+    )
+    return np.concatenate([batch["labels"] for batch in samples])[: len(data.train)]
+
+
+def train_probes(
+    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, classes: int
+) -> linear.Probe:
+    """Trains all probes and returns their parameters."""
+    batch_size = min(options.train_batch, len(train))
+    steps = options.epochs * (len(train) // batch_size)
+    make = _from_cache if options.views else _on_the_fly
+    probes = None
+    with tqdm(total=steps, unit=" steps", desc="linear probes") as bar:
+        batches = make(model, train, options, blocks=blocks, batch_size=batch_size)
+        for step, (features, labels, weights) in enumerate(batches):
+            if probes is None:
+                dims = {name: x.shape[1] for name, x in features.items()}
+                probes = linear.init(jax.random.key(options.seed), dims, rates=len(options.rates), classes=classes)
+            rates = linear.scheduled(tuple(options.rates), step=step, steps=steps, batch_size=batch_size)
+            probes, losses = linear.train_step(probes, features, labels, weights, rates)
+            bar.update()
+            if step % 50 == 0 or step + 1 == steps:
+                lowest = min(float(jnp.nanmin(loss)) for loss in losses.values())
+                bar.set_postfix_str(f"lowest loss {lowest:.3f}", refresh=False)
+    assert probes is not None
+    return probes.params
+
+
+def _on_the_fly(
+    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int
+) -> Iterator[Step]:
+    """Yields features of new views in every epoch, computed as they are needed."""
+    mesh = sharding.make_mesh()
+    rows = -(-batch_size // sharding.data_shards(mesh)) * sharding.data_shards(mesh)
+
+    @jax.jit
+    def features(model: Extractor, images: Array) -> dict[str, Array]:
+        tokens = model.intermediate(model.normalize(images), blocks)
+        return linear.choices(jnp.stack([x["cls"] for x in tokens], axis=1), tokens[-1]["patches"].mean((1, 2)))
+
+    model = jax.device_put(model, sharding.replicated(mesh))
+    for epoch in range(options.epochs):
+        views = Augmented(train, options.size, options.seed, epoch)
+        for order in _orders(len(train), batch_size, options.seed, epoch):
+            padded = np.pad(order, (0, rows - batch_size), constant_values=-1)
+            for batch in read_batches(views, padded.tolist(), batch_size=rows, prepare=lambda image: image):
+                images = sharding.place({"images": batch["images"]}, mesh)["images"]
+                yield features(model, images), np.maximum(batch["labels"], 0), batch["valid"].astype(np.float32)
+
+
+def _from_cache(
+    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int
+) -> Iterator[Step]:
+    """Yields features of `--views` views of every image, which are extracted once and taken in turn."""
+    found = [
+        features_of(model, Augmented(train, options.size, options.seed, view), options, outputs=OUTPUTS, layers=blocks)
+        for view in range(min(options.views, options.epochs))
+    ]
+    for epoch in range(options.epochs):
+        features = found[epoch % len(found)]
+        for order in _orders(len(features["labels"]), min(batch_size, len(features["labels"])), options.seed, epoch):
+            weights = np.ones(len(order), np.float32)
+            chosen = {name: features[name][order] for name in (*OUTPUTS, "labels")}
+            yield _choices(chosen), chosen["labels"], weights
+
+
+def _orders(images: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Returns the images of each batch of an epoch; those that fill no batch are left out."""
+    order = np.random.default_rng((seed, epoch, 1)).permutation(images)
+    return list(order[: images // batch_size * batch_size].reshape(-1, batch_size))
+
+
+def _choices(features: Features) -> dict[str, Array]:
+    """Joins extracted tokens; of the mean patches, only the last block's is used."""
+    patch = features["mean_patch"]
+    return linear.choices(features["cls"], patch if patch.ndim == 2 else patch[:, -1])
+
+
+def _report(
+    rates: list[float], validation: dict[str, np.ndarray], test: dict[str, np.ndarray], best: tuple[str, int]
+) -> tuple[dict[str, float], list[list[str | float]]]:
+    """Returns the numbers and the table."""
+    name, index = best
+    numbers = {
+        "linear/accuracy": float(test[name][index]),
+        "linear/validation": float(validation[name][index]),
+        "linear/rate": float(rates[index]),
+    }
+    rows: list[list[str | float]] = [["features", "best rate", "validation", "test"]]
+    for choice, scores in validation.items():
+        place = int(np.argmax(scores))
+        numbers[f"linear/{choice}"] = float(test[choice][place])
+        mark = " (chosen)" if choice == name else ""
+        rows.append([choice + mark, f"{rates[place]:g}", float(scores[place]), float(test[choice][place])])
+    return numbers, rows

@@ -1,0 +1,59 @@
+"""Logistic regression on frozen CLS features: a quick linear evaluation without augmentation."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from dino_jax.evals.linear import hold_out
+from dino_jax.evals.logistic import STRENGTHS, fit, predict, standardise
+from dino_jax.models import Extractor
+from dino_jax.pictures.rates import over_setting
+from dino_jax.tasks import Result
+from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    add_data_arguments(parser)
+    parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS), help="inverse penalties C")
+    parser.add_argument("--steps", type=int, default=200, help="most steps of L-BFGS")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses C")
+    parser.add_argument("--seed", type=int, default=0, help="of the validation split")
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Fits regressions of all strengths, chooses one on held-out training images, and fits it anew on all.
+
+    Raises:
+      ValueError: wrong data or settings.
+    """
+    data = open_data(options)
+    train, test = (features_of(model, source, options) for source in (data.train, data.test))
+    x, test_x = standardise(train["cls"], test["cls"])
+    kept, held = hold_out(train["labels"], share=options.validation, seed=options.seed)
+    settings = {"classes": len(data.class_names), "most_steps": options.steps}
+    strengths = tuple(options.strengths)
+    tried = fit(x[kept], train["labels"][kept], strengths=strengths, **settings)
+    validation = np.mean(predict(tried, x[held]) == train["labels"][held], axis=1)
+    best = int(np.argmax(validation))
+    final = fit(x, train["labels"], strengths=strengths[best : best + 1], **settings)
+    predictions = predict(final, test_x)[0]
+    accuracy = float(np.mean(predictions == test["labels"]))
+    numbers = {
+        "logistic/accuracy": accuracy,
+        "logistic/validation": float(validation[best]),
+        "logistic/strength": strengths[best],
+    }
+    numbers |= {f"logistic/validation_C{c:g}": float(v) for c, v in zip(strengths, validation, strict=True)}
+    rows: list[list[str | float]] = [["logistic regression", *(f"C = {c:g}" for c in strengths)]]
+    rows.append(["validation", *map(float, validation)])
+    rows.append(["test, chosen C", *(accuracy if i == best else "" for i in range(len(strengths)))])
+    title = f"Logistic regression, C = {strengths[best]:g}, {accuracy:.1%}"
+    pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
+    path = folder / "strengths.png"
+    line = {"validation": validation}
+    pictures.append(
+        over_setting(strengths, line, path, title=title, setting="inverse penalty C", chosen=("validation", best))
+    )
+    return Result(numbers, rows, pictures)
