@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 
 def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int:
@@ -36,10 +37,18 @@ def one_line(error: BaseException) -> str:
 
 
 def only_our_lines() -> None:
-    """Keeps remarks of the libraries below off the terminal; their errors still reach it."""
+    """Keeps remarks of the libraries below off the terminal; their errors reach it as exceptions, in one line."""
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
-    for name in ("absl", "tensorboardX.x2num"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in (("absl", logging.CRITICAL), ("tensorboardX.x2num", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+    shown = sys.unraisablehook
+
+    def hook(problem: Any) -> None:
+        # TensorStore's threads report the remaining writes of a save that failed to a loop that has ended with it.
+        if str(problem.exc_value) != "Event loop is closed":
+            shown(problem)
+
+    sys.unraisablehook = hook
 
 
 def join_cluster() -> None:
