@@ -18,6 +18,8 @@ MOMENTUM = 0.9
 INIT_STD = 0.01  # DINO's and DINOv2's linear heads
 BLOCKS = 4  # CLS tokens that the widest choice joins
 
+BLOCK = 4096  # samples whose logits exist at once
+
 Probe = dict[str, dict[str, Array]]
 
 
@@ -112,10 +114,18 @@ def scheduled(rates: tuple[float, ...], *, step: int, steps: int, batch_size: in
     return np.asarray(rates, np.float32) * np.float32(share * batch_size / 256)
 
 
-@jax.jit
-def predict(params: Probe, features: Mapping[str, Array]) -> dict[str, Array]:
+def predict(params: Probe, features: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """Returns predicted labels int32 `(rates, samples)` of each choice, -1 where a probe has diverged."""
+    samples = len(next(iter(features.values())))
+    parts = [
+        _predict(params, {name: x[start : start + BLOCK] for name, x in features.items()})
+        for start in range(0, samples, BLOCK)
+    ]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts], axis=1) for name in params}
 
+
+@jax.jit
+def _predict(params: Probe, features: Mapping[str, Array]) -> dict[str, Array]:
     def one(kernel: Array, bias: Array, x: Array) -> Array:
         logits = x @ kernel + bias
         return jnp.where(jnp.isfinite(logits).all(axis=-1), jnp.argmax(logits, axis=-1), -1)
@@ -126,7 +136,7 @@ def predict(params: Probe, features: Mapping[str, Array]) -> dict[str, Array]:
 
 def accuracies(params: Probe, features: Mapping[str, Array], labels: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the accuracy (0 to 1) of each choice, `(rates,)`."""
-    return {name: np.mean(np.asarray(found) == labels, axis=-1) for name, found in predict(params, features).items()}
+    return {name: np.mean(found == labels, axis=-1) for name, found in predict(params, features).items()}
 
 
 def best(scores: Mapping[str, np.ndarray]) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dino_jax import sharding
 from dino_jax.data.augmented import Augmented
-from dino_jax.data.labelled import Chosen, Labelled
+from dino_jax.data.labelled import Chosen
 from dino_jax.data.reading import read_batches
 from dino_jax.evals import linear
 from dino_jax.extraction import Features
@@ -53,7 +53,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views not below")
     data = open_data(options)
     blocks = 1 if isinstance(model.backbone, ConvNext) else min(linear.BLOCKS, model.backbone.depth)
-    kept, held = linear.hold_out(labels_of(data), share=options.validation, seed=options.seed)
+    # Whatever their classes: to know them all here, every image would have to be decoded.
+    kept, held = linear.hold_out(np.zeros(len(data.train)), share=options.validation, seed=options.seed)
     train, validation = Chosen(data.train, kept), Chosen(data.train, held)
     valid, test = (
         features_of(model, source, options, outputs=OUTPUTS, layers=blocks) for source in (validation, data.test)
@@ -63,7 +64,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     name, index = linear.best(chosen_by)
     features = _choices(test)
     scores = linear.accuracies(params, features, test["labels"])
-    predictions = np.asarray(linear.predict(params, features)[name][index])
+    predictions = linear.predict(params, features)[name][index]
     accuracy = float(scores[name][index])
     title = f"Linear probe on {name}, rate {options.rates[index]:g}, {accuracy:.1%}"
     pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
@@ -72,14 +73,6 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     pictures.append(over_setting(options.rates, chosen_by, path, title=title, setting=setting, chosen=(name, index)))
     numbers, rows = _report(options.rates, chosen_by, scores, (name, index))
     return Result(numbers, rows, pictures)
-
-
-def labels_of(data: Labelled) -> np.ndarray:
-    """Returns the labels of all training images without keeping their pixels."""
-    samples = read_batches(
-        data.train, range(len(data.train)), batch_size=1024, prepare=lambda image: image[:1, :1].copy()
-    )
-    return np.concatenate([batch["labels"] for batch in samples])[: len(data.train)]
 
 
 def train_probes(
@@ -121,11 +114,11 @@ def _on_the_fly(
     model = jax.device_put(model, sharding.replicated(mesh))
     for epoch in range(options.epochs):
         views = Augmented(train, options.size, options.seed, epoch)
-        for order in _orders(len(train), batch_size, options.seed, epoch):
-            padded = np.pad(order, (0, rows - batch_size), constant_values=-1)
-            for batch in read_batches(views, padded.tolist(), batch_size=rows, prepare=lambda image: image):
-                images = sharding.place({"images": batch["images"]}, mesh)["images"]
-                yield features(model, images), np.maximum(batch["labels"], 0), batch["valid"].astype(np.float32)
+        orders = _orders(len(train), batch_size, options.seed, epoch)
+        padded = np.pad(orders, ((0, 0), (0, rows - batch_size)), constant_values=-1).ravel().tolist()
+        for batch in read_batches(views, padded, batch_size=rows, prepare=lambda image: image):
+            images = sharding.place({"images": batch["images"]}, mesh)["images"]
+            yield features(model, images), np.maximum(batch["labels"], 0), batch["valid"].astype(np.float32)
 
 
 def _from_cache(
@@ -144,10 +137,10 @@ def _from_cache(
             yield _choices(chosen), chosen["labels"], weights
 
 
-def _orders(images: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Returns the images of each batch of an epoch; those that fill no batch are left out."""
+def _orders(images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the images of an epoch `(batches, batch)`; those that fill no batch are left out."""
     order = np.random.default_rng((seed, epoch, 1)).permutation(images)
-    return list(order[: images // batch_size * batch_size].reshape(-1, batch_size))
+    return order[: images // batch_size * batch_size].reshape(-1, batch_size)
 
 
 def _choices(features: Features) -> dict[str, Array]:

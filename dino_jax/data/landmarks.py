@@ -1,0 +1,92 @@
+"""Revisited Oxford and Paris: landmark photographs, queries with boxes, and which images show the same place."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from dino_jax.data.containers_pickle import read_pickle
+from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
+from dino_jax.data.files import Files, open_files
+
+KINDS = ("easy", "hard", "junk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What the images of one query are, as indices into the database, int `(n,)` each."""
+
+    easy: np.ndarray
+    hard: np.ndarray
+    junk: np.ndarray
+
+
+class ImageList:
+    """Images by their names in a folder or archive, cut to boxes (left, top, right, bottom) where there are any."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, files: Files, names: Sequence[str], boxes: Sequence[Sequence[float]] | None = None):
+        self._files, self._names, self._boxes = files, tuple(names), boxes
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = decode(self._files.read(self._names[index]))
+        if self._boxes is not None:
+            left, top, right, bottom = (max(0, round(float(side))) for side in self._boxes[index])
+            image = image[top:bottom, left:right]
+            if not image.size:
+                raise BadImage(f"the box {tuple(self._boxes[index])} holds no pixel")
+        return {"image": image, "label": -1, "id": index}
+
+    def name(self, index: int) -> str:
+        """Returns the file, and the box if there is one."""
+        box = "" if self._boxes is None else str([round(float(side)) for side in self._boxes[index]])
+        return self._names[index] + box
+
+
+@dataclasses.dataclass(frozen=True)
+class Landmarks:
+    """A retrieval data set: for each query the database images that are easy, hard or junk."""
+
+    queries: ImageList
+    database: ImageList
+    truth: tuple[Truth, ...]
+
+
+def open_landmarks(path: str) -> Landmarks:
+    """Opens a folder or archive with `gnd_*.pkl` and the images, in `jpg/` or anywhere below.
+
+    The published pickle has "imlist", "qimlist" (names without extension) and "gnd", for every query a "bbx" and the
+    lists "easy", "hard" and "junk" of indices into "imlist".
+
+    Raises:
+      ValueError: files are missing, or the pickle does not say what it should.
+    """
+    files = open_files(path)
+    pickles = [name for name in files.names if PurePosixPath(name).match("gnd_*.pkl")]
+    if len(pickles) != 1:
+        found = f"{len(pickles)} files" if pickles else "no file"
+        raise ValueError(f"{path} holds {found} gnd_*.pkl: give the folder of one data set with its ground truth")
+    content = read_pickle(files.read(pickles[0]), name=f"{path}/{pickles[0]}")
+    try:
+        database, queries, truth = content["imlist"], content["qimlist"], content["gnd"]
+        boxes = [entry["bbx"] for entry in truth]
+        truths = tuple(Truth(*(np.asarray(entry[kind], int).ravel() for kind in KINDS)) for entry in truth)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{pickles[0]} is no revisited ground truth ({type(error).__name__}: {error})") from None
+    if not queries or len(queries) != len(truths):
+        raise ValueError(f"{pickles[0]} holds {len(queries)} queries and the truth of {len(truths)}")
+    last = max((int(getattr(t, kind).max(initial=-1)) for t in truths for kind in KINDS), default=-1)
+    if last >= len(database):
+        raise ValueError(f"{pickles[0]} names image {last} of a database of {len(database)}")
+    place = {Path(name).stem: name for name in files.names if name.lower().endswith(IMAGE_EXTENSIONS)}
+    missing = [name for name in (*database, *queries) if Path(name).stem not in place]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} images of {pickles[0]}, such as {missing[0]}.jpg")
+    named = [[place[Path(name).stem] for name in names] for names in (queries, database)]
+    return Landmarks(ImageList(files, named[0], boxes), ImageList(files, named[1]), truths)

@@ -1,0 +1,175 @@
+"""Retrieval by cosine similarity: the revisited Oxford and Paris protocol (arXiv 1803.11285), and copy detection."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Which images count and which are ignored, by protocol (arXiv 1803.11285, section 3.2).
+PROTOCOLS = {
+    "easy": (("easy",), ("junk", "hard")),
+    "medium": (("easy", "hard"), ("junk",)),
+    "hard": (("hard",), ("junk", "easy")),
+}
+RANKS = (1, 5, 10)
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """L2-normalises `(n, dim)` in float32; a zero vector stays zero.
+
+    Raises:
+      ValueError: when a feature is not finite.
+    """
+    if not np.isfinite(features).all():
+        raise ValueError("retrieval: features are not all finite; check the model that made them")
+    features = np.asarray(features, np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+
+
+def rankings(queries: np.ndarray, database: np.ndarray, *, block: int = 256) -> np.ndarray:
+    """Sorts the database by cosine to each query.
+
+    Args:
+      queries: `(queries, dim)`.
+      database: `(images, dim)`.
+
+    Returns:
+      indices int32 `(queries, images)`, most similar first, the earlier image on a tie.
+    """
+    queries, database = unit(queries), unit(database)
+    if queries.shape[1] != database.shape[1]:
+        raise ValueError(f"retrieval: queries have {queries.shape[1]} dimensions, the database {database.shape[1]}")
+    parts = [
+        np.argsort(-(queries[start : start + block] @ database.T), axis=1, kind="stable").astype(np.int32)
+        for start in range(0, len(queries), block)
+    ]
+    return np.concatenate(parts)
+
+
+def trapezoidal_ap(ranks: np.ndarray, relevant: int) -> float:
+    """Returns the average precision of the Oxford and Paris benchmarks: the area by trapezia, not by rectangles.
+
+    Args:
+      ranks: places of the relevant images in the ranking, from 0, ascending, with junk taken out.
+      relevant: how many there are.
+    """
+    found = np.arange(len(ranks))
+    before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
+    after = (found + 1) / (ranks + 1)
+    return float(np.sum(before + after) / (2 * relevant))
+
+
+def average_precision(ranks: np.ndarray, relevant: int) -> float:
+    """Returns the mean of the precision at each relevant image, as scikit-learn does; arguments as above."""
+    return float(np.sum((np.arange(len(ranks)) + 1) / (ranks + 1)) / relevant)
+
+
+def relevant_ranks(ranking: np.ndarray, relevant: np.ndarray, junk: np.ndarray) -> np.ndarray:
+    """Returns the places of relevant images in a ranking `(images,)` from which the junk was taken."""
+    kept = ranking[~np.isin(ranking, junk)]
+    return np.flatnonzero(np.isin(kept, relevant))
+
+
+def landmark_map(ranking: np.ndarray, truth: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Computes mean average precision and mean precision at 1, 5 and 10 by the easy, medium and hard protocols.
+
+    Args:
+      ranking: `(queries, images)`, most similar first.
+      truth: for each query the indices of "easy", "hard" and "junk" images; all others are irrelevant.
+
+    Returns:
+      "<protocol>/map" and "<protocol>/mp<rank>", 0 to 1. Queries without a relevant image do not count; a protocol
+      without any query is left out.
+
+    Raises:
+      ValueError: when the numbers of queries differ, or no query has any relevant image.
+    """
+    if len(ranking) != len(truth):
+        raise ValueError(f"retrieval: {len(ranking)} rankings for the truth of {len(truth)} queries")
+    found: dict[str, float] = {}
+    for protocol, (good, ignored) in PROTOCOLS.items():
+        scores = [
+            _scores(order, _joined(entry, good), _joined(entry, ignored))
+            for order, entry in zip(ranking, truth, strict=True)
+            if len(_joined(entry, good))
+        ]
+        if scores:
+            means = np.mean(scores, axis=0)
+            names = ["map", *(f"mp{rank}" for rank in RANKS)]
+            found |= {f"{protocol}/{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+    if not found:
+        raise ValueError("retrieval: no query has a relevant image; check the ground truth")
+    return found
+
+
+def _joined(entry: Mapping[str, np.ndarray], kinds: Sequence[str]) -> np.ndarray:
+    return np.concatenate([np.asarray(entry[kind], int) for kind in kinds])
+
+
+def _scores(ranking: np.ndarray, good: np.ndarray, ignored: np.ndarray) -> list[float]:
+    """Returns the average precision and the precisions at RANKS of one query.
+
+    A precision at rank r is that at the last relevant image where this comes earlier, as the benchmark defines it.
+    """
+    ranks = relevant_ranks(ranking, good, ignored)
+    last = ranks.max(initial=-1) + 1
+    precisions = [float(np.sum(ranks < min(rank, last)) / min(rank, last)) for rank in RANKS]
+    return [trapezoidal_ap(ranks, len(good)), *precisions]
+
+
+def copy_detection(photographs: np.ndarray, copies: np.ndarray, original: np.ndarray) -> dict[str, float]:
+    """Computes how well copies are found among all copies and distractors.
+
+    Args:
+      photographs: features of the queries `(photographs, dim)`.
+      copies: features of the database `(images, dim)`, copies and distractors.
+      original: `(images,)`, the photograph that each shows, -1 for a distractor.
+
+    Returns:
+      "map": mean over photographs that have a copy of the average precision; "micro_ap": average precision of all
+      pairs in one ranking, which also asks for one threshold that suits all (DISC21, arXiv 2106.09672).
+
+    Raises:
+      ValueError: when no photograph has a copy, or `original` names none.
+    """
+    if original.shape != copies.shape[:1] or original.max(initial=-1) >= len(photographs):
+        raise ValueError(f"copy detection: originals {original.shape} do not fit {len(copies)} copies")
+    ranking = rankings(photographs, copies)
+    counts = np.bincount(original[original >= 0], minlength=len(photographs))
+    if not counts.any():
+        raise ValueError("copy detection: no photograph has a copy")
+    precisions = [
+        average_precision(np.flatnonzero(original[ranking[index]] == index), int(counts[index]))
+        for index in np.flatnonzero(counts)
+    ]
+    similarities = unit(photographs) @ unit(copies).T
+    pairs = np.argsort(-similarities, axis=None, kind="stable")
+    correct = (original[None] == np.arange(len(photographs))[:, None]).ravel()[pairs]
+    micro = average_precision(np.flatnonzero(correct), int(counts.sum()))
+    return {"map": float(np.mean(precisions)), "micro_ap": micro}
+
+
+def whitening(features: np.ndarray, *, dims: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Learns a PCA whitening.
+
+    Args:
+      features: `(samples, dim)`, L2-normalised here.
+      dims: how many components are kept (default: all that vary).
+
+    Returns:
+      mean `(dim,)` and projection `(dim, dims)`: `(unit(x) - mean) @ projection` has unit covariance.
+
+    Raises:
+      ValueError: for fewer than two samples.
+    """
+    if len(features) < 2:
+        raise ValueError(f"whitening: {len(features)} samples do not vary; give more images")
+    x = unit(features)
+    mean = x.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov((x - mean).T).reshape(x.shape[1], x.shape[1]))
+    varying = np.flatnonzero(values > 1e-6 * values[-1])[::-1][:dims]
+    return mean, (vectors[:, varying] / np.sqrt(values[varying])).astype(np.float32)
+
+
+def whiten(features: np.ndarray, mean: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Applies what `whitening` learnt to `(n, dim)`."""
+    return (unit(features) - mean) @ projection

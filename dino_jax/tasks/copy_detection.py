@@ -1,0 +1,115 @@
+"""Copy detection on Copydays: DINO, arXiv 2104.14294, section 4.2.1."""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dino_jax import sharding
+from dino_jax.data.copies import Copies, open_copies
+from dino_jax.data.fit import fit
+from dino_jax.data.reading import read_batches
+from dino_jax.data.sources import Source, open_path
+from dino_jax.data.subset import Subset
+from dino_jax.evals.retrieval import copy_detection, rankings, whiten, whitening
+from dino_jax.extraction import collect
+from dino_jax.models import Extractor
+from dino_jax.pictures.examples import Example, examples
+from dino_jax.tasks import Result
+from dino_jax.tasks.classes import picture_of
+
+POWER = 4  # of the generalised mean over patches, as in DINO's evaluation
+QUERIES, FOUND = 8, 7  # shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder or tar with original/ and strong/")
+    parser.add_argument("--subset", default="strong", help="the folder of copies, such as strong, jpeg/75 or crops/50")
+    parser.add_argument("--distractors", metavar="PATH", help="images that are copies of nothing (papers: 10,000)")
+    parser.add_argument("--whitening", metavar="PATH", help="images to learn a PCA whitening from (papers: 20,000)")
+    parser.add_argument("--limit", type=int, default=20000, help="most distractors, and most images for the whitening")
+    parser.add_argument("--size", type=int, default=320, metavar="PIXELS", help="side of the images")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once over all devices")
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Finds the copies of each photograph by CLS and pooled patches.
+
+    Raises:
+      ValueError: wrong data or settings.
+    """
+    if options.size % model.patch_size or options.size < model.patch_size:
+        raise ValueError(f"--size {options.size} is not a multiple of the patch of {model.name}, {model.patch_size} px")
+    data = open_copies(options.data, options.subset)
+    photographs, copies = (descriptors(model, source, options) for source in (data.photographs, data.copies))
+    original = data.original
+    if options.distractors:
+        others = descriptors(model, Subset(open_path(options.distractors), options.limit), options)
+        copies = np.concatenate([copies, others])
+        original = np.concatenate([original, np.full(len(others), -1)])
+    rows: list[list[str | float]] = [["copy detection", "mAP", "micro AP"]]
+    numbers = {"copy_detection/distractors": float(len(copies) - len(data.copies))}
+    variants = {"": (photographs, copies)}
+    if options.whitening:
+        learnt = whitening(descriptors(model, Subset(open_path(options.whitening), options.limit), options))
+        variants["whitened"] = (whiten(photographs, *learnt), whiten(copies, *learnt))
+    for name, features in variants.items():
+        scores = copy_detection(*features, original)
+        numbers |= {f"copy_detection/{name}{'_' * bool(name)}{key}": value for key, value in scores.items()}
+        rows.append([f"{options.subset} {name}".strip(), scores["map"], scores["micro_ap"]])
+    return Result(numbers, rows, [_draw(data, rankings(*variants[name]), options, folder)])
+
+
+def descriptors(model: Extractor, source: Source, options: argparse.Namespace) -> np.ndarray:
+    """Returns features `(images, 2 * dim)`: CLS beside the generalised mean of the patches, each of length 1.
+
+    Raises:
+      ValueError: when an image cannot be used, as the truth counts on all.
+    """
+    mesh = sharding.make_mesh()
+    parts = sharding.data_shards(mesh)
+    batch_size = -(-min(options.batch_size, len(source)) // parts) * parts
+    model = jax.device_put(model, sharding.replicated(mesh))
+    batches = read_batches(
+        source,
+        range(len(source)),
+        batch_size=batch_size,
+        prepare=lambda image: fit(image, size=options.size, how="squash"),
+    )
+    found = collect(lambda images: _descriptors(model, images), batches, mesh=mesh)
+    if len(found["ids"]) < len(source):
+        missing = min(set(range(len(source))) - set(found["ids"].tolist()))
+        raise ValueError(f"{source.name(missing)} cannot be read: replace it, as the scores count on every image")
+    return found["descriptor"]
+
+
+@jax.jit
+def _descriptors(model: Extractor, images: Array) -> dict[str, Array]:
+    tokens = model(model.normalize(images))
+    patches = jnp.maximum(tokens["patches"].astype(jnp.float32), 1e-6)
+    # Relative to the largest, so that the fourth power stays finite.
+    largest = patches.max(axis=(1, 2), keepdims=True)
+    pooled = largest[:, 0, 0] * jnp.mean((patches / largest) ** POWER, axis=(1, 2)) ** (1 / POWER)
+    both = [tokens["cls"].astype(jnp.float32), pooled]
+    units = [x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in both]
+    return {"descriptor": jnp.concatenate(units, axis=1)}
+
+
+def _draw(data: Copies, ranking: np.ndarray, options: argparse.Namespace, folder: Path) -> Path:
+    """Shows photographs with what was found first; distractors are not shown but counted."""
+    rows = []
+    for query in range(0, len(ranking), max(1, len(ranking) // QUERIES))[:QUERIES]:
+        copies = [int(index) for index in ranking[query] if index < len(data.copies)][:FOUND]
+        places = {int(index): place for place, index in enumerate(ranking[query])}
+        found = [
+            Example(
+                picture_of(data.copies, index), caption=f"rank {places[index] + 1}", right=data.original[index] == query
+            )
+            for index in copies
+        ]
+        rows.append((data.photographs.name(query), [Example(picture_of(data.photographs, query)), *found]))
+    return examples(rows, folder / "copies.png", title=f"Photographs (left) and the nearest of {options.subset}")
