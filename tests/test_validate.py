@@ -51,6 +51,9 @@ def test_the_tiny_recipe_is_valid():
         ({"phases.pretrain.snapshot_steps": (9,)}, "snapshot_steps = (9,): 9 is not within 1..8"),
         ({"phases.gram.gram.teacher": "none"}, "teacher = 'none' but schedules.gram_weight is not 0"),
         ({"phases.gram.gram.refresh_every": 0}, "max_refreshes = 1 has no effect with refresh_every = 0"),
+        ({"phases.gram.gram.teacher": "best_dense"}, "set snapshot_every of such a phase, and eval.dense.path"),
+        ({"phases.pretrain.snapshot_every": -1}, "phases.pretrain.snapshot_every = -1 must be 0 or more"),
+        ({"eval.knn.every": -1}, "eval.knn.every = -1 must be 0 or more"),
         ({"phases.gram.gram.teacher": "gram_teacher/5"}, "'gram_teacher/5' is not a snapshot of an earlier phase"),
     ],
 )
