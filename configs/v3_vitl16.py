@@ -11,9 +11,6 @@ import math
 
 from dino_jax import config
 
-BATCH = 2048
-EPOCH = 1250  # steps: the references' unit
-
 
 def get_config():
     """Returns the recipe."""
@@ -21,44 +18,55 @@ def get_config():
     c.model = config.model("dinov3_vitl16", drop_path=0.3)
     c.remat = "matmuls"
     c.data.workers = 8  # of each process, of which there is one per host or per GPU
-    c.checkpoint.keep_every = 20 * EPOCH
-    c.eval.knn.every = 10 * EPOCH
+    set_phases(c, batch=2048, epoch=1250, momentum=0.992)
+    return c
 
+
+def set_phases(c, *, batch, epoch, momentum):
+    """Sets 100 epochs of pretraining and 4 with a Gram teacher.
+
+    Args:
+      batch: images per step.
+      epoch: steps; 1250 with batch 2048 is the references' unit.
+      momentum: of the teacher at first.
+    """
+    c.checkpoint.keep_every = 20 * epoch
+    c.eval.knn.every = 10 * epoch
     # The published last learning rate, 1e-6, is not scaled with the batch, as `lr_scaling` would.
-    end = 1e-6 / (4 * math.sqrt(BATCH / 1024))
+    end = 1e-6 / (4 * math.sqrt(batch / 1024))
     pretrain = config.phase(
-        steps=100 * EPOCH,
-        batch_size=BATCH,
+        steps=100 * epoch,
+        batch_size=batch,
         loss={"koleo_group_size": 64},  # the references look for neighbours among the images of one GPU
-        optim={"freeze_last_layer": EPOCH},
+        optim={"freeze_last_layer": epoch},
         schedules={
-            "lr": config.schedule(start=0.0, peak=1e-3, end=end, warmup=10 * EPOCH),
-            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=30 * EPOCH),
+            "lr": config.schedule(start=0.0, peak=1e-3, end=end, warmup=10 * epoch),
+            "momentum": config.schedule(start=momentum, peak=momentum, end=1.0),
+            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=30 * epoch),
         },
         # Gram teachers to choose from, at the same shares of the run as the paper's good ones (section 4.1).
-        snapshot_steps=(10 * EPOCH, 20 * EPOCH),
+        snapshot_steps=(10 * epoch, 20 * epoch),
     )
     # The 7B's second phase with its times divided by eight, as is the first. Its learning rate never decayed; this one
     # did, and is raised again to a tenth of its peak.
     gram = config.following(
         pretrain,
-        steps=4 * EPOCH,
+        steps=4 * epoch,
         gram={
             "teacher": "ema",
             "crop_size": 448,
-            "refresh_every": EPOCH,
-            "first_refresh": EPOCH,
+            "refresh_every": epoch,
+            "first_refresh": epoch,
             "max_refreshes": 3,
         },
         optim={"freeze_last_layer": 0},
         schedules={
-            "lr": config.schedule(start=0.0, peak=1e-4, end=end, warmup=EPOCH // 2),
+            "lr": config.schedule(start=0.0, peak=1e-4, end=end, warmup=epoch // 2),
             "weight_decay": config.constant(0.4),
             "momentum": config.constant(0.999),
             "teacher_temperature": config.constant(0.07),
-            "local_weight": config.schedule(start=1.0, peak=0.5, end=0.5, warmup=EPOCH),
+            "local_weight": config.schedule(start=1.0, peak=0.5, end=0.5, warmup=epoch),
             "gram_weight": config.constant(2.0),
         },
     )
     config.set_phases(c, pretrain=pretrain, gram=gram)
-    return c

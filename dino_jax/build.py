@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from dino_jax import optim, schedules
 from dino_jax.data.pipeline import TrainBatches, train_batches
 from dino_jax.data.sources import Source, open_source
-from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax.models import Backbone, PrototypeHead, ResNet, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.phases import Phase
 from dino_jax.state import Networks
@@ -41,7 +41,7 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
         local_number=crops.local_number,
         horizontal_flips=crops.horizontal_flips,
         gram_size=phase.options.gram.crop_size if phase.gram else 0,
-        patch_size=config.model.patch_size,
+        patch_size=config.model.get("patch_size", 1),
         mask_ratio=tuple(masks.ratio),
         mask_probability=masks.probability if phase.options.loss.ibot else 0.0,
         mask_group_size=masks.group_size,
@@ -58,7 +58,12 @@ def networks(config: ConfigDict, *, shards: int) -> Networks:
       shards: data shards of the mesh.
     """
     dtype = jnp.dtype(config.precision)
-    backbone = VisionTransformer(**config.model.to_dict(), shards=shards, remat=config.remat, dtype=dtype)
+    options = config.model.to_dict()
+    backbone: Backbone
+    if "heads" in options:
+        backbone = VisionTransformer(**options, shards=shards, remat=config.remat, dtype=dtype)
+    else:
+        backbone = ResNet(**options, dtype=dtype)
     dino_head, ibot_head = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
     with_ibot = any(config.phases[name].loss.ibot for name in config.phase_order)
     return Networks(backbone, dino_head, ibot_head if with_ibot and not config.share_head else None)

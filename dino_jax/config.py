@@ -1,5 +1,8 @@
 """Every knob of a run with its unit and source; recipes in configs/ state only what differs."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -82,6 +85,8 @@ def model(variant: str, **changes: Any) -> ConfigDict:
         "rope_rescale": 1.0,  # one factor for both in [1 / rescale, rescale]
     }
     options = VARIANTS[variant]
+    if "heads" not in options:  # a convolutional network
+        return _changed(ConfigDict(options), changes)
     return _changed(ConfigDict(options | training | (rope if "rope_base" in options else {})), changes)
 
 
@@ -194,6 +199,14 @@ def set_phases(config: ConfigDict, **phases: ConfigDict) -> None:
     """Sets the phases of a run, in order."""
     config.phases = ConfigDict(phases)
     config.phase_order = tuple(phases)
+
+
+def beside(file: str, name: str) -> SimpleNamespace:
+    """Returns what another recipe in the folder of recipe `file` defines, for one that states how it differs.
+
+    Recipes are read by their path and are no modules, so they cannot import one another.
+    """
+    return SimpleNamespace(**runpy.run_path(str(Path(file).with_name(name))))
 
 
 def _changed(options: ConfigDict, changes: dict[str, Any]) -> ConfigDict:

@@ -2,18 +2,22 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax.models import Backbone, PrototypeHead, VisionTransformer
 from dino_jax.state import Networks
 
 
-def backbone_flops(model: VisionTransformer, side: int, *, kept: float = 1.0) -> float:
+def backbone_flops(model: Backbone, side: int, *, kept: float = 1.0) -> float:
     """Returns the forward FLOPs of one square image of `side` pixels (two per multiply-add).
 
     Args:
       kept: share of the samples that a residual branch runs on, below 1 with batch-subset stochastic depth.
     """
+    if not isinstance(model, VisionTransformer):
+        return _convolutional_flops(model, side)
     patches = (side // model.patch_size) ** 2
     tokens = 1 + model.registers + patches
     hidden = model.block_options()["hidden"]
@@ -22,6 +26,14 @@ def backbone_flops(model: VisionTransformer, side: int, *, kept: float = 1.0) ->
     attention = 2 * tokens**2 * model.width
     embed = patches * model.patch_size**2 * model.in_channels * model.width
     return 2.0 * (model.depth * kept * (tokens * per_token + attention) + embed)
+
+
+def _convolutional_flops(model: Backbone, side: int) -> float:
+    """Returns what XLA counts for the forward pass of one image, which a network without a scan shows in full."""
+    shapes = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), {"global": jnp.zeros(shapes.shape)}))
+    analysis = jax.jit(lambda v, x: model.apply(v, {"global": x})["global"]["cls"]).lower(variables, shapes)
+    return float(analysis.cost_analysis()["flops"])
 
 
 def head_flops(head: PrototypeHead, width: int) -> float:
@@ -36,7 +48,7 @@ def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
     Recomputation is not counted, so that MFU is the useful share.
     """
     model, crops = networks.backbone, phase.crops
-    kept = 1.0 - model.drop_path
+    kept = 1.0 - getattr(model, "drop_path", 0.0)
     student = 2 * backbone_flops(model, crops.global_size, kept=kept)
     student += crops.local_number * backbone_flops(model, crops.local_size, kept=kept)
     teacher = 2 * backbone_flops(model, crops.global_size)

@@ -50,8 +50,10 @@ def at_least(config: ConfigDict, phase: ConfigDict, networks: Networks, mesh: Me
 
 
 def block_input_bytes(config: ConfigDict, phase: ConfigDict) -> int:
-    """Returns the bytes of the student's tokens before each block, over all devices."""
+    """Returns the bytes of the student's tokens before each block, over all devices; 0 without such blocks."""
     model, crops = config.model, phase.crops
+    if "heads" not in model:
+        return 0
     sides = [crops.global_size] * 2 + [crops.local_size] * crops.local_number
     tokens = sum(1 + model.registers + (side // model.patch_size) ** 2 for side in sides)
     return phase.batch_size * tokens * model.width * model.depth * jnp.dtype(config.precision).itemsize

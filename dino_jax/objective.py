@@ -17,7 +17,7 @@ from dino_jax.losses.ibot import ibot_loss
 from dino_jax.losses.koleo import koleo_loss
 from dino_jax.losses.targets import sinkhorn_knopp, softmax_center, update_center
 from dino_jax.models.resize import resize_patches
-from dino_jax.state import Centers, Networks, Params
+from dino_jax.state import Centers, Networks, Params, TrainState
 
 Batch = Mapping[str, Array]
 Targets = Literal["sinkhorn_knopp", "centering"]
@@ -73,14 +73,18 @@ def masked_rows(patches: Array, indices: Array) -> Array:
     return jax.vmap(lambda rows, index: rows[index])(groups, indices).reshape(-1, patches.shape[-1])
 
 
-def teacher_logits(networks: Networks, teacher: Params, batch: Batch) -> dict[str, Array]:
+def teacher_logits(
+    networks: Networks, teacher: Params, batch: Batch, stats: Params | None = None
+) -> tuple[dict[str, Array], Params | None]:
     """Runs the teacher on the unmasked global crops.
 
     Returns:
-      "cls" `(batch, views, dim)`, "patches" `(batch * views, patches, dim)`, and prototype scores "dino"
-      `(batch * views, prototypes)`, and, of a batch with masks, "ibot" `(masked patches with padding, prototypes)`.
+      (outputs, statistics of BatchNorm after them, see `state.Networks.features`). Outputs are "cls" `(batch, views,
+      dim)`, "patches" `(batch * views, patches, dim)`, and prototype scores "dino" `(batch * views, prototypes)`, and,
+      of a batch with masks, "ibot" `(masked patches with padding, prototypes)`.
     """
-    out = networks.backbone.apply({"params": teacher["backbone"]}, {"global": flat(batch["global_crops"])})["global"]
+    tokens, stats = networks.features(teacher, stats, {"global": flat(batch["global_crops"])})
+    out = tokens["global"]
     logits = {
         "cls": out["cls"].reshape(*batch["global_crops"].shape[:2], -1),
         "patches": out["patches"],
@@ -88,34 +92,29 @@ def teacher_logits(networks: Networks, teacher: Params, batch: Batch) -> dict[st
     }
     if "masks" in batch:
         logits["ibot"] = networks.ibot_logits(teacher, masked_rows(out["patches"], batch["mask_indices"]))
-    return logits
+    return logits, stats
 
 
 def targets(
-    networks: Networks,
-    teacher: Params,
-    gram_teacher: Params | None,
-    centers: Centers,
-    batch: Batch,
-    objective: Objective,
-    temperature: Array,
-) -> tuple[dict[str, Array], Centers]:
+    networks: Networks, state: TrainState, batch: Batch, objective: Objective, temperature: Array
+) -> tuple[dict[str, Array], Centers, Params | None]:
     """Computes what the student shall predict; constants to it.
 
     Returns:
-      (targets, centers after this batch). The targets are probabilities, "dino" `(batch, views, prototypes)` and with
-      iBOT "ibot" `(masked patches with padding, prototypes)`; with a Gram teacher "gram" `(batch * views, patches,
-      dim)`, its patches on the student's grid.
+      (targets, centers after this batch, the teacher's statistics of BatchNorm after it). The targets are
+      probabilities, "dino" `(batch, views, prototypes)` and with iBOT "ibot" `(masked patches with padding,
+      prototypes)`; with a Gram teacher "gram" `(batch * views, patches, dim)`, its patches on the student's grid.
     """
-    logits = teacher_logits(networks, teacher, batch)
+    stats = None if state.batch_stats is None else state.batch_stats["teacher"]
+    logits, stats = teacher_logits(networks, state.teacher, batch, stats)
     scores = {"dino": logits["dino"]} | ({"ibot": logits["ibot"]} if objective.ibot else {})
     weights = {"ibot": batch["mask_weights"].reshape(-1)} if objective.ibot else {}
-    out, centers = probabilities(scores, weights, centers, objective, temperature)
+    out, centers = probabilities(scores, weights, state.centers, objective, temperature)
     out["dino"] = out["dino"].reshape(*batch["global_crops"].shape[:2], -1)
     if objective.gram:
-        assert gram_teacher is not None
-        out["gram"] = gram_targets(networks, gram_teacher, batch, antialias=objective.gram_antialias)
-    return jax.lax.stop_gradient((out, centers))
+        assert state.gram_teacher is not None
+        out["gram"] = gram_targets(networks, state.gram_teacher, batch, antialias=objective.gram_antialias)
+    return *jax.lax.stop_gradient((out, centers)), stats
 
 
 def probabilities(
@@ -162,21 +161,23 @@ def gram_targets(networks: Networks, gram_teacher: Params, batch: Batch, *, anti
 def loss_terms(
     networks: Networks,
     student: Params,
+    stats: Params | None,
     batch: Batch,
     target: dict[str, Array],
     objective: Objective,
     hyper: Mapping[str, Array],
     rngs: Mapping[str, Array],
-) -> tuple[Array, tuple[dict[str, Array], Array]]:
+) -> tuple[Array, tuple[dict[str, Array], Array, Params | None]]:
     """Runs the student on all crops and adds up the weighted terms.
 
     Returns:
-      (total, ({name: unweighted term}, per sample whether all its features are finite, bool `(batch,)`)).
+      (total, ({name: unweighted term}, per sample whether all its features are finite, bool `(batch,)`, the student's
+      statistics of BatchNorm after the crops)).
     """
     # 1. One pass over the weights for masked global and for local crops.
     crops = {"global": flat(batch["global_crops"]), "local": flat(batch["local_crops"])}
     masks = {"global": flat(batch["masks"])} if objective.ibot else {}
-    out = networks.backbone.apply({"params": student["backbone"]}, crops, masks, train=True, rngs=dict(rngs))
+    out, stats = networks.features(student, stats, crops, masks, train=True, rngs=dict(rngs))
     samples, views = batch["global_crops"].shape[:2]
     global_cls, local_cls = (out[name]["cls"].reshape(samples, -1, out[name]["cls"].shape[-1]) for name in crops)
     # 2. The terms.
@@ -212,7 +213,7 @@ def loss_terms(
         terms |= gram_terms(out["global"]["patches"], target["gram"], masks.get("global"), objective)
         total += hyper["gram_weight"] * terms["gram"]
     finite = jnp.isfinite(global_cls).all((1, 2)) & jnp.isfinite(local_cls).all((1, 2))
-    return total, ({"total": total} | terms, finite)
+    return total, ({"total": total} | terms, finite, stats)
 
 
 def gram_terms(student: Array, teacher: Array, masks: Array | None, objective: Objective) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from dino_jax.metrics import MetricsWriter
 from dino_jax.phases import Phase
 from dino_jax.progress import Progress, Throughput
 from dino_jax.report import Report
-from dino_jax.state import Networks, TrainState
+from dino_jax.state import Networks, TrainState, teacher_weights
 from dino_jax.step import make_health_step
 
 
@@ -89,7 +89,7 @@ class Recorder:
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Runs the protocols that are due, and notes the time they take."""
         start = time.monotonic()
-        numbers = self._report.scores.at(step, state.teacher["backbone"])
+        numbers = self._report.scores.at(step, teacher_weights(state))
         self._evaluating += time.monotonic() - start
         words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self._progress.note(f"step {step}: {words}" if words else f"step {step}: nothing to evaluate on")

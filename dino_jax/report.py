@@ -17,7 +17,7 @@ from dino_jax.data.sources import Source
 from dino_jax.metrics import read_metrics
 from dino_jax.progress import table
 from dino_jax.scores import Scores
-from dino_jax.state import Networks, Params, TrainState
+from dino_jax.state import Networks, Params, TrainState, teacher_weights
 
 
 class Report:
@@ -54,7 +54,7 @@ class Report:
         Returns:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
         """
-        scores, teacher = self.scores, state.teacher["backbone"]
+        scores, teacher = self.scores, teacher_weights(state)
         results = scores.knn_of_pixels() | scores.knn(self.first_backbone(), "knn/untrained")
         results |= scores.knn(teacher, "knn/trained") | scores.dense(teacher) | scores.quality(teacher)
         records = read_metrics(self.folder / "metrics.jsonl") if (self.folder / "metrics.jsonl").exists() else []

@@ -105,7 +105,9 @@ class Scores:
     def _extractor(self, params: Params) -> Extractor:
         # One name for all, as programs are compiled for each name.
         data = self.config.data
-        return Extractor("backbone", self.networks.backbone, params, tuple(data.mean), tuple(data.std))
+        params = dict(params)
+        stats = params.pop("batch_stats", {})
+        return Extractor("backbone", self.networks.backbone, params, tuple(data.mean), tuple(data.std), stats)
 
     def _pixels(self, source: Source | None) -> tuple[np.ndarray, np.ndarray]:
         """Returns small images as features, and labels."""

@@ -1,7 +1,7 @@
 """The train state, born sharded, and the networks it belongs to."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dino_jax import sharding
-from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax.models import Backbone, PrototypeHead
 
 Params = dict[str, Any]
 Centers = dict[str, Array] | None
@@ -25,9 +25,36 @@ class Networks:
       ibot_head: None where the DINO head scores patches as well, or nothing does.
     """
 
-    backbone: VisionTransformer
+    backbone: Backbone
     dino_head: PrototypeHead
     ibot_head: PrototypeHead | None = None
+
+    def features(
+        self,
+        params: Params,
+        stats: Params | None,
+        crops: Mapping[str, Array],
+        masks: Mapping[str, Array] | None = None,
+        *,
+        train: bool = False,
+        rngs: Mapping[str, Array] | None = None,
+    ) -> tuple[dict[str, dict[str, Array]], Params | None]:
+        """Runs the backbone.
+
+        Args:
+          params: {"backbone", ...}.
+          stats: running statistics of a backbone with BatchNorm, which then normalises by the crops, the teacher's
+            too, as in DINO; None for any other.
+          crops, masks, train, rngs: see `models.VisionTransformer`.
+
+        Returns:
+          (tokens by group of crops, running statistics after these crops).
+        """
+        if stats is None:
+            return self.backbone.apply({"params": params["backbone"]}, crops, masks, train=train, rngs=rngs), None
+        variables = {"params": params["backbone"], "batch_stats": stats}
+        out, changed = self.backbone.apply(variables, crops, masks, train=True, mutable=["batch_stats"])
+        return out, changed["batch_stats"]
 
     def dino_logits(self, params: Params, cls: Array) -> Array:
         """Scores CLS tokens `(..., dim)`: `(..., prototypes)`, float32."""
@@ -42,16 +69,22 @@ class Networks:
     def init(self, key: Array) -> Params:
         """Draws parameters: {"backbone", "dino_head", and "ibot_head" if there is one}."""
         backbone_key, dino_key, ibot_key = jax.random.split(key, 3)
-        side = self.backbone.patch_size
-        image = jnp.zeros((1, side, side, self.backbone.in_channels))
         token = jnp.zeros((1, self.backbone.width))
         params = {
-            "backbone": self.backbone.init(backbone_key, {"global": image})["params"],
+            "backbone": self._variables(backbone_key)["params"],
             "dino_head": self.dino_head.init(dino_key, token)["params"],
         }
         if self.ibot_head is not None:
             params["ibot_head"] = self.ibot_head.init(ibot_key, token)["params"]
         return params
+
+    def batch_stats(self) -> Params | None:
+        """Returns the running statistics with which BatchNorm begins, None for a backbone without it."""
+        return self._variables(jax.random.key(0)).get("batch_stats")
+
+    def _variables(self, backbone_key: Array) -> dict[str, Params]:
+        side = self.backbone.patch_size
+        return self.backbone.init(backbone_key, {"global": jnp.zeros((1, side, side, self.backbone.in_channels))})
 
     def centers(self, names: Sequence[str]) -> Centers:
         """Returns the zeros with which the running means of teacher scores begin, None without any.
@@ -73,6 +106,7 @@ class TrainState:
       student, teacher: parameters, float32; the teacher is the student's moving average.
       optimizer: moments of the student's gradients.
       centers: running means of the teacher's scores by head, float32 `(prototypes,)`; None unless targets are centered.
+      batch_stats: BatchNorm's running statistics, {"student", "teacher"}; None without BatchNorm.
       gram_teacher: backbone parameters of the Gram teacher, or None in a phase without one.
       skipped: int32 scalar; updates left out so far because something was not finite.
       skipped_in_row: int32 scalar; how many of them are the latest steps.
@@ -83,6 +117,7 @@ class TrainState:
     teacher: Params
     optimizer: Any
     centers: Centers
+    batch_stats: Params | None
     gram_teacher: Params | None
     skipped: Array
     skipped_in_row: Array
@@ -118,13 +153,14 @@ def init(
 def _fresh(
     networks: Networks, optimizer: optax.GradientTransformation, key: Array, *, gram: bool, centered: Sequence[str]
 ) -> TrainState:
-    student = networks.init(key)
+    student, stats = networks.init(key), networks.batch_stats()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,
         teacher=copy(student),
         optimizer=optimizer.init(student),
         centers=networks.centers(centered),
+        batch_stats=None if stats is None else {"student": stats, "teacher": copy(stats)},
         gram_teacher=copy(student["backbone"]) if gram else None,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_row=jnp.zeros((), jnp.int32),
@@ -138,6 +174,13 @@ def copy(params: Params) -> Params:
     The next step donates its state: a snapshot that shared the teacher's buffers would be deleted with them.
     """
     return jax.tree.map(jnp.copy, params)
+
+
+def teacher_weights(state: TrainState) -> Params:
+    """Returns what the teacher's backbone is evaluated with: its parameters, and BatchNorm's running statistics, if
+    any, under "batch_stats"."""
+    stats = state.batch_stats
+    return state.teacher["backbone"] | ({} if stats is None else {"batch_stats": stats["teacher"]})
 
 
 def with_backbone(state: TrainState, params: Params) -> TrainState:

@@ -55,22 +55,16 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, hyper: Mapping[str, Array]):
         # 1. Targets from the EMA teacher and the Gram teacher.
-        target, centers = targets(
-            networks,
-            state.teacher,
-            state.gram_teacher,
-            state.centers,
-            batch,
-            objective,
-            hyper["teacher_temperature"],
-        )
+        target, centers, teacher_stats = targets(networks, state, batch, objective, hyper["teacher_temperature"])
         # 2. Student, losses and gradients.
         rope_key, drop_path_key = jax.random.split(jax.random.fold_in(key, state.step))
         rngs = {"rope": rope_key, "drop_path": drop_path_key}
+        stats = None if state.batch_stats is None else state.batch_stats["student"]
         differentiate = jax.value_and_grad(
-            lambda student: loss_terms(networks, student, batch, target, objective, hyper, rngs), has_aux=True
+            lambda student: loss_terms(networks, student, stats, batch, target, objective, hyper, rngs), has_aux=True
         )
-        (loss, (terms, finite)), grads = differentiate(state.student)
+        (loss, (terms, finite, stats)), grads = differentiate(state.student)
+        batch_stats = None if stats is None else {"student": stats, "teacher": teacher_stats}
         # 3. Clip, then AdamW or SGD.
         grads, norms = clip(grads, clip_norm)
         updates, moments = optimizer.update(
@@ -94,10 +88,10 @@ def make_train_step(
         # 5. Nothing non-finite enters the state.
         update_norms = optim.update_norms(updates)
         good = jnp.isfinite(jnp.stack([loss, *norms.values(), *update_norms.values()])).all()
-        student, teacher, moments, centers = jax.tree.map(
+        student, teacher, moments, centers, batch_stats = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
-            (student, teacher, moments, centers),
-            (state.student, state.teacher, state.optimizer, state.centers),
+            (student, teacher, moments, centers, batch_stats),
+            (state.student, state.teacher, state.optimizer, state.centers, state.batch_stats),
         )
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics |= {f"grad_norm/{name}": value for name, value in norms.items()}
@@ -109,6 +103,7 @@ def make_train_step(
             teacher=teacher,
             optimizer=moments,
             centers=centers,
+            batch_stats=batch_stats,
             skipped=state.skipped + ~good,
             skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
         )
@@ -130,7 +125,8 @@ def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[s
         return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
-        out = teacher_logits(networks, state.teacher, batch)
+        stats = None if state.batch_stats is None else state.batch_stats["teacher"]
+        out, _ = teacher_logits(networks, state.teacher, batch, stats)
         views = out["cls"].shape[1]
         return health.measure(
             cls=out["cls"][:, 0],

@@ -50,7 +50,7 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     yield from _values(c, "", CHOICES, POSITIVE, SHARES)
     for key in NOT_NEGATIVE.split():
         yield from _check(c, "", key, lambda v: v >= 0, "0 or more")
-    if c.model.width % c.model.heads:
+    if "heads" in c.model and c.model.width % c.model.heads:
         yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
     if "rope_base" in c.model and c.model.width // c.model.heads % 4:
         yield (
@@ -65,7 +65,7 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     known_snapshots = {"gram_teacher/0"} if c.init.weights else set()
     start = 0
     for name in c.phase_order:
-        yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.patch_size)
+        yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.get("patch_size", 1))
         yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], known_snapshots)
         if c.phases[name].gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
             yield (
@@ -83,11 +83,25 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     with_ibot = any(p.loss.ibot for p in phases)
     if c.share_head and not with_ibot:
         yield "share_head = True has no effect with loss.ibot = 0 in all phases: set one of them"
+    if "heads" not in c.model:
+        yield from _convolutional_problems(c, phases)
     if with_ibot and not c.model.get("masking", True):
         yield "loss.ibot needs a mask token, which model.masking = False has not: set one of them"
     names = [p.optim.name for p in phases]
     if len(set(names)) > 1:
         yield f"optim.name differs between phases ({', '.join(names)}): moments pass from one to the next, use one"
+
+
+def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
+    """Finds what only a transformer can do."""
+    if "channels" not in c.model:
+        yield "model: a ConvNeXt cannot be trained here, only transformers and ResNet"
+    if any(p.loss.ibot for p in phases):
+        yield "loss.ibot needs a transformer, whose patches can be masked: set it to 0 in all phases"
+    if any(p.gram.teacher != "none" for p in phases):
+        yield "gram.teacher needs a transformer: set it to 'none' in all phases"
+    if c.log.pictures:
+        yield "log.pictures shows attention, which only a transformer has: set it to False"
 
 
 def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
@@ -170,6 +184,8 @@ def _values(
 def _check(c: ConfigDict, prefix: str, key: str, good: Callable[[Any], bool], allowed: str) -> Iterator[str]:
     value: Any = c
     for name in key.split("."):
+        if name not in value and key.startswith("model."):
+            return  # an option of other networks
         value = value[name]
     if not good(value):
         yield f"{prefix}{key} = {value!r} must be {allowed}"

@@ -122,6 +122,7 @@ def start_of(g, optimizer: optax.GradientTransformation) -> TrainState:
         teacher=teacher,
         optimizer=optimizer.init(student),
         centers=None,
+        batch_stats=None,
         gram_teacher=jax.tree.map(jnp.asarray, tree(g.under("init/gram_teacher/"))["backbone"]),
         skipped=jnp.int32(0),
         skipped_in_row=jnp.int32(0),

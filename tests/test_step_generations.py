@@ -47,6 +47,7 @@ def start_of(g, optimizer, networks: Networks, centered: tuple[str, ...]) -> Tra
         teacher=teacher,
         optimizer=optimizer.init(student),
         centers=networks.centers(centered),
+        batch_stats=None,
         gram_teacher=None,
         skipped=jnp.int32(0),
         skipped_in_row=jnp.int32(0),
