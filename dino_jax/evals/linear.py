@@ -43,7 +43,7 @@ def choices(cls: Array | np.ndarray, mean_patch: Array | np.ndarray) -> dict[str
     cls = jnp.asarray(cls, jnp.float32)
     cls = cls[:, None] if cls.ndim == 2 else cls
     patch = jnp.asarray(mean_patch, jnp.float32)
-    found = {}
+    found: dict[str, Array] = {}
     for blocks in sorted({1, cls.shape[1]}):
         joined = cls[:, -blocks:].reshape(len(cls), -1)
         found |= {f"cls_{blocks}": joined, f"cls_{blocks}+patch": jnp.concatenate([joined, patch], axis=1)}

@@ -1,0 +1,99 @@
+"""Videos as folders of frames, `<class>/<video>/<frame>.jpg`, for video classification."""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from dino_jax.data.decode import IMAGE_EXTENSIONS
+from dino_jax.data.files import Files, open_files
+from dino_jax.data.landmarks import ImageList
+
+SPLITS = {"train": ("train",), "test": ("val", "test", "validation")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Videos of one split.
+
+    Attributes:
+      names: of the videos, `<class>/<video>`.
+      labels: int `(videos,)`.
+      class_names: of each label, the training classes.
+      frames: files of each video, in the order of their names.
+    """
+
+    files: Files
+    names: tuple[str, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    frames: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def sampled(self, count: int) -> ImageList:
+        """Returns `count` frames of every video, spread evenly over it; short videos repeat frames."""
+        chosen = [video[index * len(video) // count] for video in self.frames for index in range(count)]
+        return ImageList(self.files, chosen)
+
+
+def open_clips(path: str, test_path: str = "") -> tuple[Clips, Clips]:
+    """Opens training and test videos in folders or archives.
+
+    Args:
+      path: training videos, or a folder with `train/` and `val/` or `test/`.
+      test_path: test videos; "" when `path` holds both.
+
+    Raises:
+      ValueError: no videos, a single class, or test videos of a class without training videos.
+    """
+    files = open_files(path)
+    if test_path:
+        train, test = _videos(files, files.names), _videos(other := open_files(test_path), other.names)
+    else:
+        other = files
+        parts = {
+            split: [name for name in files.names if any(folder in PurePosixPath(name).parts[:-3] for folder in folders)]
+            for split, folders in SPLITS.items()
+        }
+        train, test = (_videos(files, parts[split]) for split in SPLITS)
+    if not train or not test:
+        lacking = "training" if not train else "test"
+        raise ValueError(f"{path} has no {lacking} videos: give train/ and test/<class>/<video>/<frame>.jpg, or --test")
+    names = tuple(sorted({label for label, _ in train}))
+    if len(names) < 2:
+        raise ValueError(f"{path} holds one class ({names[0]}): classification needs two or more")
+    unknown = sorted({label for label, _ in test} - set(names))
+    if unknown:
+        raise ValueError(f"test videos of class {unknown[0]} have no training videos: name the class folders alike")
+    return _clips(files, train, names), _clips(other, test, names)
+
+
+Videos = dict[tuple[str, str], tuple[str, ...]]
+"""Frames by class and video."""
+
+
+def _videos(files: Files, names: Sequence[str]) -> Videos:
+    frames = [name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and name.count("/") >= 2]
+    groups = groupby(sorted(frames, key=lambda name: (_video(name), _order(name))), key=_video)
+    return {video: tuple(members) for video, members in groups}
+
+
+def _video(name: str) -> tuple[str, str]:
+    parts = PurePosixPath(name).parts
+    return parts[-3], parts[-2]
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Sorts numbered frames by their number, as 10.jpg comes after 9.jpg."""
+    stem = PurePosixPath(name).stem
+    digits = "".join(letter for letter in stem if letter.isdigit())
+    return int(digits or 0), stem
+
+
+def _clips(files: Files, videos: Videos, class_names: tuple[str, ...]) -> Clips:
+    labels = np.array([class_names.index(label) for label, _ in videos])
+    return Clips(files, tuple(f"{a}/{b}" for a, b in videos), labels, class_names, tuple(videos.values()))

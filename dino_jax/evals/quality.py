@@ -1,0 +1,80 @@
+"""Measures of features that need no labels, beside those of `health`.
+
+Alignment and uniformity: Wang and Isola, arXiv 2005.10242, section 4.1.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+KERNEL = 2.0  # t of the Gaussian potential, the paper's choice
+
+
+@jax.jit
+def alignment(first: Array, second: Array) -> Array:
+    """Returns the mean squared distance of unit features `(images, dim)` of two views: 0 alike, 2 unrelated, 4 opposed.
+
+    The paper's exponent of 2.
+    """
+    return jnp.mean(jnp.sum(jnp.square(_unit(first) - _unit(second)), axis=-1))
+
+
+def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
+    """Returns log of the mean of exp(-2 |x - y|^2) over pairs of different unit features `(images, dim)`.
+
+    0 when all are alike; lower is more uniform, with a limit near -4 in many dimensions.
+
+    Raises:
+      ValueError: for fewer than two images.
+    """
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"uniformity: {count} image has no pair; give at least two")
+    x = _unit(jnp.asarray(features, jnp.float32))
+    total = 0.0
+    for start in range(0, count, block):
+        part = x[start : start + block]
+        # An image beside itself counts 1 exactly, which is then taken off.
+        total += float(_potential(part, x, start)) - len(part)
+    return float(np.log(max(total, 1e-38) / (count * (count - 1))))
+
+
+@jax.jit
+def _potential(part: Array, x: Array, start: int | Array) -> Array:
+    cosines = jnp.matmul(part, x.T, precision=jax.lax.Precision.HIGHEST)
+    rows = jnp.arange(len(part))
+    cosines = cosines.at[rows, start + rows].set(1.0)
+    return jnp.sum(jnp.exp(-KERNEL * (2 - 2 * jnp.minimum(cosines, 1.0))))
+
+
+@jax.jit
+def neighbour_cosine(patches: Array) -> Array:
+    """Returns the mean cosine of patches `(images, height, width, dim)` to the next one in their row and column.
+
+    Beside `health.mean_pairwise_cosine` it tells whether what lies together is more alike than what lies apart.
+    """
+    unit = _unit(patches)
+    across = jnp.sum(unit[:, :, 1:] * unit[:, :, :-1], axis=-1)
+    down = jnp.sum(unit[:, 1:] * unit[:, :-1], axis=-1)
+    count = max(int(across.size) + int(down.size), 1)
+    return (jnp.sum(across) + jnp.sum(down)) / count
+
+
+@jax.jit
+def spectrum(features: Array) -> Array:
+    """Returns the singular values of features `(images, dim)`, largest first, as shares of their sum."""
+    values = jnp.linalg.svd(features.astype(jnp.float32), compute_uv=False)
+    return values / jnp.maximum(values.sum(), jnp.finfo(jnp.float32).tiny)
+
+
+@jax.jit
+def cosines(first: Array, second: Array) -> Array:
+    """Returns the cosine of each pair of rows `(n, dim)`, as `(n,)`."""
+    return jnp.sum(_unit(first) * _unit(second), axis=-1)
+
+
+def _unit(vectors: Array) -> Array:
+    """L2-normalises the last axis in float32; a zero vector stays zero."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,96 @@
+"""Quality of features without labels: rank, alignment, uniformity, and how patches relate to CLS and to each other."""
+
+import argparse
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from dino_jax.data.augmented import Augmented
+from dino_jax.data.sources import open_path
+from dino_jax.data.subset import Subset
+from dino_jax.evals import quality
+from dino_jax.extraction import Features, extract_features
+from dino_jax.health import cls_patch_cosine, mean_pairwise_cosine, rankme
+from dino_jax.models import Extractor
+from dino_jax.pictures.spectrum import spread
+from dino_jax.tasks import Result
+from dino_jax.tasks.classes import add_extraction_arguments
+
+BATCH = 64  # images whose patches are compared at once
+PATCHES = 4096  # that the rank of patch features is computed of
+
+MEANINGS = {
+    "rankme_cls": "effective rank of CLS (RankMe)",
+    "rankme_patches": "effective rank of patches (RankMe)",
+    "alignment": "alignment of two views (0 best, 2 unrelated)",
+    "uniformity": "uniformity of CLS (lower is better, 0 collapsed)",
+    "cls_cosine": "mean cosine of CLS between images",
+    "patch_cosine": "mean cosine of patches within an image",
+    "neighbour_cosine": "cosine of neighbouring patches",
+    "local_consistency": "the same above the mean within the image",
+    "cls_patch_cosine": "cosine of patches to their CLS",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="images; labels are not used")
+    parser.add_argument("--limit", type=int, default=512, metavar="N", help="use at most N images, spread evenly")
+    parser.add_argument("--seed", type=int, default=0, help="of the two views")
+    add_extraction_arguments(parser)
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Measures the features of images and of two random views of each.
+
+    Raises:
+      ValueError: wrong data or settings, or fewer than two images.
+    """
+    source = Subset(open_path(options.data), options.limit)
+    if len(source) < 2:
+        raise ValueError(f"{options.data}: {len(source)} image is too few to compare; give at least two (see --limit)")
+    settings = {"size": options.size, "batch_size": options.batch_size, "cache": options.cache, "progress": True}
+    plain = extract_features(model, source, outputs=("cls", "patches"), **settings)
+    first, second = (
+        extract_features(model, Augmented(source, options.size, options.seed, view), **settings) for view in range(2)
+    )
+    sample = _some_patches(plain["patches"], options.seed)
+    found = {
+        "rankme_cls": float(rankme(jnp.asarray(plain["cls"]))),
+        "rankme_patches": float(rankme(jnp.asarray(sample))),
+        "alignment": float(quality.alignment(first["cls"], second["cls"])),
+        "uniformity": quality.uniformity(plain["cls"]),
+        "cls_cosine": float(mean_pairwise_cosine(jnp.asarray(plain["cls"]))),
+        **_of_patches(plain),
+    }
+    rows: list[list[str | float]] = [["measure", "value"]]
+    rows += [[text, f"{found[name]:.3f}"] for name, text in MEANINGS.items()]
+    spectra = {"CLS": np.asarray(quality.spectrum(plain["cls"])), "patches": np.asarray(quality.spectrum(sample))}
+    cosines = {
+        "CLS of two views": np.asarray(quality.cosines(first["cls"], second["cls"])),
+        "CLS of two images": np.asarray(quality.cosines(plain["cls"], np.roll(plain["cls"], len(source) // 2, axis=0))),
+    }
+    picture = spread(spectra, cosines, folder / "spread.png", title=f"Features of {model.name}, {len(source)} images")
+    return Result({f"quality/{name}": value for name, value in found.items()}, rows, [picture])
+
+
+def _of_patches(features: Features) -> dict[str, float]:
+    """Averages the measures of patches over batches of images."""
+    sums = dict.fromkeys(("patch_cosine", "neighbour_cosine", "cls_patch_cosine"), 0.0)
+    count = len(features["cls"])
+    for start in range(0, count, BATCH):
+        cls, grid = (jnp.asarray(features[name][start : start + BATCH]) for name in ("cls", "patches"))
+        patches = grid.reshape(len(grid), -1, grid.shape[-1])
+        sums["patch_cosine"] += len(grid) * float(mean_pairwise_cosine(patches))
+        sums["neighbour_cosine"] += len(grid) * float(quality.neighbour_cosine(grid))
+        sums["cls_patch_cosine"] += len(grid) * float(cls_patch_cosine(cls, patches))
+    means = {name: value / count for name, value in sums.items()}
+    return means | {"local_consistency": means["neighbour_cosine"] - means["patch_cosine"]}
+
+
+def _some_patches(patches: np.ndarray, seed: int) -> np.ndarray:
+    """Draws patches of all images, `(patches, dim)`."""
+    flat = patches.reshape(-1, patches.shape[-1])
+    chosen = np.random.default_rng(seed).choice(len(flat), min(PATCHES, len(flat)), replace=False)
+    return flat[np.sort(chosen)]

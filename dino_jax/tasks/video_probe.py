@@ -1,0 +1,120 @@
+"""Video classification by an attentive probe on frozen patch features: DINOv3, arXiv 2508.10104, section 6.3."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dino_jax.data.clips import Clips, open_clips
+from dino_jax.evals import attentive
+from dino_jax.evals.linear import hold_out
+from dino_jax.extraction import extract_features
+from dino_jax.models import Extractor
+from dino_jax.pictures.confusion import confusion
+from dino_jax.pictures.examples import Example, examples
+from dino_jax.tasks import Result
+from dino_jax.tasks.classes import add_extraction_arguments, picture_of
+
+HEAD_DIM = 64
+VIDEOS, FRAMES = 8, 6  # shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="<class>/<video>/<frame>.jpg, or train/ and val/")
+    parser.add_argument("--test", default="", metavar="PATH", help="test videos, unless --data holds them")
+    parser.add_argument("--frames", type=int, default=8, help="of each video, spread evenly")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(attentive.RATES), help="learning rates")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training videos")
+    parser.add_argument("--train-batch", type=int, default=64, help="videos per step")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training videos that chooses")
+    parser.add_argument("--seed", type=int, default=0, help="of the probe, the order and the split")
+    add_extraction_arguments(parser)
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Trains probes of all learning rates, and tests the one that is best on held-out training videos.
+
+    Raises:
+      ValueError: wrong data or settings.
+    """
+    if min(options.frames, options.epochs, options.train_batch) < 1 or min(options.rates) <= 0:
+        raise ValueError("--frames, --epochs, --train-batch and --rates must be above 0")
+    train, test = open_clips(options.data, options.test)
+    kept, held = hold_out(train.labels, share=options.validation, seed=options.seed)
+    x, test_x = (patches_of(model, clips, options) for clips in (train, test))
+    heads = max(1, model.width // HEAD_DIM)
+    steps = options.epochs * max(1, len(kept) // min(options.train_batch, len(kept)))
+    with tqdm(total=steps, unit=" steps", desc="attentive probes") as bar:
+
+        def advance(loss: float) -> None:
+            bar.set_postfix_str(f"lowest loss {loss:.3f}", refresh=False)
+            bar.update()
+
+        params = attentive.fit(
+            x[kept],
+            train.labels[kept],
+            classes=len(train.class_names),
+            heads=heads,
+            rates=options.rates,
+            epochs=options.epochs,
+            batch_size=options.train_batch,
+            seed=options.seed,
+            advance=advance,
+        )
+    validation = np.mean(attentive.predict(params, x[held], heads=heads) == train.labels[held], axis=1)
+    best = int(np.argmax(validation))
+    predictions = attentive.predict(params, test_x, heads=heads)
+    scores = np.mean(predictions == test.labels, axis=1)
+    rows: list[list[str | float]] = [["learning rate", "validation", "test"]]
+    for index, rate in enumerate(options.rates):
+        mark = " (chosen)" if index == best else ""
+        rows.append([f"{rate:g}{mark}", float(validation[index]), float(scores[index])])
+    numbers = {
+        "video_probe/accuracy": float(scores[best]),
+        "video_probe/validation": float(validation[best]),
+        "video_probe/rate": float(options.rates[best]),
+    }
+    return Result(numbers, rows, _draw(test, predictions[best], folder, title=f"Attentive probe, {scores[best]:.1%}"))
+
+
+def patches_of(model: Extractor, clips: Clips, options: argparse.Namespace) -> np.ndarray:
+    """Returns patch features `(videos, frames, height, width, dim)`.
+
+    Raises:
+      ValueError: when a frame cannot be used.
+    """
+    frames = clips.sampled(options.frames)
+    found = extract_features(
+        model,
+        frames,
+        size=options.size,
+        outputs=("patches",),
+        batch_size=options.batch_size,
+        cache=options.cache,
+        progress=True,
+    )
+    if len(found["ids"]) < len(frames):
+        missing = min(set(range(len(frames))) - set(found["ids"].tolist()))
+        raise ValueError(f"frame {frames.name(missing)} cannot be read: replace it or remove the video")
+    return found["patches"].reshape(len(clips), options.frames, *found["patches"].shape[1:])
+
+
+def _draw(test: Clips, predictions: np.ndarray, folder: Path, *, title: str) -> list[Path]:
+    """Draws the confusion matrix, and frames of test videos, misclassified ones first."""
+    count = len(test.class_names)
+    counts = np.zeros((count, count), int)
+    seen = predictions >= 0
+    np.add.at(counts, (test.labels[seen], predictions[seen]), 1)
+    rows = []
+    for video in np.argsort(predictions == test.labels, kind="stable")[:VIDEOS]:
+        said = test.class_names[predictions[video]] if predictions[video] >= 0 else "nothing"
+        right = bool(predictions[video] == test.labels[video])
+        frames = test.sampled(FRAMES)
+        shown = [Example(picture_of(frames, FRAMES * video + i), right=right) for i in range(FRAMES)]
+        rows.append((f"{test.names[video]}: taken for {said}", shown))
+    drawn = [examples(rows, folder / "videos.png", title=title)]
+    if counts.any():
+        drawn.append(confusion(counts, test.class_names, folder / "confusion.png", title=f"{title}: confusion"))
+    return drawn
