@@ -82,6 +82,19 @@ class QKV(nn.Module):
         return y + bias.astype(self.dtype)
 
 
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """Computes `softmax(q k' / sqrt(head_dim)) v` for `(batch, tokens, heads, head_dim)`, the softmax in float32.
+
+    Equal to `jax.nn.dot_product_attention`, and faster on CPUs: heads stand before tokens, so that the products are
+    plain matrices, and the sum of the softmax divides the small product instead of the weights.
+    """
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(y / weights.sum(axis=-1, keepdims=True), 1, 2).astype(v.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, with rotary positions on queries and keys where it is given their table."""
 
@@ -108,7 +121,10 @@ class Attention(nn.Module):
     def __call__(self, x: Array, table: Table | None) -> Array:
         """Attends over `(batch, tokens, width)`."""
         q, k, v = self.queries_keys_values(x, table)
-        y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        if self.implementation == "cudnn":
+            y = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        else:
+            y = attend(q, k, v)
         return self.proj(y.reshape(x.shape))
 
     def probabilities(self, x: Array, table: Table | None) -> Array:

@@ -1,0 +1,41 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.models.layers import attend
+
+SHAPE = (2, 7, 3, 8)
+
+
+def qkv(dtype=jnp.float32, scale=1.0):
+    return [scale * jax.random.normal(jax.random.key(i), SHAPE, dtype) for i in range(3)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_equals_the_function_of_jax(dtype, tolerance):
+    q, k, v = qkv(dtype)
+    found = attend(q, k, v)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(
+        found.astype(np.float32), jax.nn.dot_product_attention(q, k, v).astype(np.float32), atol=tolerance
+    )
+
+
+def test_gradients_equal_those_of_the_function_of_jax():
+    cotangent = jax.random.normal(jax.random.key(9), SHAPE)
+    ours, theirs = (
+        jax.grad(lambda x, f=f: (f(*x) * cotangent).sum())(qkv()) for f in (attend, jax.nn.dot_product_attention)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), ours, theirs)
+
+
+def test_large_logits_do_not_overflow():
+    q, k, v = qkv(scale=100.0)
+    assert np.isfinite(attend(q, k, v)).all()
+
+
+def test_equal_keys_average_the_values():
+    q, k, v = qkv()
+    found = attend(q, jnp.ones_like(k), v)
+    np.testing.assert_allclose(found, jnp.broadcast_to(v.mean(1, keepdims=True), SHAPE), atol=1e-6)
