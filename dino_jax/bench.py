@@ -1,4 +1,4 @@
-"""Measures speed: `python -m dino_jax.bench step [--json FILE]`."""
+"""Measures speed: `python -m dino_jax.bench step` and `bench features` [--json FILE]."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dino_jax import build, command, config, sharding
+from dino_jax import bench_features, build, command, config, sharding
 from dino_jax import state as states
 from dino_jax.data.masks import draw_masks
 from dino_jax.flops import train_flops_per_image
@@ -39,14 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates to measure (default 0 0.3)")
     step.add_argument("--steps", type=int, default=5, help="timed steps after two that are not (default 5)")
     step.add_argument("--torch", action="store_true", help="run a plain PyTorch step beside ours (CPU, float32)")
-    step.add_argument("--json", metavar="FILE", help="also write flat numbers here")
+    features = verbs.add_parser("features", help="inference: images/s beside transformers' PyTorch model")
+    bench_features.add_arguments(features)
+    for verb in (step, features):
+        verb.add_argument("--json", metavar="FILE", help="also write flat numbers here")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options))
 
 
 def start(options: argparse.Namespace) -> None:
     """Measures, and writes the numbers if asked to."""
-    numbers = bench_step(options)
+    verbs = {"step": bench_step, "features": bench_features.bench_features}
+    numbers = verbs[options.verb](options)
     if options.json:
         write_json_atomic(options.json, numbers)
 

@@ -26,7 +26,7 @@ from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import Batch, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
-from dino_jax.models import ConvNext, Extractor
+from dino_jax.models import Extractor, VisionTransformer
 
 OUTPUTS = ("cls", "mean_patch", "patches", "registers")
 Features = dict[str, np.ndarray]
@@ -343,7 +343,7 @@ def _check(
     if layers < 1 or batch_size < 1:
         raise ValueError(f"layers and batch size must be at least 1, got {layers} and {batch_size}")
     patch = model.patch_size
-    if layers > 1 and isinstance(model.backbone, ConvNext):
+    if layers > 1 and not isinstance(model.backbone, VisionTransformer):
         raise ValueError(f"the stages of {model.name} differ in width and cannot be stacked: take layers 1")
     if how != "native" and (size < patch or size % patch):
         near = max(round(size / patch), 1) * patch

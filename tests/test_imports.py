@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dino_jax"
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
     "guard stop command tasks bench_torch",
-    "state checksum config workdir feature_files",
+    "state checksum config workdir feature_files bench_features",
     "objective checkpoint flops gallery extraction initial",
     "step gram_teacher scores",
     "build report model_options",
