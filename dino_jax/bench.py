@@ -1,4 +1,4 @@
-"""Measures speed: `python -m dino_jax.bench step` and `bench features` [--json FILE]."""
+"""Measures speed: `python -m dino_jax.bench step`, `bench features` and `bench knn` [--json FILE]."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dino_jax import bench_features, build, command, config, sharding
+from dino_jax import bench_features, bench_knn, build, command, config, sharding
 from dino_jax import state as states
 from dino_jax.data.masks import draw_masks
 from dino_jax.flops import train_flops_per_image
@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--torch", action="store_true", help="run a plain PyTorch step beside ours (CPU, float32)")
     features = verbs.add_parser("features", help="inference: images/s beside transformers' PyTorch model")
     bench_features.add_arguments(features)
-    for verb in (step, features):
+    knn = verbs.add_parser("knn", help="nearest neighbours: beside faiss and scikit-learn")
+    bench_knn.add_arguments(knn)
+    for verb in (step, features, knn):
         verb.add_argument("--json", metavar="FILE", help="also write flat numbers here")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options))
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(options: argparse.Namespace) -> None:
     """Measures, and writes the numbers if asked to."""
-    verbs = {"step": bench_step, "features": bench_features.bench_features}
+    verbs = {"step": bench_step, "features": bench_features.bench_features, "knn": bench_knn.bench_knn}
     numbers = verbs[options.verb](options)
     if options.json:
         write_json_atomic(options.json, numbers)

@@ -12,10 +12,10 @@ PACKAGE = ROOT / "dino_jax"
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
-    "guard stop command tasks bench_torch",
-    "state checksum config workdir feature_files bench_features",
+    "guard stop command bench_torch",
+    "state checksum config workdir feature_files bench_features bench_knn",
     "objective checkpoint flops gallery extraction initial",
-    "step gram_teacher scores",
+    "step gram_teacher scores tasks",
     "build report model_options",
     "memory record",
     "train",
