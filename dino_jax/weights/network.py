@@ -1,0 +1,115 @@
+"""An architecture as weights see it: a name, the options of its class, and the shape of every parameter."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dino_jax import models
+
+Tree = dict[str, Any]
+Flat = dict[str, np.ndarray]
+
+STATS = "batch_stats"  # the collection of ResNet's running statistics; their paths begin with it here
+
+# A published network of each family; those of other sizes are given as changes to it.
+BASES = {
+    "dino": "dino_vits16",
+    "dinov2": "dinov2_vits14",
+    "dinov3": "dinov3_vits16",
+    "convnext": "dinov3_convnext_tiny",
+    "resnet": "dino_resnet50",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network without its weights.
+
+    Attributes:
+      name: published, or "<family>_custom".
+      family: a key of `BASES`.
+      options: all options of its class.
+    """
+
+    name: str
+    family: str
+    options: Mapping[str, Any]
+
+    def build(self) -> Any:
+        """Returns the Flax module."""
+        options = {key: tuple(x) if isinstance(x, list) else x for key, x in self.options.items()}
+        return models.build(BASES[self.family], **options)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of every parameter by path, computing nothing."""
+        backbone = self.build()
+        side = backbone.patch_size
+        images = {"global": jax.ShapeDtypeStruct((1, side, side, backbone.in_channels), jnp.float32)}
+        variables = jax.eval_shape(functools.partial(backbone.init, jax.random.key(0)), images)
+        flat = flatten(variables["params"]) | flatten({STATS: variables.get(STATS, {})})
+        return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+    def with_options(self, **changes: Any) -> "Architecture":
+        """Returns the architecture with other options."""
+        return dataclasses.replace(self, options={**self.options, **changes})
+
+    def describe(self) -> str:
+        """Says in a few words how large it is."""
+        o = self.options
+        if self.family == "convnext":
+            return f"stages of {_listed(o['depths'])} blocks, {_listed(o['widths'])} wide"
+        if self.family == "resnet":
+            return f"stages of {_listed(o['depths'])} blocks"
+        extras = [f"{o['registers']} registers"] if o["registers"] else []
+        extras += ["SwiGLU"] if o["ffn"] == "swiglu" else []
+        extras += [f"{o['in_channels']} channels"] if o["in_channels"] != 3 else []
+        return ", ".join([f"width {o['width']}, depth {o['depth']}, patch {o['patch_size']}", *extras])
+
+
+def _listed(numbers: Any) -> str:
+    return "-".join(map(str, numbers))
+
+
+def published(name: str) -> Architecture:
+    """Returns a published architecture.
+
+    Raises:
+      ValueError: if there is none of this name; the nearest are named.
+    """
+    if name not in models.VARIANTS:
+        models.build(name)  # its error names the nearest
+    return Architecture(name, family_of(name), models.VARIANTS[name])
+
+
+def family_of(name: str) -> str:
+    """Returns the family of a published name, such as "dinov2" of "dinov2_vitb14"."""
+    first, kind = name.split("_")[:2]
+    return kind if kind == "convnext" else "resnet" if kind.startswith("resnet") else first
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turns nested dicts into one, with "/" between the keys."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """Undoes `flatten`."""
+    out: Tree = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = out
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return out

@@ -1,0 +1,258 @@
+"""Reads and writes whole checkpoints: weights with their architecture and statistics, in any layout."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
+from dino_jax.weights import configs, infer, layouts, mapping, orbax, pth_writer, safetensors
+from dino_jax.weights.files import check_finite, refuse_existing, replacing
+from dino_jax.weights.layouts import LAYOUTS, Layout
+from dino_jax.weights.manifest import Manifest
+from dino_jax.weights.network import STATS, Architecture, Flat, Tree, published, unflatten
+from dino_jax.weights.source import BESIDE, BESIDE_TENSORS, Source, open_source
+
+# The satellite weights of DINOv3 have their own channel statistics (arXiv 2508.10104, section 8).
+SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
+FORMATS = ("orbax", "official", "hf", "timm")
+
+
+class ManifestError(ValueError):
+    """Weights of which something is missing, unused or misshapen; `manifest` says everything."""
+
+    def __init__(self, message: str, manifest: Manifest):
+        """Takes the line for the user and the account."""
+        super().__init__(message)
+        self.manifest = manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A backbone's weights and what belongs to them.
+
+    Attributes:
+      params: by path, "/"-separated, in the types of the file.
+      leftover: buffers of an official file, by name, that are not bit for bit what the architecture gives.
+      mean, std: channel statistics of the images it was trained on.
+      manifest: how they were read.
+    """
+
+    architecture: Architecture
+    params: Flat
+    leftover: Flat
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    manifest: Manifest
+
+    def tree(self) -> Tree:
+        """Returns the parameters as nested dicts."""
+        return {key: x for key, x in unflatten(self.params).items() if key != STATS}
+
+    def stats(self) -> Tree:
+        """Returns a ResNet's running statistics as nested dicts; empty for other networks."""
+        return unflatten(self.params).get(STATS, {})
+
+
+def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:
+    """Reads a checkpoint of any layout, or our own.
+
+    Args:
+      path: see `source.open_source`; or a folder that `save` wrote in our format.
+      name: published architecture that it must be of; None finds out.
+      branch: which network of a training checkpoint, "teacher" or "student".
+      options: of the network, where neither shapes nor a configuration show them (heads, norm_epsilon, ...).
+
+    Raises:
+      ValueError: in one line, when the weights are damaged, incomplete, or of another architecture.
+    """
+    path = Path(path).expanduser()
+    if orbax.is_ours(path):
+        return _checked(_read_ours(path), path, name)
+    source = open_source(path, branch=branch)
+    layout = _recognise(source)
+    architecture = _architecture(source, layout, options)
+    found = mapping.to_ours(source.state, layout, architecture.shapes(), architecture.options, given=source.params)
+    for head in source.heads:
+        found.manifest.add("skipped", theirs=(head,), their_shapes=(source.heads[head].shape,), note="a training head")
+    mean, std = _statistics(source)
+    leftover = {**source.leftover, **found.aside}
+    weights = Weights(architecture, found.tensors, leftover, mean, std, found.manifest)
+    return _checked(weights, path, name)
+
+
+def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) -> Manifest | None:
+    """Writes weights; nothing is left half-written.
+
+    Args:
+      path: for "official" a .pth file, otherwise a folder. What the layout has no place for goes into
+        `dino_jax.safetensors` in the folder (beside the file), where `read` finds it again.
+      to: one of `FORMATS`.
+
+    Returns:
+      What became of every tensor; None for our own format, which holds them as they are.
+
+    Raises:
+      ValueError: when something exists at `path` and `force` is off, or the layout cannot hold this network.
+    """
+    path = Path(path).expanduser()
+    refuse_existing(path, force=force)
+    if to == "orbax":
+        orbax.write(path, {"params": unflatten(weights.params), "leftover": weights.leftover}, _facts(weights))
+        return None
+    layout = _layout_for(weights.architecture, to)
+    drop = _dropped(weights, layout)
+    config = _config(weights, layout, biased=not drop)
+    out = mapping.to_theirs(weights.params, layout, weights.architecture.options, leftover=weights.leftover, drop=drop)
+    if to == "official":
+        if out.aside:
+            raise ValueError(f"{layout.name} has no place for {', '.join(out.aside)}: choose another --to")
+        pth_writer.write(path, out.tensors)
+        return out.manifest
+    aside = {f"ours/{name}": x for name, x in out.aside.items()}
+    aside |= {f"official/{name}": x for name, x in weights.leftover.items()}
+    with replacing(path) as folder:
+        folder.mkdir()
+        safetensors.write(folder / "model.safetensors", out.tensors)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / BESIDE).write_text(json.dumps(_facts(weights), indent=2) + "\n")
+        if to == "hf":
+            (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(weights), indent=2) + "\n")
+        if aside:
+            safetensors.write(folder / BESIDE_TENSORS, aside)
+    return out.manifest
+
+
+def _checked(weights: Weights, path: Path, name: str | None) -> Weights:
+    """Makes sure that weights are whole and of the architecture that was asked for."""
+    is_there = weights.architecture
+    check_name(is_there, path, name)
+    problem = weights.manifest.problem()
+    if problem:
+        raise ManifestError(f"the weights in {path}, read as {is_there.name}, do not fit: {problem}", weights.manifest)
+    check_finite(weights.params, path)
+    return weights
+
+
+def check_name(is_there: Architecture, path: Path, name: str | None) -> None:
+    """Raises ValueError when weights are of another architecture than `name`, if that is given."""
+    if name is not None and published(name).name != is_there.name:
+        raise ValueError(
+            f"the weights in {path} look like {is_there.name} ({is_there.describe()}), not like {name} "
+            f"({published(name).describe()}): load them as {is_there.name}"
+        )
+
+
+def _read_ours(path: Path) -> Weights:
+    content, facts = orbax.read(path)
+    flat = {key: x for key, x in content.items() if key.startswith("params/")}
+    manifest = Manifest("orbax")
+    architecture = _from_facts(facts)
+    params = {key.removeprefix("params/"): x for key, x in flat.items()}
+    for key, shape in architecture.shapes().items():
+        there = params[key].shape if key in params else None
+        kind = "missing" if there is None else "matched" if there == shape else "misshapen"
+        manifest.add(
+            kind, theirs=(key,), ours=(key,), their_shapes=(there or (),), our_shapes=(shape,), note="as it is"
+        )
+    leftover = {key.removeprefix("leftover/"): x for key, x in content.items() if key not in flat}
+    return Weights(architecture, params, leftover, tuple(facts["mean"]), tuple(facts["std"]), manifest)
+
+
+def _recognise(source: Source) -> Layout:
+    names = list(source.state)
+    try:
+        return layouts.recognise(names, whose=source.whose)
+    except ValueError as error:
+        if source.whose in ("official", "timm"):  # timm's state dicts are saved as .pth too
+            return _recognise(dataclasses.replace(source, whose=None))
+        raise ValueError(f"{source.path}: {error}") from None
+
+
+def _architecture(source: Source, layout: Layout, options: Mapping[str, Any]) -> Architecture:
+    if source.beside:
+        architecture = _from_facts(source.beside)
+        return architecture.with_options(**{**_positions(layout), **options})
+    known = configs.options_of(dict(source.config)) if source.whose == "hf" else {}
+    try:
+        return infer.architecture(source.state, layout, {**known, **options})
+    except KeyError as error:
+        raise ValueError(f"{source.path} looks like {layout.name} but lacks {error}: fetch it again") from None
+
+
+def _positions(layout: Layout) -> Mapping[str, Any]:
+    """Returns how the layout's own code resizes positions, which the weights' origin may do otherwise."""
+    return layout.options
+
+
+def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if source.mean and source.std:
+        return source.mean, source.std
+    if "mean" in source.beside:
+        return tuple(source.beside["mean"]), tuple(source.beside["std"])
+    if re.search(r"sat493m|sat-493m", source.path.name.lower()):
+        return SATELLITE["mean"], SATELLITE["std"]
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def _facts(weights: Weights) -> dict[str, Any]:
+    """Returns what our own json says of weights."""
+    a = weights.architecture
+    facts = {"name": a.name, "family": a.family, "options": dict(a.options)}
+    return facts | {"mean": list(weights.mean), "std": list(weights.std)}
+
+
+def _from_facts(facts: Mapping[str, Any]) -> Architecture:
+    return Architecture(facts["name"], facts["family"], facts["options"])
+
+
+def _layout_for(architecture: Architecture, to: str) -> Layout:
+    if to not in FORMATS:
+        raise ValueError(f"--to {to!r} is not one of {', '.join(FORMATS)}")
+    names = {
+        "official": {"dino": "v1", "dinov2": "v2", "dinov3": "v3", "convnext": "convnext", "resnet": "resnet"},
+        "hf": {"dino": "dino", "dinov2": "dinov2", "dinov3": "dinov3", "convnext": "convnext"},
+        "timm": {"dino": "dino", "dinov2": "dinov2", "dinov3": "dinov3", "convnext": "convnext", "resnet": "resnet"},
+    }[to]
+    if architecture.family not in names:
+        raise ValueError(f"there is no class for {architecture.name} in --to {to}: choose another of {FORMATS}")
+    name = f"{to}_{names[architecture.family]}"
+    registers = architecture.family == "dinov2" and architecture.options["registers"] and to != "official"
+    return LAYOUTS[f"{name}_registers" if registers else name]
+
+
+def _dropped(weights: Weights, layout: Layout) -> str:
+    """Returns the pattern of names that this checkpoint does without."""
+    options = weights.architecture.options
+    if layout.name == "hf_dinov3" and options.get("mask_key_bias"):
+        return r".*\.k_proj\.bias"
+    if layout.name == "timm_dinov3":
+        bias = weights.params.get("blocks/attn/qkv/bias")
+        width = options["width"]
+        if bias is None or not (bias[:, :width].any() or bias[:, 2 * width :].any()):
+            return r".*\.[qv]_bias"  # timm has networks without, for weights whose biases all are zero
+    return ""
+
+
+def _config(weights: Weights, layout: Layout, *, biased: bool) -> dict[str, Any]:
+    if layout.whose == "hf":
+        return configs.hugging_face(weights.architecture, layout)
+    if layout.whose == "timm":
+        return configs.timm(weights.architecture, weights.mean, weights.std, biased=biased)
+    return {}
+
+
+def _preprocessor(weights: Weights) -> dict[str, Any]:
+    """Returns the preprocessor_config.json that transformers' image processors read."""
+    side = {"height": 224, "width": 224}
+    facts: dict[str, Any] = {"image_processor_type": "BitImageProcessor", "do_resize": True, "size": side}
+    facts |= {
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "resample": 3,
+    }
+    return facts | {"image_mean": list(weights.mean), "image_std": list(weights.std)}
