@@ -71,7 +71,13 @@ class Schedule:
 
 
 def fit_head(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], *, dim: int, outputs: int, loss: Loss, schedule: Schedule
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    dim: int,
+    outputs: int,
+    loss: Loss,
+    schedule: Schedule,
+    seed: int = 0,
 ) -> tuple[Head, list[float]]:
     """Trains a head on batches of patch features and targets, one step each, until `schedule.steps` or their end.
 
@@ -81,6 +87,7 @@ def fit_head(
       outputs: of the head.
       loss: of `cross_entropy` or `scale_invariant_log_loss`.
       schedule: steps, learning rate, weight decay.
+      seed: of the head's start.
 
     Returns:
       The head, and the loss of every step.
@@ -89,7 +96,7 @@ def fit_head(
       FloatingPointError: when the loss is not finite.
     """
     optimizer = schedule.optimizer()
-    head = init_head(dim, outputs)
+    head = init_head(dim, outputs, seed=seed)
     state = optimizer.init(_trained(head))
     step = jax.jit(functools.partial(_step, optimizer=optimizer, loss=loss))
     losses = []

@@ -1,0 +1,132 @@
+"""Linear depth on frozen patch features: DINOv3, arXiv 2508.10104, section 6.1.2."""
+
+import argparse
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dino_jax.data.dense import DepthPairs, open_depths
+from dino_jax.evals import patch_head
+from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
+from dino_jax.evals.segmentation import upsample
+from dino_jax.evals.windows import multiple, resize, shorter_side
+from dino_jax.models import Extractor
+from dino_jax.pictures.dense import depths as draw_depths
+from dino_jax.tasks import Result, head_training, patches
+from dino_jax.tasks.patches import PatchFeatures
+
+BINS = 256
+NEAREST = 1e-3
+FARTHEST = {False: 10.0, True: 1.0}  # metres, or a share of the unknown largest depth
+PICTURES = 6
+CHUNK = 16
+
+# By name: what an image's prediction may be fitted by before it is scored.
+ALIGNMENTS = {"": "as predicted", "scaled_": "scale fitted per image", "shifted_": "scale and shift fitted per image"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    patches.add_arguments(parser, data="{train,test}/{images,depth}: a folder, tar or tar.gz", size=480)
+    parser.add_argument("--split", default="test", help="where the head is tested")
+    parser.add_argument("--eigen-crop", action="store_true", help="score the valid part of NYU's full frames only")
+    head_training.add_arguments(parser, steps=38_400, learning_rate=3e-4)
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Trains a linear head of depth bins on patches and measures its errors on the test images.
+
+    Relative depth is also scored after fitting each image's scale, and scale and shift, to the truth.
+
+    Raises:
+      ValueError: wrong data, or a model without patches.
+    """
+    patches.check(options, "steps")
+    train, test = open_depths(options.data, "train"), open_depths(options.data, options.split)
+    numbers: dict[str, float] = {}
+    rows: list[list[str | float]] = [["depth", *METRICS]]
+    found = {}
+    for features in patches.compared(model, options):
+        images, truths, predictions = _predict(features, _train(features, train, options), test, options)
+        found[features.name] = images, truths, predictions
+        for name, words in ALIGNMENTS.items() if test.relative else [("", ALIGNMENTS[""])]:
+            errors = _errors(truths, predictions, name, options)
+            numbers |= {f"depth/{features.key}{name}{metric}": value for metric, value in errors.items()}
+            shown = [f"{value:.1%}" if metric == "delta1" else f"{value:.3f}" for metric, value in errors.items()]
+            rows.append([f"{features.name}, {words}", *shown])
+    picture = _draw(found, relative=test.relative, numbers=numbers, folder=folder)
+    return Result(numbers, rows, [picture])
+
+
+def _train(features: PatchFeatures, data: DepthPairs, options: argparse.Namespace) -> patch_head.Head:
+    size = shorter_side(data[0][0].shape[:2], options.size)
+    size = tuple(max(features.patch_size, side // features.patch_size * features.patch_size) for side in size)
+    crops = head_training.Crops(size=size, side=options.size, scale=(1.0, 1.0), fill=0.0)
+    loss = functools.partial(patch_head.scale_invariant_log_loss, low=NEAREST, high=FARTHEST[data.relative])
+    indices = patches.evenly(len(data), options.limit)
+    head, _ = patch_head.fit_head(
+        head_training.training_batches(features, data, indices, crops=crops, options=options),
+        dim=features.width,
+        outputs=BINS,
+        loss=loss,
+        schedule=patch_head.Schedule(options.steps, options.learning_rate, options.weight_decay),
+        seed=options.seed,
+    )
+    return head
+
+
+def _predict(
+    features: PatchFeatures, head: patch_head.Head, data: DepthPairs, options: argparse.Namespace
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Returns images, true depths and predicted depths at the size of the truth."""
+    images, truths, predictions = [], [], []
+    indices = patches.evenly(len(data), options.limit)
+    size = None
+    for start in range(0, len(indices), CHUNK):
+        pairs = [data[index] for index in indices[start : start + CHUNK]]
+        size = size or tuple(
+            multiple(side, features.patch_size) for side in shorter_side(pairs[0][0].shape[:2], options.size)
+        )
+        grids = features(np.stack([resize(image, size) for image, _ in pairs]))
+        for (image, depth), grid in zip(pairs, grids, strict=True):
+            found = _depth_map(head, grid, size=depth.shape, high=FARTHEST[data.relative])
+            images.append(image)
+            truths.append(depth)
+            predictions.append(np.asarray(found))
+    return images, truths, predictions
+
+
+@functools.partial(jax.jit, static_argnames=("size", "high"))
+def _depth_map(head: patch_head.Head, grid: jax.Array, *, size: tuple[int, int], high: float) -> jax.Array:
+    depth = patch_head.depth_from_bins(patch_head.apply_head(head, grid), low=NEAREST, high=high)
+    return upsample(depth[None, ..., None], size)[0, ..., 0]
+
+
+def _errors(
+    truths: list[np.ndarray], predictions: list[np.ndarray], alignment: str, options: argparse.Namespace
+) -> dict[str, float]:
+    """Averages the errors over the images after fitting each prediction."""
+    errors = []
+    for truth, predicted in zip(truths, predictions, strict=True):
+        valid = eigen_crop(truth.shape) if options.eigen_crop else None
+        if alignment:
+            predicted = align(truth, predicted, shift=alignment == "shifted_", valid=valid, floor=NEAREST)
+        errors.append(depth_errors(truth, predicted, valid=valid))
+    return mean_errors(errors)
+
+
+def _draw(found: dict, *, relative: bool, numbers: dict[str, float], folder: Path) -> Path:
+    """Draws some images with their truth and predictions; relative ones with their scale fitted, as it is unknown."""
+    images, truths, _ = next(iter(found.values()))
+    chosen = patches.evenly(len(images), PICTURES)
+    maps = {"truth": [truths[index] for index in chosen]}
+    for name, (_, _, predictions) in found.items():
+        maps[name] = [
+            align(truths[index], predictions[index], shift=False) if relative else predictions[index]
+            for index in chosen
+        ]
+    words = "relative depth, scale fitted per image" if relative else "depth in metres"
+    title = f"Linear {words}: abs-rel {numbers['depth/scaled_abs_rel' if relative else 'depth/abs_rel']:.3f}"
+    return draw_depths([images[index] for index in chosen], maps, folder / "depth.png", title=title)

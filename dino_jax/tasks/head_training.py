@@ -1,0 +1,118 @@
+"""Batches for the heads on patch features: random crops, fresh in every step or a fixed number of each image."""
+
+import argparse
+import collections
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from dino_jax.evals.windows import random_crop
+from dino_jax.tasks.patches import PatchFeatures
+
+Batch = tuple[np.ndarray, np.ndarray]
+CROPS_AHEAD = 4  # batches of crops in the making
+THREADS = 8
+
+
+class Pairs(Protocol):
+    """Images uint8 `(height, width, 3)` with maps `(rows, columns)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """How training crops are drawn; see `evals.windows.random_crop`."""
+
+    size: tuple[int, int]
+    side: int
+    scale: tuple[float, float]
+    fill: float
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, steps: int, learning_rate: float) -> None:
+    """Adds the options of the training of a head."""
+    parser.add_argument("--steps", type=int, default=steps, help="of the head's training")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, help="of AdamW, at its peak")
+    parser.add_argument("--weight-decay", type=float, default=1e-3, help="of AdamW")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        help="compute features of so many crops of each image once and train on them; 0 draws fresh crops every step, "
+        "as published, which takes the network's time in each",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of crops, order and the head's start")
+
+
+def training_batches(
+    features: PatchFeatures, data: Pairs, indices: list[int], *, crops: Crops, options: argparse.Namespace
+) -> Iterator[Batch]:
+    """Yields patch features and targets of batches of crops without end.
+
+    Args:
+      indices: of the training images.
+      options: of `add_arguments`, and the batch size.
+    """
+    order = _shuffled(indices if options.views == 0 else range(options.views * len(indices)), options.seed)
+    if options.views:
+        patches, targets = _fixed_views(features, data, indices, crops=crops, options=options)
+        while True:
+            chosen = [next(order) for _ in range(options.batch_size)]
+            yield patches[chosen], targets[chosen]
+    for images, targets in _fresh_views(data, order, crops=crops, options=options):
+        yield features(images), targets
+
+
+def _fixed_views(
+    features: PatchFeatures, data: Pairs, indices: list[int], *, crops: Crops, options: argparse.Namespace
+) -> Batch:
+    """Computes the features of `views` crops of each image, in half precision."""
+    parts = []
+    for start in range(0, len(indices), options.batch_size):
+        pairs = [data[index] for index in indices[start : start + options.batch_size]]
+        for view in range(options.views):
+            drawn = [
+                _crop(*pair, crops=crops, seed=(options.seed, view, start + place)) for place, pair in enumerate(pairs)
+            ]
+            images, targets = (np.stack(part) for part in zip(*drawn, strict=True))
+            parts.append((features(images).astype(np.float16), targets))
+    patches, targets = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return patches, targets
+
+
+def _fresh_views(data: Pairs, order: Iterator[int], *, crops: Crops, options: argparse.Namespace) -> Iterator[Batch]:
+    """Draws batches of crops, decoded by threads ahead of the consumer."""
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="crops") as pool:
+        waiting: collections.deque = collections.deque()
+        for number in range(options.steps * options.batch_size):
+            seed = (options.seed, number)
+            waiting.append(
+                pool.submit(lambda index, seed: _crop(*data[index], crops=crops, seed=seed), next(order), seed)
+            )
+            if len(waiting) == CROPS_AHEAD * options.batch_size:
+                yield _batch(waiting, options.batch_size)
+        while waiting:
+            yield _batch(waiting, options.batch_size)
+
+
+def _batch(waiting: collections.deque, size: int) -> Batch:
+    drawn = [waiting.popleft().result() for _ in range(size)]
+    return np.stack([image for image, _ in drawn]), np.stack([target for _, target in drawn])
+
+
+def _crop(image: np.ndarray, target: np.ndarray, *, crops: Crops, seed: tuple[int, ...]) -> Batch:
+    random = np.random.default_rng(seed)
+    return random_crop(image, target, crops.size, side=crops.side, scale=crops.scale, fill=crops.fill, random=random)
+
+
+def _shuffled(indices: list[int] | range, seed: int) -> Iterator[int]:
+    """Yields the indices in a new random order in every round, without end."""
+    random = np.random.default_rng(seed)
+    while True:
+        yield from random.permutation(np.asarray(indices)).tolist()

@@ -1,0 +1,127 @@
+"""Patch features for the dense tasks: of a model, and of raw pixels to stand beside it."""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax import Array
+
+from dino_jax import sharding
+from dino_jax.models import Extractor
+from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
+
+CELLS = 4  # raw pixels: a patch is shrunk to so many cells a side
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["patch_size"])
+@dataclasses.dataclass(frozen=True)
+class PixelPatches:
+    """Takes the colours of 4 x 4 cells of a patch for its features; called like an `Extractor`."""
+
+    patch_size: int
+    name = "raw pixels"
+    width = 3 * CELLS**2
+
+    def normalize(self, images: Array) -> Array:
+        """Brings uint8 images `(..., channels)` to mean 0 and deviation 1 of photographs."""
+        return (images / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+
+    def __call__(self, images: Array) -> dict[str, Array]:
+        """Returns "patches" `(batch, rows, columns, 48)`."""
+        batch, height, width, channels = images.shape
+        rows, columns = height // self.patch_size, width // self.patch_size
+        small = jax.image.resize(images, (batch, rows * CELLS, columns * CELLS, channels), "linear")
+        return {"patches": rearrange(small, "b (r y) (c x) d -> b r c (y x d)", y=CELLS, x=CELLS)}
+
+
+class PatchFeatures:
+    """Computes patch features of any number of images, spread over all devices.
+
+    Attributes:
+      name: of the features, for tables.
+      key: what their numbers' names begin with, "" for the model itself.
+      patch_size: pixels from one patch to the next.
+      width: dimensions of a feature.
+    """
+
+    def __init__(self, model: Extractor | PixelPatches, *, batch_size: int, key: str = ""):
+        """Places the model.
+
+        Raises:
+          ValueError: when it has no patches.
+        """
+        self.name, self.key, self.patch_size = model.name, key, model.patch_size
+        self._mesh = sharding.make_mesh()
+        self._batch = batch_size + -batch_size % sharding.data_shards(self._mesh)
+        self._model = jax.device_put(model, sharding.replicated(self._mesh))
+        side = 2 * model.patch_size
+        shape = jax.eval_shape(_patches, model, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)).shape
+        if len(shape) != 4 or min(shape) == 0:
+            raise ValueError(f"{model.name} gives no patch features, which this task needs: use another network")
+        self.width = shape[-1]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Returns the features of uint8 images `(images, height, width, 3)`, float32 `(images, rows, columns, dim)`.
+
+        Sides are multiples of the patch size. Few images take a batch of their own size, many share full ones.
+        """
+        shards = sharding.data_shards(self._mesh)
+        size = min(self._batch, len(images) + -len(images) % shards)
+        parts, pending = [], None
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+            running = _patches(self._model, sharding.place_whole(padded, self._mesh))
+            if pending is not None:
+                parts.append(np.asarray(pending, np.float32))
+            pending = running
+        parts.append(np.asarray(pending, np.float32))
+        return np.concatenate(parts)[: len(images)]
+
+
+@jax.jit
+def _patches(model: Extractor | PixelPatches, images: Array) -> Array:
+    patches = model(model.normalize(images)).get("patches")
+    return jnp.zeros((len(images), 0)) if patches is None else patches
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, data: str, size: int, batch_size: int = 16) -> None:
+    """Adds the options that all dense tasks share.
+
+    Args:
+      data: says what --data takes.
+      size: shorter side of the images by default.
+    """
+    parser.add_argument("--data", required=True, metavar="PATH", help=data)
+    parser.add_argument("--size", type=int, default=size, help="shorter side of the images in pixels; 0 keeps theirs")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images at once over all devices")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images or videos, spread evenly")
+    parser.add_argument("--pixels", action="store_true", help="also evaluate raw pixels as features")
+
+
+def check(options: argparse.Namespace, *positive: str) -> None:
+    """Raises ValueError for numbers that cannot be, of the shared options and those named."""
+    for name in ("batch_size", "limit", *positive):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+    if options.size < 0:
+        raise ValueError(f"--size {options.size} must be 0 (keep the images' own) or more")
+
+
+def compared(model: Extractor, options: argparse.Namespace) -> Iterator[PatchFeatures]:
+    """Yields the model's features and, with --pixels, those of raw pixels in patches of the same size."""
+    yield PatchFeatures(model, batch_size=options.batch_size)
+    if options.pixels:
+        yield PatchFeatures(PixelPatches(model.patch_size), batch_size=options.batch_size, key="pixels_")
+
+
+def evenly(count: int, limit: int | None) -> list[int]:
+    """Returns at most `limit` of `count` indices, spread evenly."""
+    wanted = count if limit is None else min(count, limit)
+    return [index * count // wanted for index in range(wanted)]
