@@ -13,13 +13,13 @@ PACKAGE = ROOT / "dino_jax"
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
     "guard stop command bench_torch",
-    "state checksum config workdir feature_files bench_features bench_knn",
-    "objective checkpoint flops gallery extraction initial",
-    "step gram_teacher scores tasks",
-    "build report model_options",
+    "state checksum config workdir feature_files weights bench_features bench_knn",
+    "objective checkpoint flops gallery extraction initial pretrained",
+    "step gram_teacher scores tasks model_options",
+    "build report",
     "memory record",
     "train",
-    "main bench evaluate features",
+    "main bench evaluate features convert",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.

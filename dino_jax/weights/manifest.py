@@ -71,9 +71,10 @@ class Manifest:
         for rows in groups.values():
             first = rows[0]
             names = [" + ".join(collapse(row.theirs[i] for row in rows)) for i in range(len(first.theirs))]
+            there, here = (in_braces(list(column)) for column in (names, first.ours))
             what = first.note if first.kind == "matched" else f"{first.kind}: {first.note}".removesuffix(": ")
             shapes = [_shapes(first.their_shapes), _shapes(first.our_shapes)]
-            out.append([" + ".join(names) or "-", shapes[0], " + ".join(first.ours) or "-", shapes[1], what])
+            out.append([there, shapes[0], here, shapes[1], what])
         return out
 
     def to_json(self) -> str:
@@ -95,6 +96,22 @@ def collapse(names: Iterable[str]) -> list[str]:
             pattern = pattern.replace(".#.", f".{text}.", 1)
         out.append(pattern)
     return out
+
+
+def in_braces(names: list[str]) -> str:
+    """Joins names, what they have in common written once: `layer.0.{q_proj, k_proj}.weight`."""
+    if len(names) < 2:
+        return "".join(names) or "-"
+    parts = [re.split(r"([./])", name) for name in names]
+    shortest = min(map(len, parts))
+    same = [len({part[i] for part in parts}) == 1 for i in range(shortest)]
+    first = next((i for i in range(shortest) if not same[i]), shortest)
+    last = next((i for i in range(shortest) if len({part[-1 - i] for part in parts}) > 1), shortest)
+    last = min(last, shortest - first)
+    if not first and not last:
+        return " + ".join(names)
+    middles = ["".join(part[first : len(part) - last]) for part in parts]
+    return "".join(parts[0][:first]) + "{" + ", ".join(middles) + "}" + "".join(parts[0][len(parts[0]) - last :])
 
 
 def _numberless(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dino_jax.models import VARIANTS
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights import configs, infer, layouts, mapping, orbax, pth_writer, safetensors
 from dino_jax.weights.files import check_finite, refuse_existing, replacing
@@ -139,9 +140,10 @@ def _checked(weights: Weights, path: Path, name: str | None) -> Weights:
 def check_name(is_there: Architecture, path: Path, name: str | None) -> None:
     """Raises ValueError when weights are of another architecture than `name`, if that is given."""
     if name is not None and published(name).name != is_there.name:
+        known = is_there.name in VARIANTS
         raise ValueError(
             f"the weights in {path} look like {is_there.name} ({is_there.describe()}), not like {name} "
-            f"({published(name).describe()}): load them as {is_there.name}"
+            f"({published(name).describe()}): {f'load them as {is_there.name}' if known else 'leave out the name'}"
         )
 
 

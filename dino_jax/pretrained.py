@@ -1,0 +1,218 @@
+"""Loads a network for features: `model, params = dino_jax.load("dinov3_vitl16", weights=PATH)`."""
+
+import dataclasses
+import difflib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dino_jax import checksum
+from dino_jax.models import VARIANTS, Extractor, inflate_patch_embed
+from dino_jax.weights import orbax, store
+from dino_jax.weights.files import check_finite
+from dino_jax.weights.manifest import Manifest
+from dino_jax.weights.network import Architecture, Tree, family_of, flatten, published
+from dino_jax.weights.store import Weights
+
+RANDOM = "random:"
+
+
+def load(
+    name_or_path: str | Path,
+    weights: str | Path | None = None,
+    *,
+    in_chans: int = 3,
+    dtype: Any = "float32",
+    seed: int = 0,
+    branch: str = "teacher",
+    **options: Any,
+) -> tuple[Extractor, Tree]:
+    """Loads a network and its weights.
+
+    >>> import numpy as np
+    >>> import dino_jax
+    >>> model, params = dino_jax.load("random:dinov3_vits16")  # or load("dinov3_vits16", weights=PATH)
+    >>> photographs = np.zeros((2, 224, 320, 3), np.uint8)
+    >>> features = model(model.normalize(photographs))
+    >>> features["cls"].shape, features["registers"].shape, features["patches"].shape
+    ((2, 384), (2, 4, 384), (2, 14, 20, 384))
+
+    Args:
+      name_or_path: a published architecture, or the weights alone where they tell it: an official .pth, a folder of
+        Hugging Face or timm, one that `python -m dino_jax.convert` wrote, a run's workdir (its newest EMA teacher), a
+        run's `checkpoints/<step>` or `gram_teacher/<step>`, or "random:NAME".
+      weights: the same kinds of file or folder; None draws them from `seed`, with a warning.
+      in_chans: channels of the images. Weights for three are spread over others (`models.inflate_patch_embed`), and
+        so are the channel statistics.
+      dtype: of parameters and computation, such as "bfloat16".
+      branch: which network of a training checkpoint, "teacher" or "student".
+      options: of the network, where the weights do not tell (such as heads), or to compute otherwise (such as
+        attention="cudnn").
+
+    Returns:
+      The model, which takes images and holds its parameters, and the parameters by themselves.
+
+    Raises:
+      ValueError: in one line, for an unknown name (the nearest are named), weights of another architecture (which one
+        is named), damaged, incomplete or hostile files, and channels that do not fit.
+    """
+    text = str(name_or_path)
+    if text.startswith(RANDOM) or (weights is None and text in VARIANTS):
+        if not text.startswith(RANDOM):
+            warnings.warn(f"{text} has random weights (seed {seed}): give weights=PATH for trained ones", stacklevel=2)
+        found = drawn(text.removeprefix(RANDOM), seed=seed, in_chans=in_chans, **options)
+    elif weights is None:
+        found = read(name_or_path, branch=branch, **options)
+    else:
+        published(text)
+        found = read(weights, text, branch=branch, **options)
+    found = with_channels(found, in_chans)
+    backbone = found.architecture.with_options(dtype=jnp.dtype(dtype)).build()
+    params, stats = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (found.tree(), found.stats()))
+    model = Extractor(found.architecture.name, backbone, params, found.mean, found.std, batch_stats=stats)
+    return model, params
+
+
+def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:
+    """Reads weights of any kind, see `load`; they stay on the host, in the types of the file.
+
+    Raises:
+      ValueError: as `load`.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        near = difflib.get_close_matches(str(path), VARIANTS, n=3, cutoff=0.6)
+        known = f"did you mean {' or '.join(near)}?" if near else f"architectures are {', '.join(VARIANTS)}"
+        raise ValueError(f"{path} is neither a file or folder nor an architecture: {known}")
+    place = run_place(path)
+    if place is None:
+        return store.read(path, name, branch=branch, **options)
+    return _checked_name(read_run(*place, branch=branch), path, name)
+
+
+def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights:
+    """Draws the weights of a published architecture.
+
+    Raises:
+      ValueError: for an unknown name; the nearest are named.
+    """
+    architecture = published(name).with_options(in_channels=in_chans, **options)
+    backbone = architecture.build()
+    image = jnp.zeros((1, backbone.patch_size, backbone.patch_size, in_chans))
+    variables = jax.jit(lambda key: backbone.init(key, {"global": image}))(jax.random.key(seed))
+    variables = jax.tree.map(np.asarray, variables)
+    flat = flatten(variables["params"]) | flatten({"batch_stats": variables.get("batch_stats", {})})
+    mean, std = spread(store.IMAGENET_MEAN, in_chans), spread(store.IMAGENET_STD, in_chans)
+    return Weights(architecture, flat, {}, mean, std, Manifest("random"))
+
+
+def with_channels(weights: Weights, in_chans: int) -> Weights:
+    """Returns weights for images of `in_chans` channels.
+
+    Raises:
+      ValueError: if they are for others than these, and not for three.
+    """
+    there = weights.architecture.options["in_channels"]
+    if there == in_chans:
+        return weights
+    if there != 3:
+        raise ValueError(
+            f"the weights of {weights.architecture.name} are for {there} channels, not {in_chans}: load them with "
+            f"in_chans={there}; only weights for 3 are spread over others"
+        )
+    params = inflate_patch_embed(weights.tree(), in_chans)
+    flat = {path: np.asarray(x) for path, x in flatten(params).items()} | flatten({"batch_stats": weights.stats()})
+    return dataclasses.replace(
+        weights,
+        architecture=weights.architecture.with_options(in_channels=in_chans),
+        params=flat,
+        mean=spread(weights.mean, in_chans),
+        std=spread(weights.std, in_chans),
+    )
+
+
+def spread(statistics: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Repeats channel statistics in turn, as the weights are; one channel gets their mean."""
+    if channels == 1:
+        return (sum(statistics) / len(statistics),)
+    return tuple(statistics[i % len(statistics)] for i in range(channels))
+
+
+def run_place(path: Path) -> tuple[Path, Path] | None:
+    """Finds (workdir, folder of a checkpoint or snapshot) where `path` belongs to a run of ours; None elsewhere.
+
+    Raises:
+      ValueError: for a run without any checkpoint, or arrays whose run cannot be found.
+    """
+    if (path / "_CHECKPOINT_METADATA").exists():
+        workdir = path.resolve().parent.parent
+        if not is_workdir(workdir):
+            raise ValueError(f"{path} is a checkpoint without its run: {workdir / 'config.json'} is needed beside it")
+        return workdir, path
+    if not path.is_dir() or not is_workdir(path):
+        return None
+    saved = [step for step in (path / "checkpoints").glob("*") if step.name.isdecimal()]
+    saved = [step for step in saved if (step / "_CHECKPOINT_METADATA").exists()]
+    if not saved:
+        raise ValueError(f"the run in {path} has saved no checkpoint yet: wait for it")
+    return path, max(saved, key=lambda step: int(step.name))
+
+
+def is_workdir(path: Path) -> bool:
+    """Says whether a folder has the config.json of a run."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "seed" in config and any(key.startswith("model.") for key in config)
+
+
+def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
+    """Reads the backbone of a checkpoint (of its EMA teacher or student), or a snapshot.
+
+    Raises:
+      ValueError: when it is damaged.
+    """
+    config = json.loads((workdir / "config.json").read_text())
+    architecture = architecture_of_run({k.removeprefix("model."): x for k, x in config.items() if k[:6] == "model."})
+    if (folder / "state").is_dir():
+        parts = [(part, branch, "backbone") for part in ("content", "checksums")]
+        tree = orbax.read_tree(folder / "state", parts)
+        sealed = {part: tree[part][branch]["backbone"] for part in ("content", "checksums")}
+    else:
+        sealed = orbax.read_tree(folder)
+    try:
+        checksum.check(sealed["content"], sealed["checksums"])
+    except ValueError as error:
+        raise ValueError(f"{folder} is damaged ({error}): use another checkpoint of this run") from None
+    params = flatten(sealed["content"])
+    check_finite(params, folder)
+    mean, std = (tuple(config[f"data.{key}"]) for key in ("mean", "std"))
+    manifest = Manifest("run")
+    for path, x in params.items():
+        manifest.add(
+            "matched", theirs=(path,), ours=(path,), their_shapes=(x.shape,), our_shapes=(x.shape,), note="as it is"
+        )
+    return Weights(architecture, params, {}, mean, std, manifest)
+
+
+def architecture_of_run(options: dict[str, Any]) -> Architecture:
+    """Returns the architecture of a run's `model` options: a published one where size and kind agree."""
+    telling = ("width", "depth", "patch_size", "ffn", "heads", "registers", "depths", "widths")
+    for name, there in VARIANTS.items():
+        same = {key: list(x) if isinstance(x, tuple) else x for key, x in there.items()}
+        if all(same.get(key) == options.get(key) for key in telling):
+            return Architecture(name, family_of(name), {**there, **options})
+    positions = "dinov2" if options.get("masking", True) else "dino"
+    family = positions if options.get("pos_grid") else "dinov3"
+    return Architecture(f"{family}_custom", family, options)
+
+
+def _checked_name(weights: Weights, path: Path, name: str | None) -> Weights:
+    store.check_name(weights.architecture, path, name)
+    return weights
