@@ -14,7 +14,7 @@ from dino_jax.pictures.sheet import save
 # Okabe and Ito, "Color Universal Design", 2008; label 0, the background, is never painted.
 OBJECTS = ("#000000", "#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
 OPACITY = 0.6
-GIF_HEIGHT = 240
+GIF_HEIGHT = 180
 MILLISECONDS = 120
 GAP = 6  # pixels between the parts of a GIF
 

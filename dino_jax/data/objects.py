@@ -1,0 +1,140 @@
+"""Images with the boxes or the masks of their objects, for tasks that find objects."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import numpy as np
+
+from dino_jax.data.dense import IMAGES, read_image, read_values
+from dino_jax.data.files import Files, below, in_folder, open_files, paired
+from dino_jax.data.video import VOID, open_videos
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels; right and bottom are exclusive."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectImage:
+    """One image.
+
+    Attributes:
+      image: uint8 `(height, width, 3)`.
+      boxes: of its objects; one or more.
+      mask: bool `(height, width)`, the pixels of all objects; None where only boxes are known.
+    """
+
+    name: str
+    image: np.ndarray
+    boxes: list[Box]
+    mask: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """Images with objects; `read` gives the image at an index."""
+
+    count: int
+    read: Callable[[int], ObjectImage]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> ObjectImage:
+        """Reads an image.
+
+        Raises:
+          ValueError: when a file is damaged, sizes differ, or there is no object.
+        """
+        return self.read(index)
+
+
+def open_objects(path: str | os.PathLike) -> Objects:
+    """Opens a data set told by its folders:
+
+    - VOC: `JPEGImages`, `Annotations/<id>.xml`, those in `ImageSets/Main/trainval.txt` (all without that list);
+    - videos as `open_videos` reads them, every frame with an object an image of its own;
+    - `images/<id>.jpg` and `masks/<id>.png`, where all that is not 0 is the object.
+
+    Raises:
+      ValueError: when the layout is unknown, or an image has neither boxes nor a mask.
+    """
+    files = open_files(path)
+    voc = below(files, "Annotations")
+    if voc is not None and any(name.startswith(f"{voc}Annotations/") and name.endswith(".xml") for name in files.names):
+        return _voc(files, voc)
+    if any("/frames/" in name for name in files.names) or below(files, "JPEGImages") is not None:
+        return _videos(path)
+    root = below(files, "images")
+    if root is None:
+        raise ValueError(
+            f"{files.path} holds no known objects: it needs images and masks, videos, or the folders of VOC"
+        )
+    images = in_folder(files, f"{root}images", IMAGES)
+    pairs = paired("mask", images, in_folder(files, f"{root}masks", (".png",)))
+    return Objects(len(pairs), lambda index: _masked(files, *pairs[index]))
+
+
+def _masked(files: Files, image_name: str, mask_name: str) -> ObjectImage:
+    mask = read_values(files, mask_name)
+    return _of_mask(files, image_name, mask_name, (mask > 0).astype(np.int32))
+
+
+def _of_mask(files: Files, image_name: str, mask_name: str, mask: np.ndarray) -> ObjectImage:
+    """Makes an image of a mask of objects 1, 2, ...; each has one box, whatever parts it is in."""
+    image = read_image(files, image_name)
+    if image.shape[:2] != mask.shape:
+        raise ValueError(
+            f"{mask_name} in {files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+            f"{image.shape[1]} x {image.shape[0]}: a mask must be as large as its image"
+        )
+    labels = [label for label in np.unique(mask) if label not in (0, VOID)]
+    if not labels:
+        raise ValueError(f"{mask_name} in {files.path} is empty: leave out images without an object")
+    return ObjectImage(image_name, image, [_box(mask == label) for label in labels], (mask > 0) & (mask != VOID))
+
+
+def _box(mask: np.ndarray) -> Box:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _videos(path: str | os.PathLike) -> Objects:
+    """Lists all frames; those where the object is out of sight are left out."""
+    videos = open_videos(path)
+    found = []
+    for number, video in enumerate(videos.videos):
+        masks = videos.masks(number)
+        found += [
+            (frame, name, mask)
+            for frame, name, mask in zip(video.frames, video.masks, masks, strict=True)
+            if ((mask > 0) & (mask != VOID)).any()
+        ]
+    return Objects(len(found), lambda index: _of_mask(videos.files, *found[index]))
+
+
+def _voc(files: Files, root: str) -> Objects:
+    images = in_folder(files, f"{root}JPEGImages", IMAGES)
+    listed = f"{root}ImageSets/Main/trainval.txt"
+    ids = files.read(listed).decode().split() if listed in files.names else sorted(images)
+    lost = [name for name in ids if name not in images]
+    if lost:
+        raise ValueError(f"{files.path} lacks {lost[0]} of {listed} in JPEGImages ({len(lost)} missing)")
+    notes = in_folder(files, f"{root}Annotations", (".xml",))
+    pairs = paired("annotation", {name: images[name] for name in ids}, notes)
+    return Objects(len(pairs), lambda index: _annotated(files, *pairs[index]))
+
+
+def _annotated(files: Files, image_name: str, note_name: str) -> ObjectImage:
+    """Reads the boxes of an XML file; VOC counts pixels from 1 and includes the last one."""
+    try:
+        boxes = []
+        for found in ElementTree.fromstring(files.read(note_name)).iter("bndbox"):
+            left, top, right, bottom = (float(found.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            boxes.append((left - 1, top - 1, right, bottom))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(f"{note_name} in {files.path} is no annotation of VOC ({error})") from None
+    if not boxes:
+        raise ValueError(f"{note_name} in {files.path} has no box: leave out images without an object")
+    return ObjectImage(image_name, read_image(files, image_name), boxes, None)
