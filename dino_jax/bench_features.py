@@ -38,7 +38,7 @@ def bench_features(options: argparse.Namespace) -> dict[str, float]:
     if options.batch < 1 or options.repeats < 1:
         raise ValueError("--batch and --repeats must be at least 1")
     rows: list[list[str | float]] = [["model", "images/s", "PyTorch", "ratio"]]
-    numbers = {}
+    numbers: dict[str, float] = {}
     for variant in options.variants:
         speeds = measure(variant, options)
         numbers |= {f"features/{name}/{variant}": value for name, value in speeds.items()}

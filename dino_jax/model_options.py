@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+from typing import Any
 
 from dino_jax.data.decode import decode
 from dino_jax.data.deep import decode_deep
@@ -36,7 +37,7 @@ def load_model(options: argparse.Namespace) -> Extractor:
     first = options.model or options.weights
     weights = options.weights if options.model else None
     model, _ = pretrained.load(first, weights=weights, in_chans=options.in_chans)
-    given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name)}
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name)}
     for name, values in given.items():
         if len(values) != options.in_chans:
             raise ValueError(f"--{name} has {len(values)} numbers for {options.in_chans} channels: give one for each")

@@ -11,15 +11,16 @@ PACKAGE = ROOT / "dino_jax"
 
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
-    "models losses data evals schedules optim sharding metrics progress health pictures phases recipe validate "
+    "models losses data evals schedules optim sharding metrics progress health phases recipe validate "
     "guard stop command bench_torch",
-    "state checksum config workdir feature_files weights bench_features bench_knn",
+    "state checksum config workdir feature_files weights bench_features bench_knn "
+    "pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
     "build report",
     "memory record",
     "train",
-    "main bench evaluate features convert",
+    "main bench evaluate features convert visualize",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.

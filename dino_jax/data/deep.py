@@ -6,6 +6,7 @@ satellite images, comes through here whole.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -63,7 +64,7 @@ def _tiff(encoded: bytes) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(encoded)) as file:
-        page = file.pages[0]
+        page: Any = file.pages[0]
         check_size(page.imagewidth, page.imagelength)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
             return _by_pillow(encoded)
@@ -92,7 +93,7 @@ def _deep_colour_png(encoded: bytes) -> np.ndarray:
 
 def _by_pillow(encoded: bytes) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
     check_size(*image.size)

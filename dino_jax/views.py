@@ -1,0 +1,104 @@
+"""What a network sees of single images of any size: patch features and the attention of CLS."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+import jax
+import numpy as np
+from jax import Array
+
+from dino_jax.data.decode import BadImage
+from dino_jax.data.fit import resize
+from dino_jax.data.sources import Source
+from dino_jax.models import Extractor
+
+MASK_FOLDERS = ("masks", "annotations")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Where CLS looks, in the last block.
+
+    Attributes:
+      maps: to the patches, `(heads, height, width)`; registers and CLS itself are left out.
+      shares: of each head's attention that goes to CLS, registers and patches, `(heads, 3)`; rows sum to one.
+    """
+
+    maps: np.ndarray
+    shares: np.ndarray
+
+
+def to_patches(image: np.ndarray, *, size: int, patch: int) -> np.ndarray:
+    """Resizes an image so that its sides are multiples of the patch, its shape kept up to that.
+
+    Args:
+      size: of the shorter side in pixels; 0 keeps the size.
+    """
+    scale = size / min(image.shape[:2]) if size else 1.0
+    height, width = (max(1, round(side * scale / patch)) * patch for side in image.shape[:2])
+    return resize(image, height=height, width=width)
+
+
+def open_all(source: Source, indices: Sequence[int], *, size: int, patch: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name and the pixels of images, see `to_patches`.
+
+    Raises:
+      ValueError: naming an image that cannot be used.
+    """
+    for index in indices:
+        try:
+            yield source.name(index), to_patches(source[index]["image"], size=size, patch=patch)
+        except BadImage as error:
+            raise ValueError(f"{source.name(index)} cannot be used: {error}") from None
+
+
+def patch_features(model: Extractor, image: np.ndarray) -> np.ndarray:
+    """Returns the patch features of one image `(height, width, channels)`, float32 `(rows, columns, dim)`."""
+    return np.asarray(_patches(model, image[None])[0], np.float32)
+
+
+def cls_attention(model: Extractor, image: np.ndarray) -> Attention:
+    """Returns the attention of CLS for one image `(height, width, channels)`.
+
+    Raises:
+      ValueError: for a network without attention.
+    """
+    weights = np.asarray(_first_row(model, image[None])[0], np.float32)
+    rows, columns = (side // model.patch_size for side in image.shape[:2])
+    prefix = weights.shape[1] - rows * columns
+    shares = np.stack([weights[:, 0], weights[:, 1:prefix].sum(1), weights[:, prefix:].sum(1)], axis=1)
+    return Attention(weights[:, prefix:].reshape(-1, rows, columns), shares)
+
+
+@jax.jit
+def _patches(model: Extractor, images: Array) -> Array:
+    return model(model.normalize(images))["patches"]
+
+
+@jax.jit
+def _first_row(model: Extractor, images: Array) -> Array:
+    return model.attention(model.normalize(images))[:, :, 0]
+
+
+def sequences(source: Source) -> dict[str, list[int]]:
+    """Groups the images of a source by folder, in the order of the numbers in their names; folders of masks are not.
+
+    Returns:
+      By the name of the sequence, such as "bear" for `bear/frames/0.jpg` and for `JPEGImages/480p/bear/00000.jpg`, the
+      indices of its frames.
+    """
+    found: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        folders = PurePosixPath(source.name(index)).parent.parts
+        if any(folder.lower() in MASK_FOLDERS for folder in folders):
+            continue
+        named = [folder for folder in folders if folder.lower() != "frames"]
+        found.setdefault(named[-1] if named else "", []).append(index)
+    return {name: sorted(indices, key=lambda index: _natural(source.name(index))) for name, indices in found.items()}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,172 @@
+"""Draws what a network sees: `python -m dino_jax.visualize KIND --images DIR --weights PATH`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dino_jax import command, model_options
+from dino_jax.data.sources import Source
+from dino_jax.models import Extractor
+from dino_jax.pictures import film, tiles
+from dino_jax.pictures.components import Components, shared_components
+from dino_jax.pictures.similarity import similarity_page
+from dino_jax.views import Attention, cls_attention, open_all, patch_features, sequences
+
+KINDS = {
+    "pca": "principal components of the patch features as colours, one basis for all images",
+    "attention": "where CLS looks, head by head",
+    "similarity": "a page on which a click shows where else the features are alike",
+    "video": "attention and components of the frames of a video, as GIF and MP4",
+}
+PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
+OVERVIEW = 240  # height of an image in the overview
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draws; returns the exit code of `command.run`."""
+    parser = argparse.ArgumentParser(prog="python -m dino_jax.visualize", description="Draw what a network sees.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for name, what in KINDS.items():
+        kind = kinds.add_parser(name, help=what, description=f"Draws {what}.", allow_abbrev=False)
+        model_options.add_images(kind)
+        model_options.add_model(kind)
+        kind.add_argument("--out", type=Path, default=Path("pictures"), metavar="DIR", help="(default pictures)")
+        text = "shorter side of the images in pixels; larger shows more detail (default: as they are)"
+        kind.add_argument("--size", type=int, default=0, metavar="PX", help=text)
+        kind.add_argument("--number", type=int, default=500 if name == "video" else 12, help="how many images at most")
+    kinds.choices["pca"].add_argument("--foreground", action="store_true", help="draw the foreground alone")
+    kinds.choices["video"].add_argument("--sequence", metavar="NAME", help="folder of the frames (default: the first)")
+    kinds.choices["video"].add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
+    options = parser.parse_args(arguments)
+    return command.run(lambda: start(options), interrupted="interrupted: what was drawn is kept")
+
+
+def start(options: argparse.Namespace) -> None:
+    """Loads the model, opens the images and draws."""
+    command.only_our_lines()
+    if options.number < 1 or options.size < 0 or getattr(options, "fps", 1.0) <= 0:
+        raise ValueError("--number and --fps must be positive, and --size not negative")
+    source = model_options.open_images(options)
+    model = model_options.load_model(options)
+    draw = {"pca": draw_pca, "attention": draw_attention, "similarity": draw_similarity, "video": draw_video}
+    for path in draw[options.kind](model, source, options):
+        print(path)
+
+
+def draw_pca(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
+    """Draws each image beside its components at native resolution, and an overview of all."""
+    opened = _opened(model, source, options)
+    grids = [patch_features(model, image) for _, image in opened]
+    components = shared_components(grids, foreground=options.foreground)
+    pairs = []
+    for (name, image), grid in zip(opened, grids, strict=True):
+        pairs.append((name, [_shown(image), _components(image, grid, components)]))
+    paths = _named_files(options.out / "pca", pairs)
+    for path, (_, pair) in zip(paths, pairs, strict=True):
+        tiles.save(tiles.tile([("", picture) for picture in pair], columns=2), path)
+    return [tiles.save(tiles.overview(pairs, height=OVERVIEW), options.out / "pca.png"), *paths]
+
+
+def draw_attention(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
+    """Draws each image beside its attention maps at native resolution; registers are a share in words, not a place."""
+    opened = _opened(model, source, options)
+    paths = _named_files(options.out / "attention", opened)
+    for path, (_, image) in zip(paths, opened, strict=True):
+        tiles.save(attention_sheet(_shown(image), cls_attention(model, image)), path)
+    return paths
+
+
+def draw_similarity(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
+    """Writes the page."""
+    opened = _opened(model, source, options)
+    features = [patch_features(model, image) for _, image in opened]
+    names = [name for name, _ in opened]
+    title = f"Patch similarity, {model.name}"
+    shown = [_shown(image) for _, image in opened]
+    return [similarity_page(shown, features, options.out / "similarity.html", names=names, title=title)]
+
+
+def draw_video(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
+    """Draws every frame beside its attention and its components, with one scale and one basis for the whole film."""
+    name, indices = _sequence(source, options.sequence)
+    chosen = indices[:: -(-len(indices) // options.number)]
+    opened = [image for _, image in open_all(source, chosen, size=options.size, patch=model.patch_size)]
+    if len({image.shape for image in opened}) > 1:
+        raise ValueError(f"the frames of {name!r} differ in size: choose a folder of one video by --sequence")
+    maps = [cls_attention(model, image).maps.mean(0) for image in opened]
+    grids = [patch_features(model, image) for image in opened]
+    components = shared_components(grids)
+    high = float(np.percentile(np.stack(maps), PEAK))
+    frames = []
+    for image, weights, grid in zip(opened, maps, grids, strict=True):
+        shown = _shown(image)
+        panels = [shown, tiles.glow(shown, weights, high=high), _components(image, grid, components)]
+        frames.append(tiles.tile([("", panel) for panel in panels], columns=3 if image.shape[1] < 900 else 1))
+    stem = options.out / f"video-{name or 'frames'}"
+    paths = [film.gif(frames, stem.with_suffix(".gif"), per_second=options.fps)]
+    encoded = film.mp4(frames, stem.with_suffix(".mp4"), per_second=options.fps)
+    if encoded is None:
+        print("no MP4: pip install imageio-ffmpeg for one", file=sys.stderr)
+    return paths + ([encoded] if encoded else [])
+
+
+def attention_sheet(image: np.ndarray, attention: Attention) -> np.ndarray:
+    """Lays out an image, the mean of its attention maps over it, and the map of every head with its shares."""
+    height, width = image.shape[:2]
+    mean = attention.maps.mean(0)
+    panels = [
+        ("image", image),
+        (f"mean of {len(attention.maps)} heads", tiles.glow(image, mean, high=float(np.percentile(mean, PEAK)))),
+    ]
+    for head, (weights, shares) in enumerate(zip(attention.maps, attention.shares, strict=True), start=1):
+        drawn = tiles.heat(weights, high=float(np.percentile(weights, PEAK)), height=height, width=width)
+        panels.append((f"head {head}: {_shares(shares)}", drawn))
+    return tiles.tile(panels, columns=4 if len(panels) > 6 else 3)
+
+
+def _shares(shares: np.ndarray) -> str:
+    cls, registers, patches = (f"{share:.0%}" for share in shares)
+    return f"patches {patches}, registers {registers}, CLS {cls}" if shares[1] else f"patches {patches}, CLS {cls}"
+
+
+def _components(image: np.ndarray, grid: np.ndarray, components: Components) -> np.ndarray:
+    height, width = image.shape[:2]
+    return tiles.paint_components(components.colors(grid), components.foreground(grid), height=height, width=width)
+
+
+def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
+    """Opens at most `--number` images, spread evenly over the source."""
+    count = min(options.number, len(source))
+    chosen = [(2 * number + 1) * len(source) // (2 * count) for number in range(count)]
+    return list(open_all(source, chosen, size=options.size, patch=model.patch_size))
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """Returns what a person sees of an image of any channels and bits: uint8 `(height, width, 3)`."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+
+
+def _named_files(folder: Path, named: Sequence[tuple[str, object]]) -> list[Path]:
+    """Returns a file for each name, its folders kept as dashes, numbered where two would be the same."""
+    stems = ["-".join(PurePosixPath(name).with_suffix("").parts) for name, _ in named]
+    return [folder / f"{stem}{f'-{index}' if stems.count(stem) > 1 else ''}.png" for index, stem in enumerate(stems)]
+
+
+def _sequence(source: Source, wanted: str | None) -> tuple[str, list[int]]:
+    """Returns the frames of the sequence that was asked for, or of the first."""
+    found = sequences(source)
+    if not found:
+        raise ValueError("no frames: all folders are called masks or annotations")
+    name = next(iter(found)) if wanted is None else wanted
+    if name not in found:
+        raise ValueError(f"there is no sequence {name!r}: choose among {', '.join(sorted(found))}")
+    return name, found[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

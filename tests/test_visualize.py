@@ -1,0 +1,127 @@
+import tarfile
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax import pretrained, views, visualize
+from dino_jax.data.sources import open_path
+from tests.data.images import encode, photograph
+from tests.tiny_model import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, shape in (("cats/a", (24, 32)), ("cats/b", (40, 24)), ("dogs/a", (27, 30))):
+        file = tmp_path / "images" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(photograph(*shape)))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def draw(tmp_path, model, monkeypatch, capsys):
+    """Runs the command; returns its exit code, the files it names, and what it says on stderr."""
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: (model, model.params))
+
+    def run(kind, images, *options):
+        code = visualize.main(
+            [kind, "--images", str(images), "--weights", "x", "--out", str(tmp_path / "out"), *options]
+        )
+        said = capsys.readouterr()
+        files = [line.removeprefix(f"{tmp_path}/out/") for line in said.out.splitlines()]
+        return SimpleNamespace(code=code, files=files, error=said.err, folder=tmp_path / "out")
+
+    return run
+
+
+def test_images_keep_their_shape_up_to_the_patch():
+    assert views.to_patches(photograph(27, 30), size=0, patch=8).shape == (24, 32, 3)
+    assert views.to_patches(photograph(24, 32), size=48, patch=8).shape == (48, 64, 3)
+    assert views.to_patches(photograph(3, 30), size=0, patch=8).shape == (8, 32, 3)
+    image = photograph(24, 32)
+    np.testing.assert_array_equal(views.to_patches(image, size=0, patch=8), image)
+
+
+def test_attention_leaves_registers_out_of_the_map(model):
+    image = photograph(24, 32)
+    found = views.cls_attention(model, image)
+    whole = np.asarray(jax.jit(model.attention)(model.normalize(image[None])))[0, :, 0]
+    assert found.maps.shape == (2, 3, 4)
+    np.testing.assert_allclose(found.maps.reshape(2, -1), whole[:, 5:], atol=1e-6)
+    np.testing.assert_allclose(found.shares, [[w[0], w[1:5].sum(), w[5:].sum()] for w in whole], atol=1e-6)
+    np.testing.assert_allclose(found.shares.sum(1), 1, atol=1e-6)
+
+
+def test_pca_draws_each_image_at_its_size_and_all_together(draw, folder):
+    done = draw("pca", folder)
+    assert done.files == ["pca.png", "pca/cats-a.png", "pca/cats-b.png", "pca/dogs-a.png"]
+    sheet = np.asarray(Image.open(done.folder / "pca/cats-a.png"))
+    np.testing.assert_array_equal(sheet[6:30, 6:38], photograph(24, 32))
+    assert draw("pca", folder, "--foreground", "--number", "1").files == ["pca.png", "pca/cats-b.png"]
+
+
+def test_attention_draws_every_head(draw, folder):
+    done = draw("attention", folder, "--number", "1", "--size", "64")
+    assert done.files == ["attention/cats-b.png"]
+    width, height = Image.open(done.folder / done.files[0]).size
+    assert width == 3 * 64 + 4 * 6  # image, mean and one head above the other head
+    assert height > 2 * 104
+
+
+def test_shares_are_told_in_words():
+    assert visualize._shares(np.array([0.1, 0.3, 0.6])) == "patches 60%, registers 30%, CLS 10%"
+    assert visualize._shares(np.array([0.4, 0.0, 0.6])) == "patches 60%, CLS 40%"
+
+
+def test_similarity_writes_one_page(draw, folder):
+    done = draw("similarity", folder)
+    assert done.files == ["similarity.html"]
+    assert "cats/b.png" in (done.folder / "similarity.html").read_text()
+
+
+def test_video_takes_frames_in_order_and_no_masks(draw, tmp_path, model):
+    with tarfile.open(tmp_path / "videos.tar", "w") as archive:
+        for name in ("bear", "cow"):
+            for number in range(11):
+                file = tmp_path / "frame"
+                for member, image in (
+                    (f"{name}/frames/{number}.png", photograph(24, 32, seed=number)),
+                    (f"{name}/masks/{number}.png", photograph(24, 32)),
+                ):
+                    file.write_bytes(encode(image))
+                    archive.add(file, member)
+    source = open_path(str(tmp_path / "videos.tar"))
+    found = views.sequences(source)
+    assert list(found) == ["bear", "cow"]
+    assert [source.name(index) for index in found["cow"]] == [f"cow/frames/{number}.png" for number in range(11)]
+    done = draw("video", tmp_path / "videos.tar", "--sequence", "cow", "--number", "4")
+    assert done.files[0] == "video-cow.gif"
+    with Image.open(done.folder / "video-cow.gif") as written:
+        assert (written.n_frames, written.size) == (4, (3 * 32 + 4 * 6, 24 + 2 * 6))
+    missing = draw("video", tmp_path / "videos.tar", "--sequence", "cat")
+    assert (missing.code, missing.error) == (2, "error: there is no sequence 'cat': choose among bear, cow\n")
+
+
+def test_bad_input_is_one_line(draw, folder, tmp_path):
+    assert draw("pca", tmp_path / "none").error.startswith("error: ")
+    assert draw("pca", folder, "--number", "0").error.startswith("error: --number and --fps must be positive")
+    different = draw("video", folder, "--sequence", "cats")
+    assert (different.code, different.error.count("\n")) == (2, 1)
+    assert "differ in size: choose a folder of one video" in different.error
+    (folder / "cats" / "a.png").write_bytes(b"damaged")
+    assert draw("pca", folder).error == "error: cats/a.png cannot be used: not an image of a known format\n"
+
+
+def test_deep_images_are_shown_in_8_bits():
+    deep = np.full((4, 4, 5), 65535, np.uint16)
+    assert visualize._shown(deep).shape == (4, 4, 3)
+    assert (visualize._shown(deep) == 255).all()
+    assert visualize._shown(deep[..., :2]).shape == (4, 4, 3)
