@@ -1,0 +1,173 @@
+"""Correspondence by patch features, on distorted copies of photographs and between the frames of videos."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dino_jax.data.dense import IMAGES, read_image
+from dino_jax.data.files import open_files
+from dino_jax.data.video import VOID, open_videos
+from dino_jax.data.warps import moved, warp
+from dino_jax.evals.correspondence import ALPHAS, match_points, pck
+from dino_jax.evals.windows import multiple, resize, shorter_side
+from dino_jax.models import Extractor
+from dino_jax.pictures.matches import matches
+from dino_jax.tasks import Result, patches
+from dino_jax.tasks.patches import PatchFeatures
+
+MARGIN = 0.05  # of the side: no points are taken nearer to the border of a distorted copy
+GAPS = (1, 5, 10, 20)  # frames from the first to the one in which its points are sought
+DRAWN = 0.1  # tolerance that makes a line of the picture right
+PAIRS, LINES = 4, 30  # in the picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two images, points of the first as shares of width and height, and where they are.
+
+    Attributes:
+      group: pairs that are scored together.
+      truth: `(points, 2)` in the second image; or None, when `inside` says which of its pixels are right.
+      inside: bool `(height, width)`.
+    """
+
+    name: str
+    group: str
+    first: np.ndarray
+    second: np.ndarray
+    points: np.ndarray
+    truth: np.ndarray | None = None
+    inside: np.ndarray | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    layouts = "any images, or videos with masks as for tracking: a folder, tar or tar.gz"
+    patches.add_arguments(parser, data=layouts, size=480, batch_size=8)
+    parser.add_argument(
+        "--pairs",
+        choices=["warps", "videos"],
+        default="warps",
+        help="warps: find points in a distorted copy, PCK; videos: find an object's points in later frames",
+    )
+    parser.add_argument("--points", type=int, default=64, help="sought in each pair")
+    parser.add_argument("--seed", type=int, default=0, help="of distortions and points")
+
+
+def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Seeks points of one image in another by the most similar place.
+
+    Distorted copies give PCK, the share of points found within a tolerance of the truth; videos give the share of an
+    object's points that are found on the object again, beside the share that chance would give.
+
+    Raises:
+      ValueError: wrong data, or a model without patches.
+    """
+    patches.check(options, "points")
+    found: dict[str, tuple[str, dict[str, float], list]] = {}
+    for features in patches.compared(model, options):
+        pairs = _warps(options) if options.pairs == "warps" else _frames(options)
+        scores, shown = _score(features, pairs, options)
+        found[features.name] = features.key, scores, shown
+    numbers = {f"correspondence/{key}{n}": value for key, scores, _ in found.values() for n, value in scores.items()}
+    name = next(iter(found))
+    _, scores, shown = found[name]
+    rows: list[list[str | float]] = [["correspondence", *found]]
+    rows += [[_words(score), *(other[score] for _, other, _ in found.values())] for score in scores]
+    headline = next(iter(scores))
+    title = f"Points found by patch features: {_words(headline)} {scores[headline]:.1%}"
+    picture = matches([pair for _, pair in shown], [n for n, _ in shown], folder / "matches.png", title=title)
+    return Result(numbers, rows, [picture])
+
+
+def _warps(options: argparse.Namespace) -> Iterator[Pair]:
+    """Makes pairs of images and their distorted copies, with points that both show."""
+    files = open_files(options.data)
+    names = [name for name in files.names if name.lower().endswith(IMAGES) and not _is_label(name)]
+    if not names:
+        raise ValueError(f"{files.path} has no images (looked for {' '.join(IMAGES)})")
+    for number in patches.evenly(len(names), options.limit):
+        image, random = read_image(files, names[number]), np.random.default_rng((options.seed, number))
+        copy, matrix = warp(image, random=random)
+        points = random.random((8 * options.points, 2))
+        truth = moved(points, matrix)
+        both = ((truth > MARGIN) & (truth < 1 - MARGIN)).all(axis=1)
+        points, truth = points[both][: options.points], truth[both][: options.points]
+        if len(points):
+            yield Pair(names[number], "", image, copy, points, truth=truth)
+
+
+def _is_label(name: str) -> bool:
+    return any(folder.lower() in ("masks", "depth", "annotations") for folder in name.split("/")[:-1])
+
+
+def _frames(options: argparse.Namespace) -> Iterator[Pair]:
+    """Makes pairs of the first frame, with points on its object, and later frames that show the object."""
+    videos = open_videos(options.data)
+    for number in patches.evenly(len(videos), options.limit):
+        frames, masks, name = videos.frames(number), videos.masks(number), videos.videos[number].name
+        label = np.unique(masks[0][(masks[0] > 0) & (masks[0] != VOID)])[0]
+        places = np.argwhere(masks[0] == label)
+        random = np.random.default_rng((options.seed, number))
+        chosen = places[random.choice(len(places), min(options.points, len(places)), replace=False)]
+        points = (chosen[:, ::-1] + 0.5) / (masks.shape[2], masks.shape[1])
+        for gap in GAPS:
+            if gap < len(frames) and (masks[gap] == label).any():
+                words = f"{name}, {gap} frame{'s' * (gap > 1)} later"
+                yield Pair(words, f"gap{gap}", frames[0], frames[gap], points, inside=masks[gap] == label)
+
+
+def _score(
+    features: PatchFeatures, pairs: Iterator[Pair], options: argparse.Namespace
+) -> tuple[dict[str, float], list]:
+    """Returns the mean scores, and some pairs to be drawn."""
+    scores: dict[str, list[float]] = {}
+    kept = []
+    for pair in pairs:
+        grids = [_grid(features, image, options.size) for image in (pair.first, pair.second)]
+        found, _ = match_points(*grids, pair.points)
+        size = np.array(pair.second.shape[1::-1])
+        if pair.truth is not None:
+            errors = np.linalg.norm((found - pair.truth) * size, axis=1)
+            right = errors <= DRAWN * max(size)
+            for alpha in ALPHAS[::-1]:
+                score = pck(found * size, pair.truth * size, size=max(size), alpha=alpha)
+                scores.setdefault(f"pck_{alpha:g}", []).append(score)
+        else:
+            column, row = (found * size).astype(int).T
+            right = pair.inside[row, column]
+            for name, value in (("", right.mean()), ("chance_", pair.inside.mean())):
+                scores.setdefault(f"{name}on_object", []).append(float(value))
+                scores.setdefault(f"{name}on_object_{pair.group}", []).append(float(value))
+        kept.append((pair, found, right))
+    shown = []
+    for place in patches.evenly(len(kept), PAIRS):
+        pair, found, right = kept[place]
+        some = slice(0, LINES)
+        share = f"{pair.name}: {right.mean():.0%} right"
+        shown.append((share, (pair.first, pair.second, pair.points[some], found[some], right[some])))
+    return {name: float(np.mean(values)) for name, values in sorted(scores.items(), key=_order)}, shown
+
+
+def _order(item: tuple[str, list[float]]) -> tuple:
+    """Puts scores before chance, and wider gaps later."""
+    name = item[0]
+    return name.startswith("chance"), int(name.rpartition("gap")[2]) if "gap" in name else 0
+
+
+def _grid(features: PatchFeatures, image: np.ndarray, side: int) -> np.ndarray:
+    height, width = shorter_side(image.shape[:2], side)
+    size = multiple(height, features.patch_size), multiple(width, features.patch_size)
+    return features(resize(image, size)[None])[0]
+
+
+def _words(score: str) -> str:
+    """Says what a score is."""
+    if score.startswith("pck"):
+        return f"PCK at {score.removeprefix('pck_')}"
+    words = "by chance" if score.startswith("chance") else "on the object"
+    gap = score.rpartition("gap")[2] if "gap" in score else ""
+    return f"{words}, {gap} frame{'s' * (gap != '1')} later" if gap else words
