@@ -1,33 +1,53 @@
-"""A small DINOv3 run on the photographs inside scikit-image: pretraining, then a Gram phase. Nothing is downloaded.
+"""Small runs on the photographs inside scikit-image, of each generation: `v3` (the default), `v2`, `v1`.
 
-Paper: DINOv3 (arXiv 2508.10104) at toy size; not a published setting.
-Hardware: 2 CPU cores, under 4 GB, under 5 minutes. Scores over three seeds are in docs/results.md.
+Papers: DINOv3 (arXiv 2508.10104), pretraining and a Gram phase; DINOv2 (2304.07193) and DINO (2104.14294). All at toy
+size; not published settings. Nothing is downloaded.
+Hardware: 2 CPU cores, under 4 GB, under 5 minutes. Scores are in docs/results.md.
 Command: python -m dino_jax.main --config configs/quickstart.py --workdir runs/quickstart
+  or, of another generation: python -m dino_jax.main --config configs/quickstart.py:v1 --workdir runs/quickstart_v1
 """
 
 from dino_jax import config
 
+SMALL = {"patch_size": 8, "width": 128, "depth": 4, "heads": 4}
+CROPS = {"global_size": 48, "local_size": 24, "local_number": 4}
+OPTIM = {"lr_scaling": "none", "layer_decay": 1.0, "patch_embed_multiplier": 1.0}
+POSITIONS = {"pos_grid": CROPS["global_size"] // SMALL["patch_size"]}
 
-def get_config():
-    """Returns the recipe."""
+
+def get_config(variant: str = "v3"):
+    """Returns the recipe of a generation."""
+    generations = {"v1": dino, "v2": dinov2, "v3": dinov3}
+    if variant not in generations:
+        raise ValueError(f"configs/quickstart.py has no variant {variant!r}: use {', '.join(generations)}")
     c = config.default()
     c.precision = "float32"
     c.remat = "matmuls"
-    c.model = config.model("dinov3_vits16", patch_size=8, width=128, depth=4, heads=4)
-    c.dino_head = config.head(prototypes=256, hidden=256, bottleneck=64)
-    c.ibot_head = config.head(prototypes=256, hidden=256, bottleneck=64)
     c.data.source = "packaged"
     c.data.window_size = 64
     c.data.windows_per_photograph = 256
     c.eval.size = 64
     c.checkpoint.every = 100
     c.log.health_every = 50
+    generations[variant](c)
+    return c
 
+
+def set_heads(c, gain):
+    """Sets heads small enough for a batch of 32."""
+    c.dino_head = config.head(prototypes=256, hidden=256, bottleneck=64, gain=gain)
+    c.ibot_head = config.head(prototypes=256, hidden=256, bottleneck=64, gain=gain)
+
+
+def dinov3(c):
+    """Sets pretraining with Sinkhorn-Knopp, iBOT and KoLeo, then a Gram phase."""
+    c.model = config.model("dinov3_vits16", **SMALL)
+    set_heads(c, "none")
     pretrain = config.phase(
         steps=260,
         batch_size=32,
-        crops={"global_size": 48, "local_size": 24, "local_number": 4},
-        optim={"lr_scaling": "none", "layer_decay": 1.0, "patch_embed_multiplier": 1.0},
+        crops=CROPS,
+        optim=OPTIM,
         schedules={
             "lr": config.schedule(start=0.0, peak=2e-3, end=5e-4, warmup=20),
             "weight_decay": config.constant(0.04),
@@ -49,4 +69,44 @@ def get_config():
         },
     )
     config.set_phases(c, pretrain=pretrain, gram=gram)
-    return c
+
+
+def dinov2(c):
+    """Sets Sinkhorn-Knopp, iBOT and KoLeo on learned positions, with weight-normalised heads."""
+    c.model = config.model("dinov2_vits14", **SMALL, **POSITIONS)
+    set_heads(c, "trained")
+    pretrain = config.phase(
+        steps=320,
+        batch_size=32,
+        crops=CROPS,
+        optim=OPTIM,
+        schedules={
+            "lr": config.schedule(start=0.0, peak=2e-3, end=1e-5, warmup=20),
+            "weight_decay": config.constant(0.04),
+            "momentum": config.schedule(start=0.96, peak=0.96, end=0.99),
+            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=150),
+        },
+    )
+    config.set_phases(c, pretrain=pretrain)
+
+
+def dino(c):
+    """Sets the first DINO loss alone, on centered targets."""
+    c.model = config.model("dino_vits16", **SMALL, **POSITIONS)
+    set_heads(c, "frozen")
+    pretrain = config.phase(
+        steps=320,
+        batch_size=32,
+        crops=CROPS | {"global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4)},
+        targets="centering",
+        loss={"ibot": 0.0, "koleo": 0.0},
+        optim=OPTIM | {"clip": "tensor", "freeze_last_layer": 20, "last_layer_rests": True},
+        schedules={
+            # Without LayerScale the network moves at once: it takes a quarter of the others' learning rate.
+            "lr": config.schedule(start=0.0, peak=5e-4, end=1e-5, warmup=20),
+            "weight_decay": config.constant(0.04),
+            "momentum": config.schedule(start=0.99, peak=0.99, end=0.999),
+            "teacher_temperature": config.constant(0.04),
+        },
+    )
+    config.set_phases(c, pretrain=pretrain)

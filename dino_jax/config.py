@@ -74,7 +74,11 @@ def default() -> ConfigDict:
 
 
 def model(variant: str, **changes: Any) -> ConfigDict:
-    """Returns the options of a published size with `changes`, and those that only act in training."""
+    """Returns the options of a published size with `changes`, and those that only act in training.
+
+    Raises:
+      ValueError: for an unknown size, or a change of what is no option of it.
+    """
     training = {
         "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block,
         "drop_path_ramp": False,  # or rising from 0 in the first block to drop_path in the last
@@ -84,6 +88,8 @@ def model(variant: str, **changes: Any) -> ConfigDict:
         "rope_jitter": 1.0,  # one factor per axis in [1 / jitter, jitter],
         "rope_rescale": 1.0,  # one factor for both in [1 / rescale, rescale]
     }
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no model {variant!r}; there are {', '.join(VARIANTS)}")
     options = VARIANTS[variant]
     if "heads" not in options:  # a convolutional network
         return _changed(ConfigDict(options), changes)

@@ -33,7 +33,7 @@ def _convolutional_flops(model: Backbone, side: int) -> float:
     shapes = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), {"global": jnp.zeros(shapes.shape)}))
     analysis = jax.jit(lambda v, x: model.apply(v, {"global": x})["global"]["cls"]).lower(variables, shapes)
-    return float(analysis.cost_analysis()["flops"])
+    return float((analysis.cost_analysis() or {})["flops"])
 
 
 def head_flops(head: PrototypeHead, width: int) -> float:

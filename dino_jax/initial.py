@@ -40,8 +40,7 @@ def loaded(weights: str, networks: Networks, mesh: Mesh, *, load: Load) -> Param
     Raises:
       ValueError: when there is nothing at `weights`, or when it is of another architecture than the run's.
     """
-    if not Path(weights).expanduser().exists():
-        raise ValueError(f"init.weights = {weights!r}: there is no such file or folder")
+    check_path(weights)
     model, params = load(weights)
     check_architecture(weights, model, networks.backbone)
     shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0))["backbone"])
@@ -52,6 +51,12 @@ def loaded(weights: str, networks: Networks, mesh: Mesh, *, load: Load) -> Param
         return jax.make_array_from_callback(array.shape, s, lambda index: array[index])
 
     return jax.tree.map(place, params, sharding.of_state(shapes, mesh))
+
+
+def check_path(weights: str) -> None:
+    """Raises ValueError when there is nothing at `weights`."""
+    if not Path(weights).expanduser().exists():
+        raise ValueError(f"init.weights = {weights!r}: there is no such file or folder; give that of the weights")
 
 
 def check_architecture(weights: str, model: Any, expected: Any) -> None:

@@ -54,6 +54,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     networks = build.networks(config, shards=shards)
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
+    if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
+        initial.check_path(config.init.weights)  # before the workdir takes the value on
     with Workdir(folder) as workdir, StopRequest() as stop:
         workdir.adopt(config)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()

@@ -100,6 +100,8 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
         yield "loss.ibot needs a transformer, whose patches can be masked: set it to 0 in all phases"
     if any(p.gram.teacher != "none" for p in phases):
         yield "gram.teacher needs a transformer: set it to 'none' in all phases"
+    if c.init.weights:
+        yield "init.weights needs a transformer: set it to ''"
     if c.log.pictures:
         yield "log.pictures shows attention, which only a transformer has: set it to False"
 

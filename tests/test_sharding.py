@@ -13,6 +13,7 @@ from dino_jax.metrics import read_metrics
 from tests.tiny_recipe import get_config
 
 SHAPES = ("1x1", "8x1", "4x2", "2x4", "1x8")
+CENTERED = ("centered-1x1", "centered-4x2")
 UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 
 
@@ -20,17 +21,18 @@ UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 def runs(program, tmp_path_factory):
     """Returns (folder of all runs, what they said on standard error, bytes of state on a device by shape)."""
     folder = tmp_path_factory.mktemp("sharded")
-    arguments = ("tests.sharded_run", str(folder), str(program.images), *SHAPES)
+    arguments = ("tests.sharded_run", str(folder), str(program.images), *SHAPES, *CENTERED)
     done = program.finish(program.start(*arguments, devices=8))
     assert done.returncode == 0, done.stderr
     return folder, done.stderr, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("shape", [*SHAPES[1:], *CENTERED[1:]])
 def test_eight_devices_measure_what_one_does(runs, shape):
     folder, _, _ = runs
-    expected, actual = (read_metrics(folder / name / "metrics.jsonl") for name in ("1x1", shape))
+    single = CENTERED[0] if shape in CENTERED else SHAPES[0]
+    expected, actual = (read_metrics(folder / name / "metrics.jsonl") for name in (single, shape))
     assert len(expected) == len(actual) == 4
     for one, eight in zip(expected, actual, strict=True):
         assert one.keys() == eight.keys()

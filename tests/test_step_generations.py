@@ -5,16 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax import optim
-from dino_jax.models import PrototypeHead, VisionTransformer
+from dino_jax import optim, sharding
+from dino_jax import state as states
+from dino_jax.models import PrototypeHead, ResNet, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
+from dino_jax.step import HYPER as STEP_HYPER
 from dino_jax.step import make_train_step
 from tests.test_step import batch_of
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
 # As for DINOv3's trajectories, see tests/test_step.py.
 METRIC, GRADIENT_NORM = 3e-6, 1e-5
+
+HYPER = {"momentum": 0.9, "teacher_temperature": 0.04, "lr": 0.1, "backbone_lr": 0.1, "last_layer_lr": 0.1}
 
 
 def vit(small: dict, **options) -> VisionTransformer:
@@ -204,3 +208,78 @@ def test_dinov2(golden, name):
         for head in ("dino", "ibot"):
             center = g[f"out/{head}_center_after_4_updates"].ravel()
             assert_close(state.centers[head], center, absolute=1e-7, relative=1e-5, name=f"{head} center")
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """Returns (networks, a state, the state after a step of SGD, crops) of a small ResNet trained by DINO."""
+    backbone = ResNet(depths=(1, 1), channels=4, in_channels=3)
+    networks = Networks(backbone, PrototypeHead(prototypes=16, hidden=8, bottleneck=8, gain="frozen"))
+    optimizer = optim.sgd(0.9)
+    step = make_train_step(
+        networks,
+        optimizer,
+        Objective(targets="centering", ibot=0.0, koleo=0.0),
+        clip=optim.clip_by_tensor,
+        clip_norm=3.0,
+        layer_decay=1.0,
+        patch_embed_multiplier=1.0,
+        seed=0,
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state = states.init(networks, optimizer, mesh, seed=0, centered=("dino",))
+    rng = np.random.default_rng(0)
+    batch = {
+        "global_crops": rng.normal(size=(4, 2, 16, 16, 3)).astype(np.float32),
+        "local_crops": rng.normal(size=(4, 2, 8, 8, 3)).astype(np.float32),
+    }
+    hyper = {name: np.float32(HYPER.get(name, 0)) for name in STEP_HYPER} | {"local_weight": np.float32(1)}
+    step = jax.jit(step)
+    after, _, finite = step(state, batch, hyper)
+    assert finite.all()
+    broken, _, _ = step(state, batch | {"local_crops": batch["local_crops"] * np.nan}, hyper)
+    return networks, state, after, broken, batch
+
+
+def test_batch_statistics_follow_the_crops(resnet):
+    """The teacher's running mean of its first norm moves by a tenth towards that of the global crops it saw; the
+    student's does so for global, then for local crops."""
+    _, state, after, _, batch = resnet
+
+    def mean_of_first_convolution(network, crops):
+        kernel = network["backbone"]["stem"]["conv"]["kernel"]
+        out = jax.lax.conv_general_dilated(
+            crops.reshape(-1, *crops.shape[2:]),
+            kernel,
+            (2, 2),
+            ((3, 3),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return np.asarray(out).mean((0, 1, 2))
+
+    running = {name: stats["stem"]["norm"]["mean"] for name, stats in after.batch_stats.items()}
+    of_global = mean_of_first_convolution(state.teacher, batch["global_crops"])
+    of_local = mean_of_first_convolution(state.student, batch["local_crops"])
+    np.testing.assert_allclose(running["teacher"], 0.1 * of_global, atol=1e-6)
+    np.testing.assert_allclose(running["student"], 0.9 * 0.1 * of_global + 0.1 * of_local, atol=1e-6)
+
+
+def test_a_skipped_update_leaves_centers_and_statistics(resnet):
+    _, state, after, broken, _ = resnet
+    for name in ("centers", "batch_stats", "student", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(broken, name), getattr(state, name))
+        leaves = zip(jax.tree.leaves(getattr(after, name)), jax.tree.leaves(getattr(state, name)), strict=True)
+        assert any((a != b).any() for a, b in leaves), name
+    assert int(broken.skipped) == 1
+
+
+def test_teacher_is_evaluated_with_its_own_statistics(resnet):
+    networks, _, after, _, batch = resnet
+    weights = states.teacher_weights(after)
+    variables = {
+        "params": {k: v for k, v in weights.items() if k != "batch_stats"},
+        "batch_stats": weights["batch_stats"],
+    }
+    cls = networks.backbone.apply(variables, {"global": batch["global_crops"][:, 0]})["global"]["cls"]
+    assert np.isfinite(cls).all()
+    jax.tree.map(np.testing.assert_array_equal, weights["batch_stats"], after.batch_stats["teacher"])

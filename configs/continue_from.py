@@ -1,0 +1,70 @@
+"""Continues self-supervised training from released weights on a folder of images; the variant names the model.
+
+First the new heads learn on top of the frozen backbone, then everything, with little learning rate and less of it the
+deeper a layer lies. The losses are those of the model's generation. Student and teacher begin as the released model.
+Papers: DINO (arXiv 2104.14294), DINOv2 (2304.07193), DINOv3 (2508.10104); not a published setting.
+Hardware: one GPU with 40 GB (ViT-S to ViT-L with a smaller batch); with several, the batch is split.
+Time and score: not run.
+Command: python -m dino_jax.main --config configs/continue_from.py:dinov2_vitb14 --workdir DIR
+  --config.init.weights=WEIGHTS --config.data.path=IMAGES
+
+WEIGHTS is whatever `dino_jax.load` reads: an official .pth, a folder of Hugging Face or timm, another run's workdir.
+To hold the patch features to the released ones: --config.phases.all.gram.teacher=gram_teacher/0 with start, peak and
+end of --config.phases.all.schedules.gram_weight at 2.
+"""
+
+from dino_jax import config
+
+# By generation: targets, weight of iBOT, gain of the prototypes.
+GENERATIONS = {
+    "dino": ("centering", 0.0, "frozen"),
+    "dinov2": ("sinkhorn_knopp", 1.0, "trained"),
+    "dinov3": ("sinkhorn_knopp", 1.0, "none"),
+}
+BATCH = 128
+HEADS, ALL = 1000, 10_000  # steps
+
+
+def get_config(variant: str = "dinov3_vits16"):
+    """Returns the recipe for a model, such as "dinov2_vitb14_reg"."""
+    c = config.default()
+    c.model = config.model(variant)
+    if "heads" not in c.model:
+        raise ValueError(f"configs/continue_from.py continues transformers, and {variant} is none")
+    c.model.drop_path = 0.1
+    targets, ibot, gain = GENERATIONS[variant.split("_")[0]]
+    # Fewer prototypes than for ImageNet: thousands of images cannot fill 65,536.
+    c.dino_head = config.head(prototypes=8192, gain=gain)
+    c.ibot_head = config.head(prototypes=8192, gain=gain)
+    c.init.weights = "WEIGHTS"
+    c.remat = "matmuls"
+    c.data.workers = 8
+    c.checkpoint.every = 500
+
+    heads = config.phase(
+        steps=HEADS,
+        batch_size=BATCH,
+        crops={"local_size": 96 // c.model.patch_size * c.model.patch_size},
+        targets=targets,
+        loss={"ibot": ibot, "koleo": 0.1 if ibot else 0.0},
+        optim={"lr_scaling": "none", "freeze_backbone": HEADS},
+        schedules={
+            "lr": config.schedule(start=0.0, peak=1e-3, end=1e-4, warmup=HEADS // 10),
+            "weight_decay": config.constant(0.04),
+            # A constant backbone needs no slow teacher.
+            "momentum": config.constant(0.99),
+            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=HEADS),
+        },
+    )
+    everything = config.following(
+        heads,
+        steps=ALL,
+        optim={"freeze_backbone": 0, "layer_decay": 0.8},
+        schedules={
+            "lr": config.schedule(start=0.0, peak=1e-4, end=1e-6, warmup=ALL // 10),
+            "momentum": config.schedule(start=0.998, peak=0.998, end=1.0),
+            "teacher_temperature": config.constant(0.07),
+        },
+    )
+    config.set_phases(c, heads=heads, all=everything)
+    return c

@@ -1,0 +1,102 @@
+"""Runs that start from given weights instead of the seed."""
+
+import json
+import shutil
+import signal
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from dino_jax import build, initial, sharding
+from dino_jax import state as states
+from dino_jax.metrics import read_metrics
+from dino_jax.models import VisionTransformer
+from tests.tiny_recipe import get_config
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return build.networks(get_config(), shards=1)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def loader(backbone, params, name="tiny"):
+    """Returns what stands in for `dino_jax.load`."""
+    return lambda path: (SimpleNamespace(name=name, backbone=backbone), params)
+
+
+def test_drawn_is_what_a_new_state_holds(networks, mesh):
+    state = states.init(networks, build.optimizer(get_config().phases["pretrain"]), mesh, seed=3)
+    jax.tree.map(np.testing.assert_array_equal, initial.drawn(networks, mesh, seed=3), state.student["backbone"])
+
+
+def test_loaded_goes_into_student_and_teacher(networks, mesh, tmp_path):
+    weights = initial.drawn(networks, mesh, seed=5)
+    found = initial.loaded(str(tmp_path), networks, mesh, load=loader(networks.backbone, weights))
+    state = states.init(networks, build.optimizer(get_config().phases["pretrain"]), mesh, seed=3)
+    after = states.with_backbone(state, found)
+    for network in (after.student, after.teacher):
+        jax.tree.map(np.testing.assert_array_equal, network["backbone"], weights)
+    jax.tree.map(np.testing.assert_array_equal, after.student["dino_head"], state.student["dino_head"])
+    # Copies: the step donates its state.
+    assert after.student["backbone"]["cls_token"] is not after.teacher["backbone"]["cls_token"]
+
+
+def test_other_training_options_are_no_other_architecture(networks):
+    options = {name: getattr(networks.backbone, name) for name in get_config().model}
+    other = VisionTransformer(**options | {"drop_path": 0.0, "layer_scale": 1e-5, "remat": "full"})
+    initial.check_architecture("x", SimpleNamespace(name="tiny", backbone=other), networks.backbone)
+
+
+def test_problems_in_one_line(networks, mesh, tmp_path):
+    weights, path = initial.drawn(networks, mesh, seed=5), str(tmp_path)
+
+    def message(where, model, params):
+        with pytest.raises(ValueError) as raised:
+            initial.loaded(where, networks, mesh, load=loader(model, params, "dinov3_vitb16"))
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    assert "there is no such file or folder" in message(path + "/absent", networks.backbone, weights)
+    options = {name: getattr(networks.backbone, name) for name in get_config().model}
+    wide = VisionTransformer(**options | {"width": 64})
+    assert "looks like dinov3_vitb16, not like config.model: model.width is 64 there and 32 here" in message(
+        path, wide, weights
+    )
+    assert "(a VisionTransformer): choose" in message(path, SimpleNamespace(), weights)
+    short = {name: leaf for name, leaf in weights.items() if name != "cls_token"}
+    assert "cls_token is absent there and (32,) here" in message(path, networks.backbone, short)
+
+
+def lines(workdir):
+    return (workdir / "metrics.jsonl").read_bytes().splitlines()
+
+
+@pytest.mark.slow
+def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp_path):
+    """Its backbone rests at first; killed, it continues without the file it started from."""
+    weights = tmp_path / "released"
+    shutil.copytree(uninterrupted, weights)
+    changes = {"init__weights": weights / "gram_teacher" / "4", "phases__pretrain__optim__freeze_backbone": 3}
+    whole = program.train(tmp_path / "whole", **changes)
+    assert whole.returncode == 0, whole.stderr
+    assert f"student and teacher: from {weights}/gram_teacher/4; heads: new, from seed 0" in whole.stderr
+    assert "teacher as loaded" in whole.stdout
+    moved = [record["update_norm/backbone"] for record in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+    assert moved[:3] == [0, 0, 0]
+    assert min(moved[3:8]) > 0
+    killed = program.train_until("SIGKILL", "recorded", 5, tmp_path / "run", **changes)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    shutil.rmtree(weights)
+    finished = program.train(tmp_path / "run", **changes)
+    assert finished.returncode == 0, finished.stderr
+    assert "student, teacher, heads and optimizer: from" in finished.stderr
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    scores = [json.loads((tmp_path / run / "results.json").read_text())["knn/untrained"] for run in ("whole", "run")]
+    assert scores[0] == scores[1]
