@@ -122,14 +122,21 @@ class Extraction:
         batch_size: int = 64,
         mesh: Mesh,
         how: str = "crop",
+        images_per_shard: int | None = None,
     ):
-        """Checks the settings and brings the parameters to the devices; arguments as in `extract_features`."""
+        """Checks the settings and brings the parameters to the devices.
+
+        Args:
+          images_per_shard: default as many as fit the limits above; the others are those of `extract_features`.
+        """
         _check(model, source, size=size, outputs=outputs, layers=layers, batch_size=batch_size, how=how, mesh=mesh)
         self.source, self.mesh = source, mesh
         self._size, self._how, self._layers, self._outputs = size, how, layers, tuple(outputs)
         self._prepare = functools.partial(fit, size=size, how=how, multiple=model.patch_size)
         self.shapes = _shapes(model, model.patch_size if how == "native" else size, self._outputs, layers)
-        self.images_per_shard = _images_per_shard(self.shapes)
+        if images_per_shard is not None and images_per_shard < 1:
+            raise ValueError(f"a part must hold at least 1 image, got {images_per_shard}")
+        self.images_per_shard = images_per_shard or _images_per_shard(self.shapes)
         self.count = -(-len(source) // self.images_per_shard)
         parts = sharding.data_shards(mesh)
         batch_size = min(batch_size, self.images_per_shard, len(source))

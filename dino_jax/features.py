@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the images (default 224)")
     parser.add_argument("--fit", default="crop", choices=FITS, help="how images get that size (default crop)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default 64)")
+    text = "images of a part, which a kill can cost (default: what fills 256 MiB, at most 4096)"
+    parser.add_argument("--part", type=int, metavar="N", help=text)
     parser.add_argument("--float16", action="store_true", help="store half floats")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write images/s and counts there")
     options = parser.parse_args(arguments)
@@ -71,6 +73,7 @@ def start(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         mesh=mesh,
         how=options.fit,
+        images_per_shard=options.part,
     )
     numbers = write_parts(
         work,

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-from typing import Any
 
 from dino_jax.data.decode import decode
 from dino_jax.data.deep import decode_deep
@@ -37,13 +36,14 @@ def load_model(options: argparse.Namespace) -> Extractor:
     first = options.model or options.weights
     weights = options.weights if options.model else None
     model, _ = pretrained.load(first, weights=weights, in_chans=options.in_chans)
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name)}
+    given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name)}
     for name, values in given.items():
         if len(values) != options.in_chans:
             raise ValueError(f"--{name} has {len(values)} numbers for {options.in_chans} channels: give one for each")
     if min(given.get("std", [1.0])) <= 0:
         raise ValueError(f"--std must be positive, got {min(given['std'])}")
-    return dataclasses.replace(model, **{name: tuple(values) for name, values in given.items()})
+    mean, std = (tuple(given.get(name, getattr(model, name))) for name in ("mean", "std"))
+    return dataclasses.replace(model, mean=mean, std=std)
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
-from dino_jax import extraction, features, sharding
+from dino_jax import extraction, features, pretrained, sharding
 from dino_jax.extraction import Extraction, extract_features
 from tests.data.images import encode, photograph
 from tests.test_extraction import Photographs
@@ -95,27 +96,27 @@ def test_killed_extraction_continues_to_the_same_bytes(model, tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from dino_jax import extraction, features, sharding
+from dino_jax import extraction, features, pretrained, sharding
 from tests.test_extraction import Photographs
 from tests.tiny_model import tiny_model
 extraction.MOST_IMAGES = extraction.LEAST_IMAGES = 8
 class Slow(Photographs):
     def __getitem__(self, index):
-        time.sleep(float(sys.argv[2]))
+        time.sleep(0.2)
         return super().__getitem__(index)
 work = extraction.Extraction(tiny_model(), Slow(), size=16, outputs=("cls",), batch_size=4, mesh=sharding.make_mesh())
 features.write_parts(work, Path(sys.argv[1]), kind="npz")
 """
     command = [sys.executable, "-c", script, str(tmp_path / "killed")]
-    process = subprocess.Popen([*command, "0.2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("killed/features-00000*")):
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not list(tmp_path.glob("killed/features-00002*")), "it was killed in the middle"
-    subprocess.run([*command, "0"], check=True, cwd=ROOT, capture_output=True)
-    features.write_parts(work(model, outputs=("cls",)), tmp_path / "whole", kind="npz")
+    for folder in ("killed", "whole"):
+        features.write_parts(work(model, outputs=("cls",)), tmp_path / folder, kind="npz")
     assert parts(tmp_path / "killed") == parts(tmp_path / "whole")
 
 
@@ -129,10 +130,10 @@ def test_other_settings_need_another_folder(model, tmp_path):
 
 
 def test_reading_an_unfinished_or_foreign_folder(model, tmp_path):
-    with pytest.raises(ValueError, match="no features.json"):
+    with pytest.raises(ValueError, match=r"no features\.json"):
         features.read(tmp_path)
     features.write_parts(work(model), tmp_path, kind="npz", process=(0, 2))
-    with pytest.raises(ValueError, match="lacks 1 of 3 parts, such as features-00001-of-00003.npz"):
+    with pytest.raises(ValueError, match="lacks 1 of 3 parts, such as features-00001-of-00003"):
         features.read(tmp_path)
 
 
@@ -141,3 +142,59 @@ def write_images(folder, count=3):
     for index in range(count):
         (folder / f"{index}.png").write_bytes(encode(photograph(seed=index)))
     return folder
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command with a tiny network; returns its exit code and the last line on stderr."""
+    monkeypatch.setattr(pretrained, "load", lambda *_, in_chans, **__: (tiny_model(in_channels=in_chans), None))
+
+    def run(images, *options):
+        folder = str(tmp_path / "out")
+        code = features.main(["--images", str(images), "--weights", "x", "--out", folder, "--size", "16", *options])
+        return code, capsys.readouterr().err.strip().splitlines()[-1:]
+
+    return run
+
+
+def test_the_command_writes_parts_and_speed(command, tmp_path):
+    images = write_images(tmp_path / "images")
+    code, _ = command(images, "--part", "2", "--outputs", "cls,mean_patch", "--json", str(tmp_path / "speed.json"))
+    assert code == 0
+    assert features.read(tmp_path / "out")["names"].tolist() == ["0.png", "1.png", "2.png"]
+    assert len(list((tmp_path / "out").glob("features-*-of-00002.npz"))) == 2
+    numbers = json.loads((tmp_path / "speed.json").read_text())
+    assert numbers["features/images"] == 3
+    assert numbers["features/images_per_second"] > 0
+
+
+def test_sixteen_bits_and_five_channels_reach_the_model(command, tmp_path):
+    (tmp_path / "bands").mkdir()
+    bands = np.random.default_rng(0).integers(0, 4096, (2, 16, 16, 5)).astype(np.uint16)
+    for index, image in enumerate(bands):
+        tifffile.imwrite(tmp_path / "bands" / f"{index}.tif", image, photometric="minisblack", planarconfig="contig")
+    numbers = ["0.03"] * 5
+    code, _ = command(tmp_path / "bands", "--in-chans", "5", "--mean", *numbers, "--std", *numbers)
+    assert code == 0
+    model = tiny_model(in_channels=5)
+    expected = model(((bands / 65535 - 0.03) / 0.03).astype(np.float32))["cls"]
+    np.testing.assert_allclose(features.read(tmp_path / "out")["cls"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--outputs", "clss"), "outputs must be some of"),
+        (("--in-chans", "5", "--mean", "0.5"), "--mean has 1 numbers for 5 channels"),
+        (("--std", "1", "1", "0"), "--std must be positive"),
+        (("--in-chans", "5", "--bits", "8"), "--bits 8 reads RGB only"),
+        (("--in-chans", "5"), "none of the 3 images can be used"),
+        (("--part", "0"), "a part must hold at least 1 image"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_no_features(command, tmp_path, options, message):
+    code, said = command(write_images(tmp_path / "images"), *options)
+    assert code == 2
+    assert said[0].startswith("error: ")
+    assert message in said[0]
+    assert not list(tmp_path.glob("out/features-*"))
