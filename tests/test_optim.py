@@ -270,6 +270,36 @@ def test_golden_of_parameter_groups(golden, network, module, version):
     )
 
 
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("network", "module"), [("vit4", "backbone"), ("vit4_chunked", "backbone"), ("dino_head", "dino_head")]
+)
+def test_golden_of_parameter_groups_of_dinov2(golden, network, module):
+    file = golden("v2_param_groups.npz")
+    group = file.under(f"{network}/")
+    check_groups(
+        tree({f"{module}.{name}": np.zeros((1, 1)) for name in group["names"]}),
+        group["names"],
+        prefix=f"{module}.",
+        expected=np.stack([group["lr_multiplier"], group["wd_multiplier"], group["is_last_layer"]], axis=1),
+        layer_decay=file.config["layerwise_decay"],
+        patch_embed_multiplier=file.config["patch_embed_lr_mult"],
+    )
+
+
+@pytest.mark.golden
+def test_golden_of_decay_of_dino(golden):
+    """All but biases and what has one dimension; the frozen gain is in no group."""
+    file = golden("v1_schedules_param_groups.npz")
+    names = file["param_groups/names"].tolist()
+    mask = optim.decay_mask(
+        tree({name: np.zeros((1, 1)) for name in [*names, "head.last_layer.weight_g"]}), gains=False
+    )
+    assert [bool(entry(mask, name)) for name in names] == file["param_groups/weight_decayed"].tolist()
+    assert not mask["head"]["prototypes"]["gain"]
+    assert optim.decay_mask({"prototypes": {"gain": np.zeros(2)}})["prototypes"]["gain"]
+
+
 # Norms whose names in the reference do not say so.
 DOWNSAMPLING_NORMS = [f"downsample_layers.{name}.weight" for name in ("0.1", "1.0", "2.0", "3.0")]
 

@@ -109,6 +109,24 @@ def test_v1_golden(golden):
 
 
 @pytest.mark.golden
+def test_v2_golden(golden):
+    """DINOv2 sums over the pairs of local crops, and takes both global crops as one batch of pairs."""
+    file = golden("v2_dinoloss.npz")
+    samples, prototypes, locals_ = (file.config[name] for name in ("B", "K", "n_local"))
+    probs, options = file["out/teacher_probs"], {"student_temperature": file.config["student_temp"]}
+    value_and_gradient = jax.jit(jax.value_and_grad(lambda x, p: dino_loss(x, p, **options)))
+    student = file["in/student_local_logits"].reshape(locals_, samples, prototypes).swapaxes(0, 1)
+    value, gradient = value_and_gradient(student, probs.reshape(2, samples, prototypes).swapaxes(0, 1))
+    pairs = 2 * locals_
+    assert_close(pairs * value, file["out/local_loss_sum_over_pairs"], relative=1e-6)
+    gradient = pairs * gradient.swapaxes(0, 1).reshape(-1, prototypes)
+    assert_close(gradient, file["grad_input/local"], relative=2e-6)
+    value, gradient = value_and_gradient(file["in/student_global_logits"][:, None], probs[:, None])
+    assert_close(value, file["out/global_loss"], relative=1e-6)
+    assert_close(gradient[:, 0], file["grad_input/global"], relative=2e-6)
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["v3_train_a.npz", "v3_train_b.npz"])
 def test_weights_reproduce_the_total_loss(golden, name):
     file = golden(name)
