@@ -2,7 +2,7 @@
 
 First the new heads learn on top of the frozen backbone, then everything, with little learning rate and less of it the
 deeper a layer lies. The losses are those of the model's generation. Student and teacher begin as the released model.
-Papers: DINO (arXiv 2104.14294), DINOv2 (2304.07193), DINOv3 (2508.10104); not a published setting.
+Paper: DINO (arXiv 2104.14294), DINOv2 (2304.07193), DINOv3 (2508.10104); not a published setting.
 Hardware: one GPU with 40 GB (ViT-S to ViT-L with a smaller batch); with several, the batch is split.
 Time and score: not run.
 Command: python -m dino_jax.main --config configs/continue_from.py:dinov2_vitb14 --workdir DIR

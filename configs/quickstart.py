@@ -1,6 +1,6 @@
 """Small runs on the photographs inside scikit-image, of each generation: `v3` (the default), `v2`, `v1`.
 
-Papers: DINOv3 (arXiv 2508.10104), pretraining and a Gram phase; DINOv2 (2304.07193) and DINO (2104.14294). All at toy
+Paper: DINOv3 (arXiv 2508.10104), pretraining and a Gram phase; DINOv2 (2304.07193) and DINO (2104.14294). All at toy
 size; not published settings. Nothing is downloaded.
 Hardware: 2 CPU cores, under 4 GB, under 5 minutes. Scores are in docs/results.md.
 Command: python -m dino_jax.main --config configs/quickstart.py --workdir runs/quickstart

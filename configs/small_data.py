@@ -3,7 +3,7 @@
 What keeps it from collapsing, or from learning nothing, on little data: a small network with LayerScale at 1 (or none),
 few prototypes, a batch that fills them, sharp targets while new prototypes still score all images alike, and a teacher
 that is slow from the start.
-Papers: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294); not published settings. The values are those
+Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294); not published settings. The values are those
 of `v3_imagenette.py:gpu` (7,000 images), those of `v1` and `v2` made after it.
 Hardware: one GPU with 16 GB.
 Time and score: not run.

@@ -24,6 +24,42 @@ def test_recipe_is_valid(name):
     validate(load(name))
 
 
+GENERATIONS = ("v1", "v2", "v3")
+TRANSFORMERS = ("dino_vits8", "dinov2_vitb14", "dinov2_vitg14_reg", "dinov3_vitl16", "dinov3_vit7b16")
+VARIANTS = [
+    *((recipe, variant) for recipe in ("quickstart", "small_data") for variant in GENERATIONS),
+    *(("continue_from", variant) for variant in TRANSFORMERS),
+    *(("v3_imagenette", variant) for variant in ("cpu", "gpu")),
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_variant_is_valid_and_its_networks_can_be_built(name, variant):
+    c = recipe.load(f"{ROOT}/configs/{name}.py:{variant}", {})
+    validate(c)
+    networks = build.networks(c, shards=1)
+    with_ibot = any(c.phases[phase].loss.ibot for phase in c.phase_order)
+    assert (networks.ibot_head is not None) == (with_ibot and not c.share_head)
+
+
+@pytest.mark.parametrize(
+    ("recipe_and_variant", "message"),
+    [
+        ("quickstart:v4", "has no variant 'v4': use v1, v2, v3"),
+        ("continue_from:dinov3_vits", "there is no model 'dinov3_vits'; there are dino_vits16"),
+        ("continue_from:dino_resnet50", "continues transformers, and dino_resnet50 is none"),
+    ],
+)
+def test_unknown_variant_is_one_line(recipe_and_variant, message):
+    name, variant = recipe_and_variant.split(":")
+    with pytest.raises(ValueError, match=message):
+        recipe.load(f"{ROOT}/configs/{name}.py:{variant}", {})
+
+
+def test_quickstart_is_dinov3_unless_asked():
+    assert recipe.flatten(load("quickstart")) == recipe.flatten(recipe.load(f"{ROOT}/configs/quickstart.py:v3", {}))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_headed_by_paper_hardware_and_command(name):
     header = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
@@ -135,7 +171,118 @@ PUBLISHED = {
         "phases.gram.gram.crop_size": 448,
     },
 }
-# In every published phase: DINO / iBOT / KoLeo 1 / 1 / 0.1, half of the global crops masked by 0.1 to 0.5.
+DINO = {
+    "dino_head.prototypes": 65_536,
+    "dino_head.hidden": 2048,
+    "dino_head.bottleneck": 256,
+    "dino_head.gain": "frozen",
+    "phases.pretrain.targets": "centering",
+    "phases.pretrain.center_momentum": 0.9,
+    "phases.pretrain.student_temperature": 0.1,
+    "phases.pretrain.loss.dino": 1.0,
+    "phases.pretrain.loss.ibot": 0.0,
+    "phases.pretrain.loss.koleo": 0.0,
+    "phases.pretrain.optim.clip": "tensor",
+    "phases.pretrain.optim.clip_norm": 3.0,
+    "phases.pretrain.optim.layer_decay": 1.0,
+    "phases.pretrain.optim.patch_embed_multiplier": 1.0,
+    "phases.pretrain.optim.last_layer_rests": True,
+    "phases.pretrain.optim.b1": 0.9,
+    "phases.pretrain.optim.b2": 0.999,
+    "phases.pretrain.crops.global_size": 224,
+    "phases.pretrain.crops.local_size": 96,
+    "phase_order": ("pretrain",),
+}
+DINOV2 = {
+    "dino_head.gain": "trained",
+    "phases.pretrain.loss.dino": 1.0,
+    "phases.pretrain.loss.ibot": 1.0,
+    "phases.pretrain.loss.koleo": 0.1,
+    "phases.pretrain.masks.probability": 0.5,
+    "phases.pretrain.masks.ratio": (0.1, 0.5),
+    "phases.pretrain.crops.global_scale": (0.32, 1.0),
+    "phases.pretrain.crops.local_scale": (0.05, 0.32),
+    "phases.pretrain.optim.clip": "module",
+    "phases.pretrain.optim.clip_norm": 3.0,
+    "phases.pretrain.optim.patch_embed_multiplier": 0.2,
+    "phases.pretrain.optim.freeze_last_layer": 1250,
+    "phases.pretrain.optim.last_layer_rests": False,
+}
+LARGE_DINOV2 = DINOV2 | {
+    "share_head": False,
+    "dino_head.prototypes": 131_072,
+    "dino_head.bottleneck": 384,
+    "ibot_head.prototypes": 131_072,
+    "ibot_head.bottleneck": 256,
+    "ibot_head.gain": "trained",
+    "model.drop_path": 0.4,
+    "model.pos_grid": 37,
+    "phases.pretrain.targets": "sinkhorn_knopp",
+    "phases.pretrain.sinkhorn_iterations": 3,
+    "phases.pretrain.steps": 625_000,
+    "phases.pretrain.batch_size": 3072,
+    "phases.pretrain.crops.local_size": 98,
+    "phases.pretrain.optim.layer_decay": 1.0,
+    "phases.high_resolution.crops.global_size": 518,
+    "phases.high_resolution.steps": 10_000,
+    "phase_order": ("pretrain", "high_resolution"),
+}
+PUBLISHED |= {
+    "v1_vits16": DINO
+    | {
+        "model.width": 384,
+        "model.patch_size": 16,
+        "model.layer_scale": 0.0,
+        "model.drop_path": 0.1,
+        "model.drop_path_ramp": True,
+        "phases.pretrain.batch_size": 512,
+        "phases.pretrain.steps": 250_200,
+        "phases.pretrain.crops.global_scale": (0.4, 1.0),
+        "phases.pretrain.crops.local_scale": (0.05, 0.4),
+        "phases.pretrain.crops.local_number": 8,
+        "phases.pretrain.optim.name": "adamw",
+        "phases.pretrain.optim.freeze_last_layer": 2502,
+    },
+    "v1_vitb8": DINO
+    | {
+        "model.width": 768,
+        "model.patch_size": 8,
+        "phases.pretrain.batch_size": 1024,
+        "phases.pretrain.steps": 300 * 1251,
+        "phases.pretrain.crops.global_scale": (0.25, 1.0),
+        "phases.pretrain.crops.local_scale": (0.05, 0.25),
+        "phases.pretrain.crops.local_number": 10,
+        "phases.pretrain.optim.freeze_last_layer": 3 * 1251,
+    },
+    "v1_resnet50": DINO
+    | {
+        "model.depths": (3, 4, 6, 3),
+        "phases.pretrain.optim.name": "sgd",
+        "phases.pretrain.crops.global_scale": (0.14, 1.0),
+        "phases.pretrain.crops.local_scale": (0.05, 0.14),
+    },
+    "v2_vitl16_fast": DINOV2
+    | {
+        "model.width": 1024,
+        "model.patch_size": 16,
+        "model.registers": 0,
+        "model.drop_path": 0.3,
+        "share_head": True,
+        "dino_head.prototypes": 65_536,
+        "dino_head.bottleneck": 256,
+        "phases.pretrain.targets": "centering",
+        "phases.pretrain.steps": 125_000,
+        "phases.pretrain.batch_size": 2048,
+        "phases.pretrain.crops.local_size": 96,
+        "phases.pretrain.optim.layer_decay": 0.9,
+        "phase_order": ("pretrain",),
+    },
+    "v2_vitl14": LARGE_DINOV2
+    | {"model.width": 1024, "model.ffn": "swiglu", "phases.pretrain.loss.koleo_group_size": 32},
+    "v2_vitg14": LARGE_DINOV2
+    | {"model.width": 1536, "model.ffn": "swiglu", "phases.pretrain.loss.koleo_group_size": 12},
+}
+# In every published phase of DINOv3: DINO / iBOT / KoLeo 1 / 1 / 0.1, half of the global crops masked by 0.1 to 0.5.
 SHARED = {
     "student_temperature": 0.1,
     "sinkhorn_iterations": 3,
@@ -151,11 +298,11 @@ SHARED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values(name):
     flat = recipe.flatten(load(name))
-    expected = PUBLISHED[name] | {
-        f"phases.{phase}.{key}": value for phase in ("pretrain", "gram") for key, value in SHARED.items()
-    }
+    expected = PUBLISHED[name]
+    if name.startswith("v3"):
+        shared = {f"phases.{phase}.{key}": value for phase in ("pretrain", "gram") for key, value in SHARED.items()}
+        expected = expected | shared | {"phase_order": ("pretrain", "gram")}
     assert {key: flat[key] for key in expected} == expected
-    assert flat["phase_order"] == ("pretrain", "gram")
 
 
 # What the optimizer gets: (recipe, phase, schedule, step in the phase, value).
@@ -202,6 +349,42 @@ SCHEDULED = [
     ("v3_vits16", "pretrain", "lr", 249_999, 1e-6),
     ("v3_vits16", "pretrain", "momentum", 0, 0.996),
     ("v3_vits16", "gram", "gram_weight", 0, 2.0),
+    # 5e-4 x 512 / 256, down to 1e-6, which is not scaled.
+    ("v1_vits16", "pretrain", "lr", 0, 0.0),
+    ("v1_vits16", "pretrain", "lr", 25_020, 1e-3),
+    ("v1_vits16", "pretrain", "lr", 250_199, 1e-6),
+    ("v1_vits16", "pretrain", "last_layer_rests", 2_501, 1.0),
+    ("v1_vits16", "pretrain", "last_layer_rests", 2_502, 0.0),
+    ("v1_vits16", "pretrain", "weight_decay", 0, 0.04),
+    ("v1_vits16", "pretrain", "weight_decay", 250_199, 0.4),
+    ("v1_vits16", "pretrain", "momentum", 0, 0.996),
+    ("v1_vits16", "pretrain", "momentum", 250_199, 1.0),
+    ("v1_vits16", "pretrain", "teacher_temperature", 250_199, 0.04),
+    ("v1_vitb8", "pretrain", "lr", 12_510, 2e-3),
+    ("v1_vitb8", "pretrain", "lr", 300 * 1251 - 1, 2e-6),
+    ("v1_vitb8", "pretrain", "teacher_temperature", 0, 0.03),
+    ("v1_vitb8", "pretrain", "teacher_temperature", 50 * 1251, 0.07),
+    ("v1_resnet50", "pretrain", "lr", 25_020, 0.06),
+    ("v1_resnet50", "pretrain", "lr", 250_199, 1e-6),
+    ("v1_resnet50", "pretrain", "weight_decay", 250_199, 1e-4),
+    # 4e-3 sqrt(2048 / 1024)
+    ("v2_vitl16_fast", "pretrain", "lr", 12_500, 4e-3 * 2**0.5),
+    ("v2_vitl16_fast", "pretrain", "lr", 124_999, 1e-6),
+    ("v2_vitl16_fast", "pretrain", "momentum", 0, 0.992),
+    ("v2_vitl16_fast", "pretrain", "weight_decay", 124_999, 0.4),
+    ("v2_vitl16_fast", "pretrain", "teacher_temperature", 37_500, 0.07),
+    # 2e-4 sqrt(3072 / 1024)
+    ("v2_vitg14", "pretrain", "lr", 100_000, 2e-4 * 3**0.5),
+    ("v2_vitg14", "pretrain", "lr", 624_999, 1e-6),
+    ("v2_vitg14", "pretrain", "weight_decay", 624_999, 0.2),
+    ("v2_vitg14", "pretrain", "momentum", 0, 0.994),
+    ("v2_vitg14", "high_resolution", "momentum", 9_999, 1.0),
+    ("v2_vitl14", "high_resolution", "last_layer_lr", 0, 0.0),
+    ("v2_vitl14", "high_resolution", "lr", 1_600, 2e-5 * 3**0.5),
+    # The backbone rests while new heads learn.
+    ("continue_from", "heads", "backbone_lr", 999, 0.0),
+    ("continue_from", "heads", "lr", 100, 1e-3),
+    ("continue_from", "all", "backbone_lr", 1_000, 1e-4),
 ]
 
 
