@@ -121,10 +121,11 @@ def fit(
 
 def predict(params: Params, features: np.ndarray, *, heads: int, batch_size: int = 64) -> np.ndarray:
     """Returns labels int `(rates, clips)`, -1 where a probe has diverged."""
-    parts = [
-        np.asarray(_predict(params, jnp.asarray(features[start : start + batch_size]), heads=heads))
-        for start in range(0, len(features), batch_size)
-    ]
+    parts = []
+    for start in range(0, len(features), batch_size):
+        part = features[start : start + batch_size]
+        padded = np.pad(part, [(0, batch_size - len(part)), *[(0, 0)] * (part.ndim - 1)])
+        parts.append(np.asarray(_predict(params, jnp.asarray(padded), heads=heads))[:, : len(part)])
     return np.concatenate(parts, axis=1)
 
 

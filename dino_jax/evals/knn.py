@@ -55,6 +55,7 @@ def neighbours(
     block: int = 1024,
     chunk: int = CHUNK,
     placement: jax.sharding.Sharding | None = None,
+    whole: jax.sharding.Sharding | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the k training samples of largest cosine to each query, exactly.
 
@@ -68,6 +69,7 @@ def neighbours(
       block: queries at a time.
       chunk: training samples at a time.
       placement: spreads each block of queries over devices, such as `sharding.batch(mesh)`; they divide `block`.
+      whole: holds the training set on the same devices, such as `sharding.replicated(mesh)`.
 
     Returns:
       cosines float32 and indices int32, `(queries, k)`, nearest first.
@@ -81,6 +83,7 @@ def neighbours(
     if train_features.shape[1] != queries.shape[1]:
         raise ValueError(f"k-NN: train has {train_features.shape[1]} dimensions, test {queries.shape[1]}")
     chunks, group = _train_chunks(train_features, k, chunk)
+    chunks = chunks if whole is None else jax.device_put(chunks, whole)
     block = block if placement is not None else min(block, len(queries))
     found = []
     for start in range(0, len(queries), block):

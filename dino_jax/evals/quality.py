@@ -35,8 +35,7 @@ def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
     total = 0.0
     for start in range(0, count, block):
         part = x[start : start + block]
-        # An image beside itself counts 1 exactly, which is then taken off.
-        total += float(_potential(part, x, start)) - len(part)
+        total += float(_potential(part, x, start))
     return float(np.log(max(total, 1e-38) / (count * (count - 1))))
 
 
@@ -44,8 +43,7 @@ def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
 def _potential(part: Array, x: Array, start: int | Array) -> Array:
     cosines = jnp.matmul(part, x.T, precision=jax.lax.Precision.HIGHEST)
     rows = jnp.arange(len(part))
-    cosines = cosines.at[rows, start + rows].set(1.0)
-    return jnp.sum(jnp.exp(-KERNEL * (2 - 2 * jnp.minimum(cosines, 1.0))))
+    return jnp.sum(jnp.exp(-KERNEL * (2 - 2 * cosines)).at[rows, start + rows].set(0.0))
 
 
 @jax.jit

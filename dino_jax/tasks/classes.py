@@ -4,11 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from dino_jax import sharding
 from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled, open_labelled
 from dino_jax.data.sources import Source
+from dino_jax.evals.knn import neighbours
 from dino_jax.extraction import Features, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
@@ -62,6 +65,17 @@ def features_of(
         name = source.name(int(features["ids"][unlabelled[0]]))
         raise ValueError(f"{len(unlabelled)} images have no class, such as {name}: put each into a folder of its class")
     return features
+
+
+def nearest(train_features: np.ndarray, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds neighbours as `evals.knn.neighbours`, the queries spread over the devices of this process."""
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    parts = sharding.data_shards(mesh)
+    if parts == 1:
+        return neighbours(train_features, queries, k=k)
+    block = parts * min(1024, -(-len(queries) // parts))
+    placement, whole = sharding.batch(mesh), sharding.replicated(mesh)
+    return neighbours(train_features, queries, k=k, block=block, placement=placement, whole=whole)
 
 
 def picture_of(source: Source, index: int) -> np.ndarray:

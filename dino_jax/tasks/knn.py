@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from dino_jax.data.labelled import Labelled
-from dino_jax.evals.knn import KS, TEMPERATURE, check_ks, few_shot, neighbours, raw_pixels, vote
+from dino_jax.evals.knn import KS, TEMPERATURE, check_ks, few_shot, raw_pixels, vote
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.examples import Example, examples
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data, picture_of
+from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, nearest, open_data, picture_of
 
 QUERIES = 8  # test images shown with their neighbours
 SHOWN = 6  # neighbours of each
@@ -38,7 +38,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if min(options.temperatures) <= 0:
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
-    cosines, indices = neighbours(train["cls"], test["cls"], k=max(options.k))
+    cosines, indices = nearest(train["cls"], test["cls"], k=max(options.k))
     winners = vote(
         cosines,
         train["labels"][indices],
@@ -85,7 +85,7 @@ def _pixel_accuracies(data: Labelled, train: Features, test: Features, options: 
         for source, features in ((data.train, train), (data.test, test))
     ]
     mean = sets[0].mean(axis=0)
-    cosines, indices = neighbours(sets[0] - mean, sets[1] - mean, k=max(options.k))
+    cosines, indices = nearest(sets[0] - mean, sets[1] - mean, k=max(options.k))
     winners = vote(cosines, train["labels"][indices], ks=options.k, classes=len(data.class_names))
     return [float(value) for value in np.mean(winners[0] == test["labels"], axis=-1)]
 

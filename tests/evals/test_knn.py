@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from dino_jax.evals.knn import TEMPERATURE, knn, raw_pixels
+from dino_jax.evals.knn import TEMPERATURE, few_shot, knn, neighbours, raw_pixels, vote
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,65 @@ def test_ties_go_to_the_earlier_sample_and_the_lower_label(block):
     # All are equally near: k = 1 sees label 3, k = 3 a tie of 1, 2 and 3, k = 4 two votes for 2, k = 5 a tie of 1, 2.
     for k, winner in ((1, 3), (3, 1), (4, 2), (5, 1)):
         assert knn(train, labels, np.ones((1, 3)), np.array([winner]), ks=(k,), block=block) == {k: 1.0}
+
+
+@pytest.mark.parametrize(("count", "k", "chunk"), [(997, 5, 1000), (997, 60, 100), (64, 64, 1000), (500, 3, 7)])
+def test_group_maxima_find_the_exact_neighbours(count, k, chunk):
+    """Beside a stable sort of all similarities, where most of them tie."""
+    rng = np.random.default_rng(count + k)
+    # Rows of 16 signs have norm 4, so every cosine is an exact multiple of 1/8.
+    rows = rng.choice([-1.0, 1.0], (count + 33, 16))
+    train, queries = rows[:count], rows[count:]
+    cosines, indices = neighbours(train, queries, k=k, chunk=chunk, block=10)
+    similarities = queries @ train.T / 16
+    expected = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_array_equal(cosines, np.take_along_axis(similarities, expected, axis=1))
+    assert indices.dtype == np.int32
+
+
+def test_temperatures_and_ks_in_one_pass_equal_single_votes(clusters):
+    train, train_labels, test, test_labels = clusters
+    cosines, indices = neighbours(train, test, k=50)
+    labels = train_labels[indices]
+    together = vote(cosines, labels, ks=(50, 1, 7), temperatures=(0.02, 0.5, np.inf), classes=5, block=50)
+    assert together.shape == (3, 3, len(test))
+    for row, temperature in zip(together, (0.02, 0.5, np.inf), strict=True):
+        for winners, k in zip(row, (50, 1, 7), strict=True):
+            alone = vote(cosines[:, :k], labels[:, :k], ks=(k,), temperatures=(temperature,), classes=5)
+            np.testing.assert_array_equal(winners, alone[0, 0])
+            found = knn(train, train_labels, test, test_labels, ks=(k,), temperature=temperature)
+            assert found[k] == pytest.approx(np.mean(winners == test_labels))
+
+
+def test_small_temperatures_do_not_overflow():
+    cosines, labels = np.array([[0.9, 0.1, 0.1]], np.float32), np.array([[2, 1, 1]])
+    assert vote(cosines, labels, ks=(3,), temperatures=(1e-3,), classes=3).item() == 2
+    assert vote(cosines, labels, ks=(3,), temperatures=(np.inf,), classes=3).item() == 1
+
+
+def test_planted_answers():
+    """Features that are the class score 100 %, features that know nothing of it score chance."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 40)
+    right = np.eye(10)[labels] + 0.01 * rng.normal(size=(400, 10))
+    blind = rng.normal(size=(400, 10))
+    assert knn(right[::2], labels[::2], right[1::2], labels[1::2], ks=(10,)) == {10: 1.0}
+    assert knn(blind[::2], labels[::2], blind[1::2], labels[1::2], ks=(10,))[10] == pytest.approx(0.1, abs=0.07)
+    assert few_shot(right[::2], labels[::2], right[1::2], labels[1::2], shots=1, draws=3).tolist() == [1, 1, 1]
+    chance = few_shot(blind[::2], labels[::2], blind[1::2], labels[1::2], shots=5, draws=4)
+    assert chance.mean() == pytest.approx(0.1, abs=0.06)
+    assert chance.std() > 0
+
+
+def test_few_shot_with_all_images_is_the_whole_set(clusters):
+    train, train_labels, test, test_labels = clusters
+    balanced = np.concatenate([np.flatnonzero(train_labels == label)[:30] for label in range(5)])
+    parts = train[balanced], train_labels[balanced], test, test_labels
+    expected = knn(*parts, ks=(20,))[20]
+    assert few_shot(*parts, shots=30, draws=2).tolist() == [expected] * 2
+    with pytest.raises(ValueError, match="class 0 has 30 training images"):
+        few_shot(*parts, shots=31)
 
 
 def test_wrong_input_is_refused(clusters):

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from dino_jax.evals.retrieval import (
+    average_precision,
+    copy_detection,
+    landmark_map,
+    rankings,
+    trapezoidal_ap,
+    whiten,
+    whitening,
+)
+
+
+def entry(easy=(), hard=(), junk=()):
+    return {name: np.array(ids, int) for name, ids in (("easy", easy), ("hard", hard), ("junk", junk))}
+
+
+def test_trapezoidal_ap_by_hand():
+    assert trapezoidal_ap(np.array([0, 1]), 2) == 1
+    # One relevant image at place 1: precision 0 before it and 1/2 after, their mean over one step of recall.
+    assert trapezoidal_ap(np.array([1]), 1) == 0.25
+    # At places 0 and 2 of three: (1 + 1) / 2 and (1/2 + 2/3) / 2, each for half of the recall.
+    assert trapezoidal_ap(np.array([0, 2]), 2) == pytest.approx(0.5 * 1 + 0.5 * (0.5 + 2 / 3) / 2)
+    assert trapezoidal_ap(np.array([], int), 2) == 0
+
+
+def test_average_precision_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        truth, scores = rng.random(30) < 0.3, rng.normal(size=30)
+        ranks = np.flatnonzero(truth[np.argsort(-scores)])
+        assert average_precision(ranks, int(truth.sum())) == pytest.approx(average_precision_score(truth, scores))
+        # The trapezoidal area differs from it by less than half a step of precision.
+        assert abs(trapezoidal_ap(ranks, int(truth.sum())) - average_precision(ranks, int(truth.sum()))) < 0.3
+
+
+def test_protocols_by_hand():
+    """Ranking 0 1 2 3 4: 0 is junk, 1 hard, 2 easy, 3 irrelevant, 4 easy."""
+    found = landmark_map(np.arange(5)[None], [entry(easy=(2, 4), hard=(1,), junk=(0,))])
+    # Easy: 0 and 1 are taken out, leaving easy, irrelevant, easy.
+    assert found["easy/map"] == pytest.approx(trapezoidal_ap(np.array([0, 2]), 2))
+    # Medium: only 0 is taken out, leaving hard, easy, irrelevant, easy.
+    assert found["medium/map"] == pytest.approx(trapezoidal_ap(np.array([0, 1, 3]), 3))
+    # Hard: 0, 2 and 4 are taken out, leaving hard, irrelevant.
+    assert found["hard/map"] == 1
+    assert found["medium/mp1"] == 1
+    assert found["medium/mp5"] == pytest.approx(3 / 4)  # the last relevant one is at place 4
+    assert found["easy/mp5"] == pytest.approx(2 / 3)
+
+
+def test_queries_without_relevant_images_do_not_count():
+    ranking = np.array([[0, 1], [1, 0]])
+    found = landmark_map(ranking, [entry(easy=(0,)), entry(hard=(0,))])
+    assert found["easy/map"] == 1
+    assert found["hard/map"] == 0.25
+    assert found["medium/map"] == pytest.approx(0.625)
+    assert "hard/map" not in landmark_map(ranking, [entry(easy=(0,)), entry(easy=(1,))])
+    with pytest.raises(ValueError, match="no query has a relevant image"):
+        landmark_map(ranking, [entry(), entry(junk=(0,))])
+    with pytest.raises(ValueError, match="2 rankings for the truth of 1 queries"):
+        landmark_map(ranking, [entry(easy=(0,))])
+
+
+def test_rankings_are_by_cosine_and_ties_by_position():
+    database = np.array([[1.0, 0.0], [2.0, 2.0], [5.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(rankings(np.array([[1.0, 0.0], [0.0, 3.0]]), database), [[0, 2, 1, 3], [3, 1, 0, 2]])
+    with pytest.raises(ValueError, match="not all finite"):
+        rankings(database * np.nan, database)
+    with pytest.raises(ValueError, match="queries have 1 dimensions, the database 2"):
+        rankings(database[:, :1], database)
+
+
+def test_planted_answers():
+    """Places are directions: the right ones score 100 %, random features chance (a hand count of it)."""
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.arange(20), 10)
+    truth = [entry(easy=np.flatnonzero(place == p)[:5], hard=np.flatnonzero(place == p)[5:]) for p in range(20)]
+    right = landmark_map(rankings(np.eye(20), np.eye(20)[place] + 0.01 * rng.normal(size=(200, 20))), truth)
+    assert set(right.values()) == {1.0}
+    blind = landmark_map(rankings(rng.normal(size=(20, 64)), rng.normal(size=(200, 64))), truth)
+    assert blind["medium/map"] == pytest.approx(0.05, abs=0.05)
+    copies = np.eye(20)[place] + 0.01 * rng.normal(size=(200, 20))
+    original = np.where(place < 15, place, -1)  # five places become distractors
+    perfect = copy_detection(np.eye(20)[:15], copies, original)
+    assert perfect == {"map": 1.0, "micro_ap": 1.0}
+    chance = copy_detection(rng.normal(size=(20, 64)), rng.normal(size=(200, 64)), original)
+    assert chance["map"] == pytest.approx(0.05, abs=0.05)
+    assert chance["micro_ap"] == pytest.approx(150 / 4000, abs=0.03)
+
+
+def test_copy_detection_equals_scikit_learn():
+    rng = np.random.default_rng(1)
+    photographs, copies = rng.normal(size=(4, 8)), rng.normal(size=(12, 8))
+    original = np.array([0, 0, 1, 1, 2, 2, 2, -1, -1, -1, -1, -1])  # the fourth photograph has no copy
+    found = copy_detection(photographs, copies, original)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (photographs, copies)]
+    scores = unit[0] @ unit[1].T
+    truth = original[None] == np.arange(4)[:, None]
+    assert found["map"] == pytest.approx(np.mean([average_precision_score(truth[i], scores[i]) for i in range(3)]))
+    assert found["micro_ap"] == pytest.approx(average_precision_score(truth.ravel(), scores.ravel()))
+    with pytest.raises(ValueError, match="no photograph has a copy"):
+        copy_detection(photographs, copies, np.full(12, -1))
+    with pytest.raises(ValueError, match="do not fit"):
+        copy_detection(photographs, copies, np.full(12, 4))
+
+
+def test_whitening_gives_unit_covariance():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 3
+    white = whiten(features, *whitening(features))
+    np.testing.assert_allclose(np.cov(white.T), np.eye(6), atol=1e-3)
+    assert whiten(features, *whitening(features, dims=2)).shape == (500, 2)
+    with pytest.raises(ValueError, match="1 samples do not vary"):
+        whitening(features[:1])
