@@ -17,10 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/depthwise/kernel", (None, None, None, None, "fsdp")),
     (r"blocks/.*/kernel", (None, "fsdp", None)),
-    (r"downsample/conv/kernel", (None, None, None, "fsdp")),
+    (r"\w*conv\d?/kernel", (None, None, None, "fsdp")),
     (r"patch_embed/kernel", (None, None, None, "fsdp")),
     (r"(mlp_\d+|prototypes)/kernel", ("fsdp", None)),
-    (r"(bias|scale|gamma|gain|cls_token|registers|mask_token|pos_embed)", ()),
+    (r"(bias|scale|mean|var|gamma|gain|cls_token|registers|mask_token|pos_embed)", ()),
     (r"centers/(dino|ibot)", ()),
     (r"(step|count|last_layer_count|skipped|skipped_in_row)", ()),
 )

@@ -1,22 +1,28 @@
-"""Networks: vision transformer, ConvNeXt and prototype head; the only package that imports Flax."""
+"""Networks: vision transformer, ConvNeXt, ResNet and prototype head; the only package that imports Flax."""
 
-from dino_jax.models.convnext import ConvNext, intermediate_stages
+from dino_jax.models.channels import inflate_patch_embed
+from dino_jax.models.convnext import ConvNext
 from dino_jax.models.extractor import Extractor
 from dino_jax.models.head import PrototypeHead
 from dino_jax.models.named import Backbone, build
-from dino_jax.models.variants import CONVNEXT_VARIANTS, VARIANTS, VIT_VARIANTS
+from dino_jax.models.resnet import ResNet
+from dino_jax.models.stages import intermediate_stages
+from dino_jax.models.variants import CONVNEXT_VARIANTS, RESNET_VARIANTS, VARIANTS, VIT_VARIANTS
 from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
 
 __all__ = [
     "CONVNEXT_VARIANTS",
+    "RESNET_VARIANTS",
     "VARIANTS",
     "VIT_VARIANTS",
     "Backbone",
     "ConvNext",
     "Extractor",
     "PrototypeHead",
+    "ResNet",
     "VisionTransformer",
     "build",
+    "inflate_patch_embed",
     "intermediate_layers",
     "intermediate_stages",
     "last_attention",

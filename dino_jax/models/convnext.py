@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
 from dino_jax.models import layers
+from dino_jax.models.stages import to_tokens
 
 EPSILON = 1e-6  # of every LayerNorm, as published
 
@@ -110,6 +109,12 @@ class ConvNext(nn.Module):
         """Pixels from one patch of the last map to the next."""
         return 4 * 2 ** (len(self.widths) - 1)
 
+    def grid(self, image_size: tuple[int, int], layer: int = -1) -> tuple[int, int]:
+        """Returns rows and columns of a stage's map for an image of `image_size` (height, width) pixels."""
+        stride = 4 * 2 ** (layer % len(self.widths))
+        height, width = image_size
+        return height // stride, width // stride
+
     def setup(self):
         self.stages = [
             Stage(width, depth, index == 0, self.layer_scale, self.dtype)
@@ -160,45 +165,3 @@ class ConvNext(nn.Module):
     def final_norm(self, tokens: dict[str, Array]) -> dict[str, Array]:
         """Applies the norm to what `to_tokens` returns; adds the patches before it as "prenorm"."""
         return {name: self.norm(x) for name, x in tokens.items()} | {"prenorm": tokens["patches"]}
-
-
-def to_tokens(x: Array) -> dict[str, Array]:
-    """Reads a map `(batch, height, width, dim)` as "cls" (its mean), "registers" (none) and "patches" (row-major)."""
-    patches = rearrange(x, "b h w d -> b (h w) d")
-    return {"cls": patches.mean(1), "registers": patches[:, :0], "patches": patches}
-
-
-def intermediate_stages(
-    model: ConvNext,
-    params: Any,
-    images: Array,
-    stages_wanted: list[int],
-    *,
-    norm: bool = True,
-    patch_size: int | None = None,
-) -> list[dict[str, Array]]:
-    """Returns the tokens after the given stages (negative indices count from the end).
-
-    Args:
-      images: `(batch, height, width, channels)`.
-      norm: apply the final norm to the last stage; the others have none.
-      patch_size: resize every map to `(height // patch_size, width // patch_size)` (bilinear, antialiased, before the
-        norm), as if all stages saw patches of this size; None leaves stage i at its stride of 4 * 2 ** i.
-
-    Returns:
-      For each wanted stage "cls" `(batch, dim)`, "registers" `(batch, 0, dim)` and "patches" `(batch, n, dim)`.
-    """
-    stages = model.apply({"params": params}, {"global": images}, collect=True)["global"]["stages"]
-    out = []
-    for index in stages_wanted:
-        x = stages[index]
-        tokens = to_tokens(x)
-        if patch_size is not None:
-            grid = (images.shape[1] // patch_size, images.shape[2] // patch_size)
-            resized = jax.image.resize(x, (len(x), *grid, x.shape[-1]), "linear", antialias=True)
-            tokens["patches"] = to_tokens(resized)["patches"]
-        if norm and index in (-1, len(stages) - 1):
-            tokens = model.apply({"params": params}, tokens, method="final_norm")
-            del tokens["prenorm"]
-        out.append(tokens)
-    return out

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dino_jax.models.convnext import ConvNext, intermediate_stages
+from dino_jax.models.stages import intermediate_stages
 from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
 
 Params = dict[str, Any]
@@ -19,7 +19,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["name", "backbone", "mean", "std"]
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "batch_stats"],
+    meta_fields=["name", "backbone", "mean", "std"],
 )
 @dataclasses.dataclass(frozen=True)
 class Extractor:
@@ -30,6 +32,8 @@ class Extractor:
       name: of the architecture, such as "dinov3_vitl16".
       params: the backbone's parameters.
       mean, std: per-channel statistics of the images it was trained on, for images in [0, 1].
+      batch_stats: running statistics of a ResNet's BatchNorm; empty for other networks. They belong to the weights:
+        whoever saves or replaces `params` takes them along.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Extractor:
     params: Params
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    batch_stats: Params = dataclasses.field(default_factory=dict)
 
     @property
     def patch_size(self) -> int:
@@ -47,6 +52,11 @@ class Extractor:
     def width(self) -> int:
         """Dimensions of a feature."""
         return self.backbone.width
+
+    def variables(self, params: Params | None = None) -> dict[str, Params]:
+        """Returns what the backbone is applied to, with `params` in place of the model's own if they are given."""
+        params = {"params": self.params if params is None else params}
+        return params | {"batch_stats": self.batch_stats} if self.batch_stats else params
 
     def normalize(self, images: Array) -> Array:
         """Brings images `(..., height, width, channels)`, uint8, uint16 or floats in [0, 1], to the network's range."""
@@ -59,19 +69,21 @@ class Extractor:
         """Computes the features of normalised images.
 
         Args:
-          images: float `(batch, height, width, channels)`, see `normalize`; sides are multiples of `patch_size`.
+          images: float `(batch, height, width, channels)`, see `normalize`; for transformers, sides are multiples of
+            `patch_size`.
           params: used in place of the model's own.
 
         Returns:
           "cls" `(batch, width)`, "registers" `(batch, registers, width)` and "patches" `(batch, height / patch_size,
-          width / patch_size, width)`, all after the final norm.
+          width / patch_size, width)`, all after the final norm. Where a side of a convolutional network is no multiple
+          of `patch_size`, ConvNeXt rounds down and ResNet up.
 
         Raises:
           ValueError: if the images do not fit the network.
         """
         self._check(images)
-        params = self.params if params is None else params
-        return self._on_grid(self.backbone.apply({"params": params}, {"global": images})["global"], images)
+        tokens = self.backbone.apply(self.variables(params), {"global": images})["global"]
+        return self._on_grid(tokens, images, layer=-1)
 
     def intermediate(
         self, images: Array, layers: int | Sequence[int] = 1, *, norm: bool = True, params: Params | None = None
@@ -88,9 +100,12 @@ class Extractor:
         self._check(images)
         params = self.params if params is None else params
         wanted = list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
-        collect: Any = intermediate_stages if isinstance(self.backbone, ConvNext) else intermediate_layers
-        blocks = collect(self.backbone, params, images, wanted, norm=norm)
-        return [self._on_grid(block, images) for block in blocks]
+        if isinstance(self.backbone, VisionTransformer):
+            blocks = intermediate_layers(self.backbone, params, images, wanted, norm=norm)
+        else:
+            stats = self.batch_stats
+            blocks = intermediate_stages(self.backbone, params, images, wanted, norm=norm, batch_stats=stats)
+        return [self._on_grid(block, images, layer=layer) for block, layer in zip(blocks, wanted, strict=True)]
 
     def attention(self, images: Array, params: Params | None = None) -> Array:
         """Returns the last block's attention `(batch, heads, tokens, tokens)`; tokens are CLS, registers, patches.
@@ -103,14 +118,11 @@ class Extractor:
         self._check(images)
         return last_attention(self.backbone, self.params if params is None else params, images)
 
-    def _on_grid(self, tokens: dict[str, Array], images: Array) -> dict[str, Array]:
+    def _on_grid(self, tokens: dict[str, Array], images: Array, *, layer: int) -> dict[str, Array]:
         patches = tokens["patches"]
-        height, width = images.shape[1:3]
-        # Stages of a convolutional network differ in stride; all keep the image's aspect.
-        count = patches.shape[1]
-        rows = round((count * height / width) ** 0.5)
-        grid = patches.reshape(len(patches), rows, count // rows, patches.shape[-1])
-        return {"cls": tokens["cls"], "registers": tokens["registers"], "patches": grid}
+        grid = self.backbone.grid(images.shape[1:3], layer)
+        on_grid = patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+        return {"cls": tokens["cls"], "registers": tokens["registers"], "patches": on_grid}
 
     def _check(self, images: Array) -> None:
         channels = self.backbone.in_channels

@@ -4,10 +4,12 @@ import difflib
 from typing import Any
 
 from dino_jax.models.convnext import ConvNext
-from dino_jax.models.variants import VARIANTS, VIT_VARIANTS
+from dino_jax.models.resnet import ResNet
+from dino_jax.models.variants import CONVNEXT_VARIANTS, RESNET_VARIANTS, VARIANTS, VIT_VARIANTS
 from dino_jax.models.vit import VisionTransformer
 
-Backbone = VisionTransformer | ConvNext
+Backbone = VisionTransformer | ConvNext | ResNet
+FAMILIES = {VisionTransformer: VIT_VARIANTS, ConvNext: CONVNEXT_VARIANTS, ResNet: RESNET_VARIANTS}
 
 
 def build(name: str, **changes: Any) -> Backbone:
@@ -22,7 +24,7 @@ def build(name: str, **changes: Any) -> Backbone:
     """
     if name not in VARIANTS:
         raise ValueError(f"there is no architecture {name!r}; {_nearest(name, VARIANTS)}")
-    family: Any = VisionTransformer if name in VIT_VARIANTS else ConvNext
+    family: Any = next(family for family, variants in FAMILIES.items() if name in variants)
     unknown = sorted(set(changes) - set(family.__dataclass_fields__))
     if unknown:
         options = [field for field in family.__dataclass_fields__ if field not in ("parent", "name")]

@@ -85,5 +85,8 @@ CONVNEXT_VARIANTS: dict[str, Options] = {
 }
 
 
+# Sizes of `ResNet`, which DINO trained besides its transformers.
+RESNET_VARIANTS: dict[str, Options] = {"dino_resnet50": {"depths": (3, 4, 6, 3), "channels": 64, "in_channels": 3}}
+
 # All by name; `models.build` knows the class of each.
-VARIANTS: dict[str, Options] = VIT_VARIANTS | CONVNEXT_VARIANTS
+VARIANTS: dict[str, Options] = VIT_VARIANTS | CONVNEXT_VARIANTS | RESNET_VARIANTS

@@ -164,6 +164,12 @@ class VisionTransformer(nn.Module):
     attention: str | None = None
     dtype: Any = jnp.float32
 
+    def grid(self, image_size: tuple[int, int], layer: int = -1) -> tuple[int, int]:
+        """Returns rows and columns of the patches of an image of `image_size` (height, width) pixels, in any layer."""
+        del layer
+        height, width = image_size
+        return height // self.patch_size, width // self.patch_size
+
     def block_options(self) -> dict[str, Any]:
         """Returns the constructor arguments of one block."""
         shared = ["width", "heads", "ffn", "norm", "norm_epsilon", "layer_scale", "qkv_bias", "mask_key_bias"]
@@ -252,14 +258,14 @@ class VisionTransformer(nn.Module):
             prefix, patches = prefix + positions[:1], patches + positions[1:].astype(patches.dtype)
         if self.registers:
             prefix = jnp.concatenate([prefix, self.register_tokens])
-        prefix = jnp.broadcast_to(prefix.astype(patches.dtype), (len(patches), *prefix.shape))
+        prefix = jnp.broadcast_to(prefix.astype(patches.dtype), (patches.shape[0], *prefix.shape))
         return jnp.concatenate([prefix, patches], axis=1)
 
-    def learned_positions(self, image_size: tuple[int, ...]) -> Array:
+    def learned_positions(self, image_size: tuple[int, int]) -> Array:
         """Returns the position embedding `(1 + patches, width)`, CLS first, of an image of (height, width) pixels."""
-        grid = [side // self.patch_size for side in image_size]
+        grid = self.grid(image_size)
         native = self.pos_grid
-        if grid == [native, native]:
+        if grid == (native, native):
             return self.pos_embed
         rows, columns = (
             # The references take 1 / stride for the scale, but round it down to `side` positions.
@@ -272,13 +278,12 @@ class VisionTransformer(nn.Module):
         resized = resize.apply_matrices(square, rows, columns).reshape(-1, self.width)
         return jnp.concatenate([self.pos_embed[:1], resized])
 
-    def rope_table(self, image_size: tuple[int, ...], train: bool) -> layers.Table | None:
+    def rope_table(self, image_size: tuple[int, int], train: bool) -> layers.Table | None:
         """Returns the (sin, cos) tables for all tokens of an image of `image_size` (height, width) pixels; None where
         positions are learned."""
         if self.pos_grid:
             return None
-        height, width = (side // self.patch_size for side in image_size)
-        coords = jnp.asarray(rope.coordinates(height, width, normalize=self.rope_normalize))
+        coords = jnp.asarray(rope.coordinates(*self.grid(image_size), normalize=self.rope_normalize))
         box = {"shift": self.rope_shift, "jitter": self.rope_jitter, "rescale": self.rope_rescale}
         if train and (self.rope_shift, self.rope_jitter, self.rope_rescale) != (0.0, 1.0, 1.0):
             coords = rope.augment(coords, self.make_rng("rope"), **box)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dino_jax.models import VARIANTS, ConvNext, VisionTransformer, build
+from dino_jax.models import VARIANTS, ConvNext, ResNet, VisionTransformer, build
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -15,13 +15,14 @@ def test_every_name_builds(name):
 def test_classes():
     assert isinstance(build("dinov2_vitg14_reg", drop_path=0.4), VisionTransformer)
     assert isinstance(build("dinov3_convnext_tiny"), ConvNext)
+    assert isinstance(build("dino_resnet50"), ResNet)
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("dinov3_vitl14", {}, "no architecture 'dinov3_vitl14'; did you mean dinov3_vitl16 or dinov2_vitl14"),
-        ("resnext", {}, "no architecture 'resnext'; choose one of dino_vits16, "),
+        ("vgg", {}, "no architecture 'vgg'; choose one of dino_vits16, "),
         ("dinov3_vitl16", {"droppath": 0.1}, "dinov3_vitl16 has no option 'droppath'; did you mean drop_path"),
         ("dinov3_convnext_tiny", {"drop_path": 0.1}, "dinov3_convnext_tiny has no option 'drop_path'"),
     ],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.models import VIT_VARIANTS, VisionTransformer, intermediate_layers, last_attention, layers
+from dino_jax.models import VisionTransformer, intermediate_layers, last_attention, layers
 from dino_jax.models.variants import DINO, DINOV2
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, tree
@@ -242,7 +242,3 @@ def test_two_kinds_of_positions_are_refused(small):
         model.clone(rope_base=100.0).init(jax.random.key(0), {"global": images})
     with pytest.raises(ValueError, match="rope_base"):
         model.clone(pos_grid=None).init(jax.random.key(0), {"global": images})
-
-
-def test_no_published_size_has_both_kinds():
-    assert all(("pos_grid" in options) != ("rope_base" in options) for options in VIT_VARIANTS.values())
