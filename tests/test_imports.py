@@ -20,7 +20,7 @@ LEVELS: tuple[str, ...] = (
     "build report",
     "memory record",
     "train",
-    "main bench evaluate features convert visualize",
+    "main bench evaluate features convert visualize export",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.
