@@ -9,8 +9,8 @@ ROTATION = 25.0  # degrees, either way
 ZOOM = (0.75, 1.33)
 SHIFT = 0.12  # of the side
 PERSPECTIVE = 0.08  # how far a corner moves, of the side
-BRIGHTNESS = 0.25
-CONTRAST = 0.25
+BRIGHTNESS = (0.8, 1.25)
+CONTRAST = (0.8, 1.25)
 
 
 def warp(image: np.ndarray, *, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -37,9 +37,9 @@ def warp(image: np.ndarray, *, random: np.random.Generator) -> tuple[np.ndarray,
     copy = Image.fromarray(wide).transform(
         (width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
     )
-    light = np.asarray(copy, np.float32) - 127.5
-    light = light * random.uniform(1 - CONTRAST, 1 + CONTRAST) + 127.5 * random.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)
-    return np.clip(light, 0, 255).astype(np.uint8), matrix
+    light = np.asarray(copy, np.float32)
+    light = light.mean() + (light - light.mean()) * random.uniform(*CONTRAST)
+    return np.clip(light * random.uniform(*BRIGHTNESS), 0, 255).round().astype(np.uint8), matrix
 
 
 def random_homography(aspect: float, random: np.random.Generator) -> np.ndarray:

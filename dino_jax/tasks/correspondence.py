@@ -77,8 +77,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     _, scores, shown = found[name]
     rows: list[list[str | float]] = [["correspondence", *found]]
     rows += [[_words(score), *(other[score] for _, other, _ in found.values())] for score in scores]
-    headline = next(iter(scores))
-    title = f"Points found by patch features: {_words(headline)} {scores[headline]:.1%}"
+    headline = f"pck_{DRAWN:g}" if options.pairs == "warps" else "on_object"
+    title = f"Points found by patch features, {_words(headline)}: {scores[headline]:.1%}"
     picture = matches([pair for _, pair in shown], [n for n, _ in shown], folder / "matches.png", title=title)
     return Result(numbers, rows, [picture])
 
@@ -133,7 +133,7 @@ def _score(
         if pair.truth is not None:
             errors = np.linalg.norm((found - pair.truth) * size, axis=1)
             right = errors <= DRAWN * max(size)
-            for alpha in ALPHAS[::-1]:
+            for alpha in ALPHAS:
                 score = pck(found * size, pair.truth * size, size=max(size), alpha=alpha)
                 scores.setdefault(f"pck_{alpha:g}", []).append(score)
         else:

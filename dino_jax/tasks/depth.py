@@ -22,6 +22,7 @@ NEAREST = 1e-3
 FARTHEST = {False: 10.0, True: 1.0}  # metres, or a share of the unknown largest depth
 PICTURES = 6
 CHUNK = 16
+AVERAGE = "mean of the training maps"
 
 # By name: what an image's prediction may be fitted by before it is scored.
 ALIGNMENTS = {"": "as predicted", "scaled_": "scale fitted per image", "shifted_": "scale and shift fitted per image"}
@@ -45,17 +46,21 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     patches.check(options, "steps")
     train, test = open_depths(options.data, "train"), open_depths(options.data, options.split)
+    found, keys = {}, {}
+    for features in patches.compared(model, options):
+        found[features.name] = _predict(features, _train(features, train, options), test, options)
+        keys[features.name] = features.key
+    images, truths, _ = next(iter(found.values()))
+    average = _average(train, truths, options)
+    keys[AVERAGE] = "average_"
     numbers: dict[str, float] = {}
     rows: list[list[str | float]] = [["depth", *METRICS]]
-    found = {}
-    for features in patches.compared(model, options):
-        images, truths, predictions = _predict(features, _train(features, train, options), test, options)
-        found[features.name] = images, truths, predictions
-        for name, words in ALIGNMENTS.items() if test.relative else [("", ALIGNMENTS[""])]:
-            errors = _errors(truths, predictions, name, options)
-            numbers |= {f"depth/{features.key}{name}{metric}": value for metric, value in errors.items()}
+    for name, (_, _, predictions) in [*found.items(), (AVERAGE, (images, truths, average))]:
+        for alignment, words in ALIGNMENTS.items() if test.relative else [("", ALIGNMENTS[""])]:
+            errors = _errors(truths, predictions, alignment, options)
+            numbers |= {f"depth/{keys[name]}{alignment}{metric}": value for metric, value in errors.items()}
             shown = [f"{value:.1%}" if metric == "delta1" else f"{value:.3f}" for metric, value in errors.items()]
-            rows.append([f"{features.name}, {words}", *shown])
+            rows.append([f"{name}, {words}", *shown])
     picture = _draw(found, relative=test.relative, numbers=numbers, folder=folder)
     return Result(numbers, rows, [picture])
 
@@ -102,6 +107,15 @@ def _predict(
 def _depth_map(head: patch_head.Head, grid: jax.Array, *, size: tuple[int, int], high: float) -> jax.Array:
     depth = patch_head.depth_from_bins(patch_head.apply_head(head, grid), low=NEAREST, high=high)
     return upsample(depth[None, ..., None], size)[0, ..., 0]
+
+
+def _average(train: DepthPairs, truths: list[np.ndarray], options: argparse.Namespace) -> list[np.ndarray]:
+    """Predicts the mean of the training maps for every image: what the place in the frame alone tells."""
+    size = truths[0].shape
+    maps = [resize(train[index][1], size, kind="labels") for index in patches.evenly(len(train), options.limit)]
+    known = np.sum([depth > 0 for depth in maps], axis=0)
+    mean = np.maximum(np.sum(maps, axis=0) / np.maximum(known, 1), NEAREST).astype(np.float32)
+    return [resize(mean, truth.shape, kind="labels") for truth in truths]
 
 
 def _errors(

@@ -1,0 +1,161 @@
+"""The dense tasks from files to numbers: data that pixels solve, and features that know nothing."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax import evaluate
+from dino_jax.tasks import correspondence, depth, discovery, segmentation, tracking
+from dino_jax.tasks.patches import PatchFeatures, PixelPatches
+from tests.tasks import planted
+from tests.tasks.planted import PATCH, Blind, options
+
+PIXELS = PixelPatches(PATCH)
+
+
+def checked(result):
+    """Checks what every task promises, and returns its numbers."""
+    assert all(isinstance(value, float) and np.isfinite(value) for value in result.numbers.values())
+    assert all(len(row) == len(result.rows[0]) for row in result.rows)
+    for picture in result.pictures:
+        with Image.open(picture) as image:
+            assert min(image.size) > 100
+    return result.numbers
+
+
+@pytest.mark.parametrize("head", ["ridge", "trained"])
+def test_segmentation_of_planted_classes(tmp_path, head):
+    words = ("--data", planted.masks(tmp_path / "data"), "--size", 0, "--crop", 32, "--head", head, "--batch-size", 4)
+    words = (*words, "--steps", 60, "--views", 4, "--learning-rate", 0.05)
+    numbers = checked(segmentation.run(PIXELS, options("segmentation", *words, "--pixels"), tmp_path))
+    assert numbers["segmentation/miou"] > 0.9
+    assert numbers["segmentation/pixels_miou"] == numbers["segmentation/miou"]
+    numbers = checked(segmentation.run(Blind(PATCH), options("segmentation", *words), tmp_path))
+    assert numbers["segmentation/miou"] < 0.25
+
+
+def test_fresh_crops_train_too(tmp_path):
+    words = ("--data", planted.masks(tmp_path / "data"), "--size", 48, "--crop", 32, "--batch-size", 4, "--steps", 20)
+    numbers = checked(segmentation.run(PIXELS, options("segmentation", *words, "--learning-rate", 0.05), tmp_path))
+    assert numbers["segmentation/miou"] > 0.6
+
+
+def test_windows_of_images_of_many_sizes():
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (*size, 3), np.uint8) for size in ((40, 56), (24, 24), (40, 56), (17, 90))]
+    features = PatchFeatures(PIXELS, batch_size=4)
+    maps = segmentation.class_maps(features, lambda patches: patches[..., :2], images, side=0, crop=32)
+    assert [array.shape for array in maps] == [(*image.shape[:2], 2) for image in images]
+    alone = segmentation.class_maps(features, lambda patches: patches[..., :2], images[2:3], side=0, crop=32)
+    np.testing.assert_allclose(maps[2], alone[0], atol=1e-5)
+
+
+def test_depth_of_planted_brightness(tmp_path):
+    words = ("--data", planted.depths(tmp_path / "data"), "--size", 0, "--steps", 300, "--views", 2)
+    words = (*words, "--learning-rate", 0.03)
+    numbers = checked(depth.run(PIXELS, options("depth", *words), tmp_path))
+    blind = checked(depth.run(Blind(PATCH), options("depth", *words), tmp_path))
+    assert numbers["depth/scaled_abs_rel"] < 0.5 * blind["depth/scaled_abs_rel"]
+    # Maps are blurred between patches, whose depths jump.
+    assert numbers["depth/scaled_delta1"] > blind["depth/scaled_delta1"] + 0.2
+    assert numbers["depth/scaled_abs_rel"] < numbers["depth/average_scaled_abs_rel"]
+
+
+def test_tracking_of_a_moving_square(tmp_path):
+    words = ("--data", planted.video(tmp_path / "data"), "--size", 0)
+    result = tracking.run(PIXELS, options("tracking", *words, "--pixels"), tmp_path)
+    numbers = checked(result)
+    assert numbers["tracking/jf"] > 0.85
+    assert numbers["tracking/jf"] == pytest.approx((numbers["tracking/j"] + numbers["tracking/f"]) / 2)
+    with Image.open(result.pictures[1]) as gif:
+        assert gif.n_frames == 5
+    blind = checked(tracking.run(Blind(PATCH), options("tracking", *words), tmp_path))
+    assert blind["tracking/j"] < 0.3
+
+
+def test_discovery_of_a_square(tmp_path):
+    words = ("--data", planted.video(tmp_path / "data"), "--size", 0, "--limit", 6)
+    numbers = checked(discovery.run(PIXELS, options("discovery", *words), tmp_path))
+    assert numbers["discovery/corloc"] == 1 and numbers["discovery/mask_miou"] == 1
+    blind = checked(discovery.run(Blind(PATCH), options("discovery", *words), tmp_path))
+    assert blind["discovery/corloc"] < 0.2
+
+
+def test_points_of_a_square_stay_on_it(tmp_path):
+    words = ("--data", planted.video(tmp_path / "data"), "--size", 0, "--pairs", "videos")
+    numbers = checked(correspondence.run(PIXELS, options("correspondence", *words), tmp_path))
+    assert numbers["correspondence/on_object"] > 0.95
+    assert numbers["correspondence/chance_on_object"] == pytest.approx(4 / 54)
+    blind = checked(correspondence.run(Blind(PATCH), options("correspondence", *words), tmp_path))
+    assert blind["correspondence/on_object"] < 0.3
+
+
+def test_points_of_photographs_are_found_in_distorted_copies(tmp_path):
+    # A field of smooth colours in which every place is unlike the others.
+    rows, columns = np.mgrid[0:96, 0:128] / 128
+    field = np.stack([columns, rows, 0.5 + 0.5 * np.sin(9 * (rows + columns))], axis=-1)
+    planted.save(np.round(255 * field).astype(np.uint8), tmp_path / "data" / "a.png")
+    words = ("--data", tmp_path / "data", "--size", 0, "--points", 16)
+    numbers = checked(correspondence.run(PIXELS, options("correspondence", *words), tmp_path))
+    assert numbers["correspondence/pck_0.2"] > 0.5
+    blind = checked(correspondence.run(Blind(PATCH), options("correspondence", *words), tmp_path))
+    assert blind["correspondence/pck_0.1"] < 0.2
+
+
+@pytest.mark.parametrize(
+    "task, damage, message",
+    [
+        ("segmentation", "val/masks/1.png", "has no mask of the same name"),
+        ("depth", "test/depth/1.png", "has no depth map of the same name"),
+        ("tracking", "left/masks/00001.png", "every frame needs a mask"),
+        ("discovery", "left/masks/00001.png", "every frame needs a mask"),
+    ],
+)
+def test_damaged_data_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, task, damage, message):
+    write = {"segmentation": planted.masks, "depth": planted.depths}.get(task, planted.video)
+    (write(tmp_path / "data") / damage).unlink()
+    monkeypatch.setattr(evaluate, "load", lambda weights, architecture: PIXELS)
+    numbers = tmp_path / "numbers.json"
+    words = [task, "--weights", "planted", "--data", str(tmp_path / "data"), "--json", str(numbers)]
+    assert evaluate.main([*words, "--out", str(tmp_path / "out"), "--size", "0"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not numbers.exists() and not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_wrong_options_and_networks_are_one_line(tmp_path):
+    data = planted.masks(tmp_path / "data")
+    for words, message in (
+        (("--crop", 0), "--crop 0 must be 1 or more"),
+        (("--size", -1), "--size -1 must be 0"),
+        (("--split", "dev"), "needs dev/images and dev/masks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segmentation.run(PIXELS, options("segmentation", "--data", data, *words), tmp_path)
+
+    @jax.tree_util.register_static
+    class WithoutPatches(PixelPatches):
+        def __call__(self, images):
+            return {"cls": images.mean(axis=(1, 2))}
+
+    with pytest.raises(ValueError, match="raw pixels gives no patch features"):
+        PatchFeatures(WithoutPatches(PATCH), batch_size=4)
+
+
+def test_eight_devices_give_the_features_of_one(tmp_path):
+    """Five images on eight devices: padding included."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import sys, numpy as np, jax; from dino_jax.tasks.patches import PatchFeatures, PixelPatches;"
+        "assert len(jax.devices()) == 8; images = np.load(sys.argv[1] + '/images.npy');"
+        "np.save(sys.argv[1] + '/found.npy', PatchFeatures(PixelPatches(8), batch_size=3)(images))"
+    )
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=environment)
+    one = PatchFeatures(PIXELS, batch_size=3)(images)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), one, atol=1e-6)
