@@ -32,7 +32,8 @@ The file needs JAX alone:
   features = model.call(images)  # float32 (batch, height, width, channels) in [0, 1], in red, green, blue
 
 Any batch size; the image size is fixed. Features are "cls" (batch, dim), "registers" (batch, registers, dim) and
-"patches" (batch, rows, columns, dim). Before it is written, the file is read back and run beside the model on random images.
+"patches" (batch, rows, columns, dim). Before it is written, the file is read back and run beside the model on random
+images.
 """
 
 

@@ -53,7 +53,15 @@ def extract_features(
 ) -> Features:
     """Computes the features of all images of a source.
 
-    Images that cannot be used are left out and listed on stderr. With several processes each decodes its part of every
+    >>> import dino_jax
+    >>> from dino_jax.data.sources import open_path
+    >>> from dino_jax.data.subset import Subset
+    >>> model, params = dino_jax.load("random:dinov3_vits16")
+    >>> found = extract_features(model, Subset(open_path("packaged"), 4), size=64, outputs=("cls", "patches"))
+    >>> found["cls"].shape, found["patches"].shape, found["ids"]
+    ((4, 384), (4, 4, 4, 384), array([0, 1, 2, 3], dtype=int32))
+
+    Images that cannot be used are left out and counted on stderr. With several processes each decodes its part of every
     batch, and all return everything.
 
     Args:

@@ -1,3 +1,4 @@
+import doctest
 import os
 import subprocess
 import sys
@@ -192,3 +193,9 @@ def test_threads_do_not_change_anything(model):
 
     one, many = read(1), read(7)
     assert jax.tree.all(jax.tree.map(np.array_equal, one, many))
+
+
+def test_the_example_runs():
+    tried = doctest.testmod(extraction)
+    assert tried.attempted > 0
+    assert not tried.failed
