@@ -56,7 +56,7 @@ def options_of(config: Config) -> Options:
     """
     kind = config.get("model_type")
     if kind not in [name for name, _ in CLASSES.values()]:
-        known = ", ".join(name for _, name in CLASSES.values())
+        known = ", ".join(name for name, _ in CLASSES.values())
         raise ValueError(f"model_type {kind!r} in config.json is not among those read here: {known}")
     epsilon = config["layer_norm_eps"]
     if kind == "dinov3_convnext":

@@ -148,11 +148,13 @@ def _by_path(state: StateDict, layout: Layout) -> dict[str, tuple[int, ...]]:
     out: dict[str, tuple[int, ...]] = {}
     for rule in layout.rules:
         for place in rule.places():
-            names = [name for name in rule.names(place, 0) if name in state]
-            needed = [name for name, may in zip(rule.names(place, 0), rule.may_lack, strict=True) if not may]
-            if names and all(name in state for name in needed):
-                for path in rule.paths(place):
-                    out.setdefault(path, state[names[0]].shape)
+            names = rule.names(place, 0)
+            there = [name for name in names if name in state]
+            if not there or any(name not in state and not may for name, may in zip(names, rule.may_lack, strict=True)):
+                continue
+            firsts = names if len(rule.ours) == len(names) else [there[0]] * len(rule.ours)
+            for path, name in zip(rule.paths(place), firsts, strict=True):
+                out.setdefault(path, state[name].shape)
     return out
 
 

@@ -47,12 +47,7 @@ class Architecture:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every parameter by path, computing nothing."""
-        backbone = self.build()
-        side = backbone.patch_size
-        images = {"global": jax.ShapeDtypeStruct((1, side, side, backbone.in_channels), jnp.float32)}
-        variables = jax.eval_shape(functools.partial(backbone.init, jax.random.key(0)), images)
-        flat = flatten(variables["params"]) | flatten({STATS: variables.get(STATS, {})})
-        return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+        return _shapes(self.build())
 
     def with_options(self, **changes: Any) -> "Architecture":
         """Returns the architecture with other options."""
@@ -69,6 +64,15 @@ class Architecture:
         extras += ["SwiGLU"] if o["ffn"] == "swiglu" else []
         extras += [f"{o['in_channels']} channels"] if o["in_channels"] != 3 else []
         return ", ".join([f"width {o['width']}, depth {o['depth']}, patch {o['patch_size']}", *extras])
+
+
+@functools.cache
+def _shapes(backbone: Any) -> dict[str, tuple[int, ...]]:
+    side = backbone.patch_size
+    images = {"global": jax.ShapeDtypeStruct((1, side, side, backbone.in_channels), jnp.float32)}
+    variables = jax.eval_shape(functools.partial(backbone.init, jax.random.key(0)), images)
+    flat = flatten(variables["params"]) | flatten({STATS: variables.get(STATS, {})})
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def _listed(numbers: Any) -> str:

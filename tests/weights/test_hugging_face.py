@@ -1,0 +1,155 @@
+"""Parity with transformers: each class with random weights, loaded from a folder that it saved, and back."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.models import VisionTransformer
+from dino_jax.weights import reference, safetensors, store
+from tests.conftest import golden_names, golden_path
+from tests.torch_libraries import library
+
+VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+V2 = VIT | {"patch_size": 14, "image_size": 56, "mlp_ratio": 3}
+V3 = VIT | {"patch_size": 16, "image_size": 64, "num_register_tokens": 2}
+# class -> arguments of its configuration
+CASES = {
+    "vit": ("ViT", VIT | {"intermediate_size": 64, "patch_size": 8, "image_size": 40, "layer_norm_eps": 1e-6}),
+    "dinov2": ("Dinov2", V2),
+    "dinov2_swiglu": ("Dinov2", V2 | {"use_swiglu_ffn": True}),
+    "registers": ("Dinov2WithRegisters", V2 | {"num_register_tokens": 3}),
+    "registers_swiglu": ("Dinov2WithRegisters", V2 | {"num_register_tokens": 1, "use_swiglu_ffn": True}),
+    "dinov3": ("DINOv3ViT", V3 | {"intermediate_size": 96}),
+    "dinov3_swiglu": (
+        "DINOv3ViT",
+        V3 | {"intermediate_size": 72, "use_gated_mlp": True, "hidden_act": "silu"},
+    ),
+    "dinov3_7b": (
+        "DINOv3ViT",
+        V3
+        | {"intermediate_size": 64, "use_gated_mlp": True, "hidden_act": "silu"}
+        | {"query_bias": False, "value_bias": False},
+    ),
+    "dinov3_key_bias": ("DINOv3ViT", V3 | {"intermediate_size": 64, "key_bias": True, "rope_theta": 10_000.0}),
+    "convnext": ("DINOv3ConvNext", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]}),
+}
+# The network is an argument, so that nothing of it is folded into the program, as XLA would for long.
+run = jax.jit(lambda model, images: model(images))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def apply(model, images: dict, masks: dict, collect: bool):
+    """Runs the network below the model."""
+    return model.backbone.apply(model.variables(), images, masks, collect=collect)
+
+
+def random_network(name: str, arguments: dict):
+    """Builds a network of transformers whose every parameter is random."""
+    transformers, torch = library("transformers"), library("torch")
+    options = {"add_pooling_layer": False} if name == "ViT" else {}
+    network = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**arguments), **options)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for label, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            gain = any(word in label for word in ("norm", "lambda1", "gamma")) and not label.endswith("bias")
+            kernel = parameter.ndim > 1 and label.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if gain else noise / parameter[0].numel() ** 0.5 if kernel else 0.3 * noise)
+    return network.eval()
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", CASES)
+def test_features_and_files_are_those_of_transformers(case, tmp_path):
+    name, arguments = CASES[case]
+    network = random_network(name, arguments)
+    network.save_pretrained(tmp_path / "theirs")
+    weights = store.read(tmp_path / "theirs")
+    model = reference.extractor(weights)
+    native = arguments.get("image_size", 64)
+    step = model.patch_size
+    for height, width in ((native, native), (native + 2 * step, native - step)):
+        images = np.random.default_rng(1).normal(size=(2, height, width, 3)).astype(np.float32)
+        ours = run(model, jnp.asarray(images))
+        for output, expected in reference.tokens_of_hugging_face(network, images, model).items():
+            np.testing.assert_allclose(np.reshape(ours[output], expected.shape), expected, atol=1e-5, err_msg=output)
+    store.save(weights, tmp_path / "ours", "hf")
+    loaded, remarks = type(network).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, **({"add_pooling_layer": False} if name == "ViT" else {})
+    )
+    assert not any(remarks.values()), remarks
+    state = loaded.state_dict()
+    assert all((state[label] == x).all() for label, x in network.state_dict().items())
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("folder", golden_names("hf_*"))
+def test_recorded_outputs(folder):
+    path = golden_path(folder)
+    with np.load(path / "io.npz") as file:
+        recorded = {name: file[name] for name in file.files}
+    model = reference.extractor(store.read(path))
+    for size in (name.split("/")[1] for name in recorded if name.endswith("pixel_values")):
+        images = {"global": jnp.asarray(recorded[f"in/{size}/pixel_values"].transpose(0, 2, 3, 1))}
+        masks = recorded.get(f"in/{size}/bool_masked_pos")
+        collect = isinstance(model.backbone, VisionTransformer) and f"out/{size}/hidden_states/1" in recorded
+        out = apply(model, images, {}, collect)["global"]
+        tokens = np.concatenate([out["cls"][:, None], out["registers"], out["patches"]], 1)
+        np.testing.assert_allclose(tokens, recorded[f"out/{size}/last_hidden_state"], atol=1e-5)
+        np.testing.assert_allclose(out["cls"], recorded[f"out/{size}/pooler_output"], atol=1e-5)
+        for index, block in enumerate(out.get("blocks", ()), start=1):
+            expected = recorded[f"out/{size}/hidden_states/{index}"]
+            np.testing.assert_allclose(block, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+        if masks is not None:
+            masked = apply(model, images, {"global": jnp.asarray(masks)}, False)["global"]
+            tokens = np.concatenate([masked["cls"][:, None], masked["registers"], masked["patches"]], 1)
+            np.testing.assert_allclose(tokens, recorded[f"out/{size}/masked/last_hidden_state"], atol=1e-5)
+
+
+def test_a_sharded_index_is_read(tmp_path):
+    path = golden_path("hf_dinov3_vit")
+    if path is None:
+        pytest.skip("golden files are absent")
+    state = safetensors.read(path / "model.safetensors")
+    halves = [dict(list(state.items())[::2]), dict(list(state.items())[1::2])]
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    index = {}
+    for number, half in enumerate(halves):
+        safetensors.write(tmp_path / f"model-{number}.safetensors", half)
+        index |= dict.fromkeys(half, f"model-{number}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert store.read(tmp_path).manifest.counts() == store.read(path).manifest.counts()
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model-1\.safetensors cannot be read"):
+        store.read(tmp_path)
+
+
+def test_a_class_that_cannot_hold_a_network_says_which_option(tmp_path):
+    from tests.weights import tiny
+
+    drawn = tiny.weights("dinov3")
+    changed = drawn.architecture.with_options(rope_normalize="max")
+    with pytest.raises(ValueError, match=r"DINOv3ViTModel of transformers cannot be built with .* rope_normalize"):
+        store.save(store.Weights(changed, *list(vars(drawn).values())[1:]), tmp_path / "x", "hf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "clip"}, "model_type 'clip' in config.json is not among those read here: vit, dinov2"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+    ],
+)
+def test_configurations_that_are_not_dinos(change, message, tmp_path):
+    from tests.weights import tiny
+
+    store.save(tiny.weights("dinov2"), tmp_path / "x", "hf")
+    file = tmp_path / "x" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (tmp_path / "x" / "dino_jax.json").unlink()
+    with pytest.raises(ValueError, match=message):
+        store.read(tmp_path / "x")

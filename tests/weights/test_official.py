@@ -1,0 +1,229 @@
+"""The papers' own checkpoints: backbones and training checkpoints, and what is said of those that do not fit."""
+
+import argparse
+
+import jax
+import numpy as np
+import pytest
+
+from dino_jax.weights import pth_writer, store
+from dino_jax.weights.files import same_bits
+from dino_jax.weights.manifest import collapse, in_braces
+from dino_jax.weights.network import flatten
+from tests import torch_weights
+from tests.conftest import golden_names
+from tests.torch_libraries import library
+from tests.weights import tiny
+
+
+def told(config: dict) -> dict:
+    """Returns the options of a recorded network that its tensors do not show."""
+    options = {"heads": config["num_heads"]}
+    if config.get("norm_layer") == "rmsnorm":
+        options |= {"norm": "rmsnorm"}
+    if config.get("pos_embed_rope_min_period"):
+        options |= {"rope_base": None, "rope_min_period": config["pos_embed_rope_min_period"]}
+        options |= {"rope_max_period": config["pos_embed_rope_max_period"]}
+    return options
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", golden_names("v?vit_*.npz") + golden_names("v3convnext_*.npz"))
+def test_recorded_state_dicts_are_read_whole(golden, name, tmp_path):
+    recorded = golden(name)
+    state = recorded.under("param/")
+    pth_writer.write(tmp_path / "x.pth", state)
+    vit = "vit" in name
+    weights = store.read(tmp_path / "x.pth", **(told(recorded.config) if vit else {}))
+    expected = torch_weights.tree(state) if vit else torch_weights.convnext_tree(state)
+    assert set(weights.params) == set(flatten(expected))
+    assert all(same_bits(weights.params[path], np.ascontiguousarray(x)) for path, x in flatten(expected).items())
+    counts = weights.manifest.counts()
+    assert sum(counts.values()) == len(state)
+    assert set(counts) <= {"matched", "buffer", "duplicate"}
+    store.save(weights, tmp_path / "y.pth", "official")
+    again = store.read(tmp_path / "y.pth", **(told(recorded.config) if vit else {}))
+    assert all(same_bits(again.params[path], x) for path, x in weights.params.items())
+
+
+def assert_backbone_of(path, expected: dict[str, np.ndarray], **options) -> store.Weights:
+    weights = store.read(path, **options)
+    tree = flatten(torch_weights.tree(expected))
+    assert set(weights.params) == set(tree)
+    assert all(same_bits(weights.params[p], np.ascontiguousarray(x)) for p, x in tree.items())
+    return weights
+
+
+@pytest.mark.golden
+def test_full_checkpoints_of_dino(golden, tmp_path):
+    """DINO saves student and teacher, the student's names wrapped, beside optimizer and command line."""
+    torch = library("torch")
+    recorded = golden("v1_train.npz")
+    teacher, student = (
+        {k: torch.tensor(x) for k, x in recorded.under(f"init/{who}/").items()} for who in ("teacher", "student")
+    )
+    full = {
+        "student": {f"module.{name}": x for name, x in student.items()},
+        "teacher": teacher,
+        "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.1}]},
+        "epoch": 5,
+        "args": argparse.Namespace(arch="vit_small", patch_size=16),
+        "dino_loss": {"center": torch.zeros(1, 4)},
+    }
+    torch.save(full, tmp_path / "checkpoint.pth")
+    for branch, tensors in (("teacher", teacher), ("student", student)):
+        backbone = {n.removeprefix("backbone."): x.numpy() for n, x in tensors.items() if n.startswith("backbone.")}
+        weights = assert_backbone_of(tmp_path / "checkpoint.pth", backbone, branch=branch, heads=2)
+        assert weights.manifest.counts()["skipped"] == len(tensors) - len(backbone)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("nesting", ["teacher", "flat", "wrapped", "chunks"])
+def test_training_checkpoints_of_dinov2_and_dinov3(golden, nesting, tmp_path):
+    recorded = golden("v3_train_a.npz" if nesting != "chunks" else "v2_train_a.npz")
+    teacher = recorded.under("init/teacher/")
+    backbone = {n.removeprefix("backbone."): x for n, x in teacher.items() if n.startswith("backbone.")}
+    content = {"teacher": teacher, "iteration": {}}
+    if nesting == "flat":
+        content = {"model": {f"{who}.{n}": x for who in ("student", "teacher") for n, x in teacher.items()}}
+    if nesting == "wrapped":
+        content = {"teacher": {n.replace("backbone.", "backbone._orig_mod."): x for n, x in teacher.items()}}
+    if nesting == "chunks":
+        content = {"teacher": {n.replace(".blocks.", ".blocks.0."): x for n, x in teacher.items()}}
+    pth_writer.write(tmp_path / "teacher_checkpoint.pth", content)
+    assert_backbone_of(tmp_path / "teacher_checkpoint.pth", backbone, heads=2)
+
+
+def test_a_published_network_is_recognised_by_its_shapes(tmp_path):
+    """All tensors are views of one number, so even a large network costs nothing."""
+    from dino_jax.weights import configs, infer, mapping
+    from dino_jax.weights.layouts import LAYOUTS, recognise
+    from dino_jax.weights.network import published
+
+    for name in configs.TIMM:
+        architecture = published(name)
+        for to in ("official", "hf", "timm"):
+            if name == "dino_resnet50" and to == "hf":
+                continue
+            layout = store._layout_for(architecture, to)
+            empty = {path: np.broadcast_to(np.float32(0), shape) for path, shape in architecture.shapes().items()}
+            if name in ("dinov3_vit7b16", "dinov2_vitg14", "dinov2_vitg14_reg", "dinov3_vith16plus"):
+                continue  # joining them takes memory; their features are told apart below
+            state = mapping.to_theirs(empty, layout, architecture.options, leftover={}, drop=".*k_proj.bias").tensors
+            assert recognise(list(state), whose=to) == LAYOUTS[layout.name]
+            assert infer.architecture(state, layout, {}).name == name
+
+
+def test_every_published_transformer_has_features_of_its_own():
+    from dino_jax.models import VIT_VARIANTS
+    from dino_jax.weights import infer
+    from dino_jax.weights.network import family_of
+
+    seen = {(family_of(name), *map(str, infer.features(options).items())) for name, options in VIT_VARIANTS.items()}
+    assert len(seen) == len(VIT_VARIANTS)
+
+
+class Changed:
+    """An official file of a tiny DINOv3 with some tensors changed."""
+
+    def __init__(self, folder):
+        self.path = folder / "x.pth"
+        drawn = tiny.weights("dinov3")
+        store.save(drawn, self.path, "official")
+        from dino_jax.weights import pth
+
+        self.state = {name: x.copy() for name, x in pth.read(self.path).items()}
+
+    def message(self, **options) -> str:
+        pth_writer.write(self.path, self.state)
+        with pytest.raises(ValueError) as error:
+            store.read(self.path, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    return Changed(tmp_path)
+
+
+def test_missing_tensors_are_named_and_counted(changed):
+    for block in range(3):
+        del changed.state[f"blocks.{block}.norm2.weight"]
+    del changed.state["mask_token"]
+    assert "4 missing: mask_token, blocks.{0..2}.norm2.weight" in changed.message()
+
+
+def test_unused_tensors_are_an_error(changed):
+    changed.state["blocks.1.attn.gate"] = np.zeros(3, np.float32)
+    assert "1 unused: blocks.1.attn.gate" in changed.message()
+
+
+def test_a_wrong_shape_is_an_error(changed):
+    changed.state["blocks.1.mlp.fc1.bias"] = np.zeros(3, np.float32)
+    assert "1 misshapen: blocks.1.mlp.fc1.bias 3 instead of 192" in changed.message()
+
+
+def test_a_block_is_missing(changed):
+    changed.state = {name: x for name, x in changed.state.items() if not name.startswith("blocks.1.")}
+    assert "missing: blocks.1.norm1.weight" in changed.message()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(changed, bad):
+    changed.state["blocks.2.mlp.fc1.weight"][1, 1] = bad
+    assert "tensor blocks/mlp/fc1/kernel (3, 48, 192) holds NaN or infinity" in changed.message()
+
+
+def test_another_architecture_than_asked_for_is_named(changed):
+    message = changed.message(name="dinov3_vitb16")
+    assert (
+        "look like dinov3_custom (width 48, depth 3, patch 16, 4 registers), not like dinov3_vitb16 (width 768"
+        in message
+    )
+
+
+def test_buffers_of_another_network(changed):
+    changed.state["rope_embed.periods"] *= 1.5
+    assert "buffer rope_embed.periods (4,) is not what this architecture has" in changed.message()
+
+
+def test_a_second_name_must_be_of_the_same_tensor(tmp_path):
+    store.save(tiny.weights("convnext"), tmp_path / "x.pth", "official")
+    from dino_jax.weights import pth
+
+    state = {name: x.copy() for name, x in pth.read(tmp_path / "x.pth").items()}
+    state["norms.3.weight"][0] += 1
+    pth_writer.write(tmp_path / "y.pth", state)
+    with pytest.raises(ValueError, match=r"norms\.3\.weight should be a second name of another tensor, but differs"):
+        store.read(tmp_path / "y.pth")
+
+
+def test_tensors_of_nobody(tmp_path):
+    pth_writer.write(tmp_path / "x.pth", {"a.weight": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match=r"of no known layout \(2 names, such as a\.weight, b\)"):
+        store.read(tmp_path / "x.pth")
+    pth_writer.write(tmp_path / "y.pth", {"student": {"x": np.zeros(1, np.float32)}})
+    with pytest.raises(ValueError, match="holds no weights of a teacher: it has student"):
+        store.read(tmp_path / "y.pth")
+
+
+def test_heads_that_nothing_tells(tmp_path):
+    store.save(tiny.weights("dinov2"), tmp_path / "x.pth", "official")
+    with pytest.raises(ValueError, match=r"no published network of dinov2 has width 48.*give it \(heads=N\)"):
+        store.read(tmp_path / "x.pth")
+
+
+def test_manifest_puts_names_together():
+    names = [f"blocks.{i}.norm{j}.weight" for i in range(12) for j in (1, 2)]
+    assert collapse(names) == ["blocks.{0..11}.norm1.weight", "blocks.{0..11}.norm2.weight"]
+    assert in_braces(["a.q.w", "a.k.w", "a.v.w"]) == "a.{q, k, v}.w"
+    assert in_braces(["x", "y"]) == "x + y"
+    assert in_braces([]) == "-"
+
+
+def test_params_are_ready_for_jax(tmp_path):
+    store.save(tiny.weights("dinov2_swiglu"), tmp_path / "x.pth", "official")
+    weights = store.read(tmp_path / "x.pth", heads=3)
+    shapes = jax.tree.map(np.shape, weights.tree())
+    assert shapes["blocks"]["mlp"]["w1"]["kernel"] == (3, 48, 128)

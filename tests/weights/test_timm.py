@@ -1,0 +1,119 @@
+"""Parity with timm: each kind of network with random weights, at the size it was made for and at another one.
+
+timm resizes positions by the size of the grid, antialiased, as our networks do that are read from its files.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.weights import reference, safetensors, store
+from tests.torch_libraries import library
+from tests.weights import tiny
+
+SIZE = {"embed_dim": 48, "depth": 2, "num_heads": 3, "dynamic_img_size": True}
+# name of the network in timm -> arguments that make it tiny
+CASES = {
+    "vit_small_patch8_224": SIZE | {"img_size": 40},
+    "vit_small_patch14_dinov2": SIZE | {"img_size": 56},
+    "vit_small_patch14_reg4_dinov2": SIZE | {"img_size": 56},
+    "vit_giant_patch14_reg4_dinov2": SIZE | {"img_size": 56},
+    "vit_small_patch16_dinov3_qkvb": SIZE,
+    "vit_small_patch16_dinov3": SIZE,
+    "vit_small_plus_patch16_dinov3_qkvb": SIZE,
+    "vit_7b_patch16_dinov3": SIZE,
+    "convnext_tiny": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    "resnet50": {"layers": (1, 2, 1, 1)},
+}
+# The network is an argument, so that nothing of it is folded into the program, as XLA would for long.
+run = jax.jit(lambda model, images: model(images))
+
+
+def random_network(name: str):
+    """Builds a network of timm whose every parameter and statistic is random."""
+    timm, torch = library("timm"), library("torch")
+    pooling = {"global_pool": "token"} if "vit" in name else {}
+    # The normalisation of these is 1e-6 in DINO; timm's default for the plain ViT is the same.
+    network = timm.create_model(name, num_classes=0, **pooling, **CASES[name])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for label, x in network.state_dict().items():
+            if not x.is_floating_point():
+                continue
+            noise = torch.randn(x.shape, generator=generator)
+            gain = (x.ndim == 1 and label.endswith(("weight", "gamma"))) or "gamma_" in label
+            if label.endswith("running_var"):
+                x.copy_((0.3 * noise).exp())
+            elif gain:
+                x.copy_(1 + 0.3 * noise)
+            else:
+                x.copy_(noise / x[0].numel() ** 0.5 if x.ndim > 1 and label.endswith("weight") else 0.3 * noise)
+    return network.eval()
+
+
+def save(network, folder, name: str) -> dict[str, np.ndarray]:
+    state = {label: x.numpy() for label, x in network.state_dict().items()}
+    folder.mkdir()
+    safetensors.write(folder / "model.safetensors", state)
+    (folder / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 0}))
+    return state
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", CASES)
+def test_features_and_files_are_those_of_timm(name, tmp_path):
+    network = random_network(name)
+    state = save(network, tmp_path / "theirs", name)
+    untold = {"qkv_bias": False} if "7b" in name else {}
+    weights = store.read(tmp_path / "theirs", **({"heads": 3} if "vit" in name else {}), **untold)
+    model = reference.extractor(weights)
+    native = CASES[name].get("img_size", 64)
+    for height, width in ((native, native), (native + 2 * model.patch_size, native - model.patch_size)):
+        images = np.random.default_rng(1).normal(size=(2, height, width, 3)).astype(np.float32)
+        ours = run(model, jnp.asarray(images))
+        for output, expected in reference.tokens_of_timm(network, images, model).items():
+            allowed = 1e-5 * max(1, np.abs(expected).max())  # a ResNet has no norm at its end
+            np.testing.assert_allclose(np.reshape(ours[output], expected.shape), expected, atol=allowed)
+    store.save(weights, tmp_path / "ours", "timm")
+    written = safetensors.read(tmp_path / "ours" / "model.safetensors")
+    assert set(written) == set(state)
+    assert all(np.array_equal(written[label], x) for label, x in state.items())
+
+
+def test_published_names_exist_in_timm_and_take_our_tensors():
+    timm, torch = library("timm"), library("torch")
+    from dino_jax.weights import configs, mapping
+    from dino_jax.weights.layouts import LAYOUTS
+    from dino_jax.weights.network import published
+
+    names = set(timm.list_models())
+    for name, there in configs.TIMM.items():
+        assert there in names, name
+    for name in ("dinov2_vits14_reg", "dinov3_vits16plus", "dino_vits16", "dinov3_convnext_tiny", "dino_resnet50"):
+        architecture = published(name)
+        params = {path: np.zeros(shape, np.float32) for path, shape in architecture.shapes().items()}
+        layout = LAYOUTS[store._layout_for(architecture, "timm").name]
+        state = mapping.to_theirs(params, layout, architecture.options, leftover={}).tensors
+        config = configs.timm(architecture, (0.5,) * 3, (0.5,) * 3, biased=True)
+        with torch.device("meta"):
+            network = timm.create_model(config["architecture"], **config["model_args"])
+        expected = {label: tuple(x.shape) for label, x in network.state_dict().items()}
+        batches = {label for label in expected if label.endswith("num_batches_tracked")}
+        assert {label: x.shape for label, x in state.items()} == {
+            label: shape for label, shape in expected.items() if label not in batches
+        }
+
+
+def test_positions_are_resized_as_timm_does_where_weights_come_from_timm(tmp_path):
+    drawn = tiny.weights("dinov2")
+    store.save(drawn, tmp_path / "timm", "timm")
+    there = functools.partial(store.read(tmp_path / "timm").architecture.options.get)
+    assert (there("pos_offset"), there("pos_antialias")) == (0.0, True)
+    store.save(drawn, tmp_path / "official.pth", "official")
+    there = functools.partial(store.read(tmp_path / "official.pth", heads=3).architecture.options.get)
+    assert there("pos_offset") == 0.1
+    assert not there("pos_antialias")
