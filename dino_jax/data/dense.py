@@ -124,11 +124,10 @@ def _class_list(files: Files, name: str) -> tuple[str, ...]:
 def _counted_classes(files: Files, root: str) -> tuple[str, ...]:
     """Reads every training mask for the largest label."""
     masks = in_folder(files, f"{root}train/masks", (".png",)).values()
-    labels = np.unique(np.concatenate([np.unique(read_values(files, name)) for name in masks] or [[]]))
-    labels = labels[labels != IGNORE]
-    if not labels.size:
+    labels = {int(label) for name in masks for label in np.unique(read_values(files, name))} - {IGNORE}
+    if not labels:
         raise ValueError(f"{files.path} has neither classes.txt nor labelled pixels in train/masks")
-    return tuple(f"class {label}" for label in range(int(labels.max()) + 1))
+    return tuple(f"class {label}" for label in range(max(labels) + 1))
 
 
 def _ade(files: Files, root: str, split: str) -> MaskPairs:

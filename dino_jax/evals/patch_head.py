@@ -121,7 +121,7 @@ def _step(
     patches = jnp.asarray(patches, jnp.float32)
     mean, variance = patches.mean(axis=(0, 1, 2)), patches.var(axis=(0, 1, 2))
 
-    def objective(trained: tuple[Array, ...]) -> Array:
+    def objective(trained: tuple[Array, Array, Array, Array]) -> Array:
         return loss(apply_head(Head(*trained, mean, variance), patches), targets)
 
     value, gradients = jax.value_and_grad(objective)(_trained(head))
@@ -129,10 +129,11 @@ def _step(
     count = patches.size // patches.shape[-1]
     unbiased = variance * count / max(count - 1, 1)
     running = [old + BATCH_NORM_MOMENTUM * (new - old) for old, new in ((head.mean, mean), (head.variance, unbiased))]
-    return Head(*optax.apply_updates(_trained(head), updates), *running), state, value
+    scale, offset, kernel, bias = optax.apply_updates(_trained(head), updates)
+    return Head(scale, offset, kernel, bias, *running), state, value
 
 
-def _trained(head: Head) -> tuple[Array, ...]:
+def _trained(head: Head) -> tuple[Array, Array, Array, Array]:
     return head.scale, head.offset, head.kernel, head.bias
 
 

@@ -4,6 +4,7 @@ The published protocol, a head trained on random crops, is in `patch_head`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +230,7 @@ def _upsampled_argmax(patches: jax.Array, weights: jax.Array, bias: jax.Array, *
     return jnp.argmax(upsample(maps, size), axis=-1)
 
 
-def upsample(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+def upsample(maps: jax.Array, size: Sequence[int]) -> jax.Array:
     """Resizes maps `(images, rows, columns, channels)` bilinearly, half-pixel centres, without antialiasing."""
     shape = (maps.shape[0], *size, maps.shape[-1])
     return jax.image.resize(maps, shape, "bilinear", antialias=False, precision=jax.lax.Precision.HIGHEST)

@@ -1,12 +1,14 @@
 """Cuts images into crops for training and overlapping windows for testing, and puts predictions together again."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
 FILTERS = {"image": Image.Resampling.BICUBIC, "labels": Image.Resampling.NEAREST}
 
 
-def resize(array: np.ndarray, size: tuple[int, int], *, kind: str = "image") -> np.ndarray:
+def resize(array: np.ndarray, size: Sequence[int], *, kind: str = "image") -> np.ndarray:
     """Resizes an image or a map of labels or depths to `(height, width)`; "labels" takes the nearest pixel."""
     if array.shape[:2] == tuple(size):
         return array
@@ -18,10 +20,16 @@ def multiple(size: float, of: int) -> int:
     return max(of, round(size / of) * of)
 
 
-def shorter_side(size: tuple[int, int], side: int) -> tuple[int, int]:
+def shorter_side(size: Sequence[int], side: int) -> tuple[int, int]:
     """Returns the size of the same aspect whose shorter side is `side`; unchanged for 0."""
     scale = side / min(size) if side else 1.0
     return round(size[0] * scale), round(size[1] * scale)
+
+
+def patch_multiple(size: Sequence[int], side: int, patch: int) -> tuple[int, int]:
+    """Returns the `shorter_side` size, both sides rounded to whole patches."""
+    height, width = shorter_side(size, side)
+    return multiple(height, patch), multiple(width, patch)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -90,7 +98,7 @@ def random_crop(
       `(*crop, 3)` uint8 and `(*crop,)` in the target's dtype.
     """
     factor = random.uniform(*scale)
-    size = tuple(max(1, round(length * factor)) for length in shorter_side(image.shape[:2], side))
+    size = [max(1, round(length * factor)) for length in shorter_side(image.shape[:2], side)]
     image, target = resize(image, size), resize(target, size, kind="labels")
     if random.random() < 0.5:
         image, target = image[:, ::-1], target[:, ::-1]

@@ -53,7 +53,7 @@ def page(
     for number, heading in enumerate(columns):
         left = GAP + number * (panel + GAP) + panel / 2
         figure.text(left / width, 1 - (TITLE + HEADING / 2) / height, heading, va="center", ha="center", size=9)
-    grid = []
+    grid: list[list[Axes]] = []
     for number, (row, tall) in enumerate(zip(rows, heights, strict=True)):
         if names:
             figure.text(GAP / width, 1 - (top + HEADING / 2) / height, names[number], va="center", size=9)

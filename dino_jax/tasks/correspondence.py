@@ -12,7 +12,7 @@ from dino_jax.data.files import open_files
 from dino_jax.data.video import VOID, open_videos
 from dino_jax.data.warps import moved, warp
 from dino_jax.evals.correspondence import ALPHAS, match_points, pck
-from dino_jax.evals.windows import multiple, resize, shorter_side
+from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.matches import matches
 from dino_jax.tasks import Result, patches
@@ -127,21 +127,11 @@ def _score(
     scores: dict[str, list[float]] = {}
     kept = []
     for pair in pairs:
-        grids = [_grid(features, image, options.size) for image in (pair.first, pair.second)]
-        found, _ = match_points(*grids, pair.points)
-        size = np.array(pair.second.shape[1::-1])
-        if pair.truth is not None:
-            errors = np.linalg.norm((found - pair.truth) * size, axis=1)
-            right = errors <= DRAWN * max(size)
-            for alpha in ALPHAS:
-                score = pck(found * size, pair.truth * size, size=max(size), alpha=alpha)
-                scores.setdefault(f"pck_{alpha:g}", []).append(score)
-        else:
-            column, row = (found * size).astype(int).T
-            right = pair.inside[row, column]
-            for name, value in (("", right.mean()), ("chance_", pair.inside.mean())):
-                scores.setdefault(f"{name}on_object", []).append(float(value))
-                scores.setdefault(f"{name}on_object_{pair.group}", []).append(float(value))
+        first, second = (_grid(features, image, options.size) for image in (pair.first, pair.second))
+        found, _ = match_points(first, second, pair.points)
+        right, values = _judge(pair, found)
+        for name, value in values.items():
+            scores.setdefault(name, []).append(value)
         kept.append((pair, found, right))
     shown = []
     for place in patches.evenly(len(kept), PAIRS):
@@ -152,6 +142,20 @@ def _score(
     return {name: float(np.mean(values)) for name, values in sorted(scores.items(), key=_order)}, shown
 
 
+def _judge(pair: Pair, found: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns which points of a pair were found right, bool `(points,)`, and its scores."""
+    size = np.array(pair.second.shape[1::-1])
+    if pair.inside is not None:
+        column, row = (found * size).astype(int).T
+        right = pair.inside[row, column]
+        values = {"on_object": float(right.mean()), "chance_on_object": float(pair.inside.mean())}
+        return right, values | {f"{name}_{pair.group}": value for name, value in values.items()}
+    assert pair.truth is not None
+    longest = max(size)
+    right = np.linalg.norm((found - pair.truth) * size, axis=1) <= DRAWN * longest
+    return right, {f"pck_{a:g}": pck(found * size, pair.truth * size, size=longest, alpha=a) for a in ALPHAS}
+
+
 def _order(item: tuple[str, list[float]]) -> tuple:
     """Puts scores before chance, and wider gaps later."""
     name = item[0]
@@ -159,8 +163,7 @@ def _order(item: tuple[str, list[float]]) -> tuple:
 
 
 def _grid(features: PatchFeatures, image: np.ndarray, side: int) -> np.ndarray:
-    height, width = shorter_side(image.shape[:2], side)
-    size = multiple(height, features.patch_size), multiple(width, features.patch_size)
+    size = patch_multiple(image.shape[:2], side, features.patch_size)
     return features(resize(image, size)[None])[0]
 
 

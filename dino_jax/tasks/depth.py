@@ -11,7 +11,7 @@ from dino_jax.data.dense import DepthPairs, open_depths
 from dino_jax.evals import patch_head
 from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
 from dino_jax.evals.segmentation import upsample
-from dino_jax.evals.windows import multiple, resize, shorter_side
+from dino_jax.evals.windows import patch_multiple, resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.pictures.dense import depths as draw_depths
 from dino_jax.tasks import Result, head_training, patches
@@ -66,9 +66,9 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 
 
 def _train(features: PatchFeatures, data: DepthPairs, options: argparse.Namespace) -> patch_head.Head:
-    size = shorter_side(data[0][0].shape[:2], options.size)
-    size = tuple(max(features.patch_size, side // features.patch_size * features.patch_size) for side in size)
-    crops = head_training.Crops(size=size, side=options.size, scale=(1.0, 1.0), fill=0.0)
+    patch = features.patch_size
+    height, width = (max(patch, s // patch * patch) for s in shorter_side(data[0][0].shape[:2], options.size))
+    crops = head_training.Crops(size=(height, width), side=options.size, scale=(1.0, 1.0), fill=0.0)
     loss = functools.partial(patch_head.scale_invariant_log_loss, low=NEAREST, high=FARTHEST[data.relative])
     indices = patches.evenly(len(data), options.limit)
     head, _ = patch_head.fit_head(
@@ -91,9 +91,7 @@ def _predict(
     size = None
     for start in range(0, len(indices), CHUNK):
         pairs = [data[index] for index in indices[start : start + CHUNK]]
-        size = size or tuple(
-            multiple(side, features.patch_size) for side in shorter_side(pairs[0][0].shape[:2], options.size)
-        )
+        size = size or patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)
         grids = features(np.stack([resize(image, size) for image, _ in pairs]))
         for (image, depth), grid in zip(pairs, grids, strict=True):
             found = _depth_map(head, grid, size=depth.shape, high=FARTHEST[data.relative])

@@ -8,7 +8,7 @@ import numpy as np
 
 from dino_jax.data.objects import Box, ObjectImage, Objects, open_objects
 from dino_jax.evals.discovery import THRESHOLD, Found, corloc, mask_iou, token_cut
-from dino_jax.evals.windows import multiple, resize, shorter_side
+from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.boxes import discoveries
 from dino_jax.tasks import Result, patches
@@ -76,9 +76,9 @@ def _discover(features: PatchFeatures, data: Objects, indices: list[int], option
 
 def _grids(features: PatchFeatures, examples: list[ObjectImage], side: int) -> list[np.ndarray]:
     """Computes the patches of images of any sizes, those of one size together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for place, example in enumerate(examples):
-        size = tuple(multiple(s, features.patch_size) for s in shorter_side(example.image.shape[:2], side))
+        size = patch_multiple(example.image.shape[:2], side, features.patch_size)
         groups.setdefault(size, []).append(place)
     grids: list[np.ndarray] = [np.empty(0)] * len(examples)
     for size, places in groups.items():

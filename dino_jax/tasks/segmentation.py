@@ -11,7 +11,7 @@ import numpy as np
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
 from dino_jax.evals import patch_head
 from dino_jax.evals.segmentation import class_ious, confusion, linear_patch_probe, mean_iou, pixel_accuracy, upsample
-from dino_jax.evals.windows import cut, merge, multiple, resize, shorter_side
+from dino_jax.evals.windows import cut, merge, multiple, patch_multiple, resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.models.resize import resize_matrix
 from dino_jax.pictures.dense import masks as draw_masks
@@ -85,7 +85,7 @@ _apply_head = jax.jit(patch_head.apply_head)
 def _ridge_head(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:
     """Fits the closed form on whole images, all at the size of the first."""
     pairs = [data[index] for index in patches.evenly(len(data), options.limit)]
-    size = tuple(multiple(s, features.patch_size) for s in shorter_side(pairs[0][0].shape[:2], options.size))
+    size = patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)
     images = np.stack([resize(image, size) for image, _ in pairs])
     labels = np.stack([resize(mask, size, kind="labels") for _, mask in pairs])
     weights, bias = linear_patch_probe(features(images), labels, classes=len(data.class_names), ridge=options.ridge)
@@ -126,10 +126,11 @@ def class_maps(
       `(height, width, classes)` for each image, at its resized size.
     """
     resized = [resize(image, shorter_side(image.shape[:2], side)) for image in images]
-    cuts, groups = [], {}
+    cuts: list[list[tuple[int, int]]] = []
+    groups: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
     for number, image in enumerate(resized):
-        window = tuple(multiple(min(crop, length), features.patch_size) for length in image.shape[:2])
-        stride = tuple(round(length * STRIDE) for length in window)
+        height, width = (multiple(min(crop, length), features.patch_size) for length in image.shape[:2])
+        window, stride = (height, width), (round(height * STRIDE), round(width * STRIDE))
         parts, places = cut(image, window, stride)
         groups.setdefault(window, []).append((number, parts))
         cuts.append(places)

@@ -7,7 +7,7 @@ import numpy as np
 
 from dino_jax.data.video import Videos, open_videos
 from dino_jax.evals.tracking import propagate, score_video
-from dino_jax.evals.windows import multiple, resize, shorter_side
+from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.video import gif, strips
 from dino_jax.tasks import Result, patches
@@ -57,8 +57,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 
 def _follow(features: PatchFeatures, videos: Videos, index: int, options: argparse.Namespace) -> np.ndarray:
     frames = videos.frames(index)
-    size = shorter_side(frames.shape[1:3], options.size)
-    size = (multiple(size[0], features.patch_size), multiple(size[1], features.patch_size))
+    size = patch_multiple(frames.shape[1:3], options.size, features.patch_size)
     grids = features(np.stack([resize(frame, size) for frame in frames]))
     return propagate(
         grids,

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax.data.objects import open_objects
+from tests.data.test_dense import labels, photograph, write
+from tests.data.test_video import clip
+
+
+def xml(*boxes):
+    objects = "".join(
+        f"<object><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+        for a, b, c, d in boxes
+    )
+    return f"<annotation>{objects}</annotation>"
+
+
+def rectangle(value=255):
+    mask = np.zeros((16, 24), np.uint8)
+    mask[2:6, 3:10] = value
+    return Image.fromarray(mask)
+
+
+def test_voc_boxes_count_from_one(tmp_path):
+    files = {
+        "VOC2007/JPEGImages/a.jpg": photograph(),
+        "VOC2007/JPEGImages/b.jpg": photograph(),
+        "VOC2007/Annotations/a.xml": xml((1, 1, 24, 16), (4, 3, 10, 6)),
+        "VOC2007/Annotations/b.xml": xml((1, 1, 2, 2)),
+        "VOC2007/ImageSets/Main/trainval.txt": "a\n",
+    }
+    data = open_objects(write(tmp_path, files))
+    assert len(data) == 1 and data[0].mask is None
+    assert data[0].boxes == [(0, 0, 24, 16), (3, 2, 10, 6)]
+
+
+def test_masks_of_images(tmp_path):
+    example = open_objects(write(tmp_path, {"images/a.jpg": photograph(), "masks/a.png": rectangle()}))[0]
+    assert example.boxes == [(3, 2, 10, 6)] and example.mask.sum() == 28
+
+
+def test_frames_of_videos_without_an_object_are_left_out(tmp_path):
+    data = open_objects(write(tmp_path, clip(**{"dog/masks/00001.png": labels(0)})))
+    assert len(data) == 2
+    assert data[1].name == "dog/frames/00002.jpg" and data[1].boxes == [(0, 0, 24, 16)]
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"images/a.jpg": photograph(), "masks/a.png": labels(0)}, "is empty: leave out images without an object"),
+        ({"images/a.jpg": photograph(), "masks/a.png": labels(1, size=(12, 16))}, "12 x 16 pixels, its image 24 x 16"),
+        ({"images/a.jpg": photograph()}, "has no mask of the same name"),
+        ({"a.jpg": photograph()}, "holds no known objects"),
+        ({"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": xml()}, "a.xml .* has no box"),
+        ({"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": "<oh"}, "is no annotation of VOC"),
+        ({"JPEGImages/a.jpg": photograph(), "Annotations/b.xml": xml()}, "has no annotation of the same name"),
+    ],
+)
+def test_bad_objects_are_one_line(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_objects(write(tmp_path, files))[0]
+    assert "\n" not in str(error.value)
