@@ -1,0 +1,52 @@
+"""k-NN, linear probe and logistic regression as commands, on colours that even a drawn network tells apart."""
+
+import pytest
+
+SMALL = ("--size", 16, "--batch-size", 8)
+
+
+def test_knn(evaluate, colors, tmp_path):
+    cache = ("--cache", tmp_path / "cache")
+    grid = ("--k", 1, 5, "--temperatures", 0.07, "inf", "--shots", 2, "--draws", 3, "--pixels")
+    result = evaluate("knn", "--data", colors, *grid, *SMALL, *cache)
+    for name in ("k1_t0.07", "k5_t0.07", "k5_tinf", "pixels_k5", "2_shot_mean"):
+        assert result.numbers[f"knn/{name}"] == 1
+    assert result.numbers["knn/2_shot_std"] == 0
+    assert [row[0] for row in result.rows[1:3]] == ["temperature 0.07", "temperature inf"]
+    # No confusions to show: the matrix and the neighbours are drawn.
+    assert [path.name for path in result.pictures] == ["confusion.png", "neighbours.png"]
+    assert any((tmp_path / "cache").iterdir())
+    apart = evaluate("knn", "--data", colors / "train", "--test", colors / "val", "--k", 5, *SMALL, *cache)
+    assert apart.numbers["knn/k5_t0.07"] == 1
+
+
+def test_knn_refuses_a_k_larger_than_the_set(evaluate, colors):
+    with pytest.raises(ValueError, match=r"k = \[25\] for 24 training samples"):
+        evaluate("knn", "--data", colors, "--k", 5, 25, *SMALL)
+    with pytest.raises(ValueError, match="class 0 has 8 training images"):
+        evaluate("knn", "--data", colors, "--k", 5, "--shots", 9, *SMALL)
+    with pytest.raises(ValueError, match="must be above 0"):
+        evaluate("knn", "--data", colors, "--k", 5, "--temperatures", 0, *SMALL)
+
+
+def test_logistic(evaluate, colors):
+    result = evaluate("logistic", "--data", colors, "--strengths", 0.1, 10, *SMALL)
+    assert result.numbers["logistic/accuracy"] == 1
+    assert result.numbers["logistic/strength"] in (0.1, 10)
+    assert [path.name for path in result.pictures] == ["confusion.png", "strengths.png"]
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_linear(evaluate, colors, views):
+    options = ("--epochs", 12, "--train-batch", 8, "--rates", 1e-6, 3.0, "--views", views, "--validation", 0.25)
+    result = evaluate("linear", "--data", colors, *options, *SMALL)
+    assert result.numbers["linear/accuracy"] >= 0.9
+    assert result.numbers["linear/rate"] == 3
+    # The tiny network has three blocks.
+    assert {"linear/cls_1", "linear/cls_1+patch", "linear/cls_3", "linear/cls_3+patch"} <= set(result.numbers)
+    assert "rates.png" in {path.name for path in result.pictures}
+
+
+def test_linear_refuses_wrong_settings(evaluate, colors):
+    with pytest.raises(ValueError, match="must be above 0"):
+        evaluate("linear", "--data", colors, "--epochs", 0, *SMALL)

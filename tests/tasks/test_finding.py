@@ -1,0 +1,56 @@
+"""Retrieval of landmarks and copy detection as commands, on colours that even a drawn network tells apart."""
+
+import pickle
+
+import pytest
+
+from tests.data.images import encode
+from tests.tasks.conftest import COLORS, tinted
+
+SMALL = ("--size", 16, "--batch-size", 8)
+
+
+@pytest.fixture(scope="module")
+def landmarks(tmp_path_factory):
+    """Each colour is a place with one query, two easy images and two hard ones."""
+    folder = tmp_path_factory.mktemp("landmarks")
+    (folder / "jpg").mkdir()
+    names, truth = [], []
+    for place, color in enumerate(COLORS.values()):
+        names += [f"{place}_{number}" for number in range(4)]
+        truth.append({"bbx": [0, 0, 24, 20], "easy": [4 * place, 4 * place + 1], "junk": []})
+        truth[-1]["hard"] = [4 * place + 2, 4 * place + 3]
+        for number in range(5):
+            name = f"{place}_{number}" if number < 4 else f"query_{place}"
+            (folder / "jpg" / f"{name}.png").write_bytes(encode(tinted(color, 10 * place + number)))
+    content = {"imlist": names, "qimlist": [f"query_{place}" for place in range(3)], "gnd": truth}
+    (folder / "gnd_test.pkl").write_bytes(pickle.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("fit", ["squash", "native"])
+def test_retrieval(evaluate, landmarks, fit):
+    result = evaluate("retrieval", "--data", landmarks, "--fit", fit, *SMALL)
+    for protocol in ("easy", "medium", "hard"):
+        assert result.numbers[f"retrieval/{protocol}/map"] == 1
+    assert [row[0] for row in result.rows] == ["protocol", "easy", "medium", "hard"]
+
+
+def test_copy_detection(evaluate, colors, tmp_path):
+    for label, color in enumerate(COLORS.values()):
+        for name in (f"original/200{label}00", f"strong/200{label}01", f"strong/200{label}02"):
+            (tmp_path / "copydays" / name).parent.mkdir(parents=True, exist_ok=True)
+            # What is a copy looks alike but for a little.
+            image = encode(tinted(color, label) // 2 + tinted(color, label + len(name)) // 2)
+            (tmp_path / "copydays" / f"{name}.png").write_bytes(image)
+    more = ("--whitening", colors / "train", "--limit", 6)
+    result = evaluate("copy_detection", "--data", tmp_path / "copydays", *SMALL, *more)
+    assert result.numbers["copy_detection/map"] == 1
+    assert result.numbers["copy_detection/distractors"] == 0
+    assert "copy_detection/whitened_map" in result.numbers
+    # Half of the distractors have the colour of a photograph, so they are found among its copies.
+    blurred = evaluate("copy_detection", "--data", tmp_path / "copydays", "--distractors", colors / "val", *SMALL)
+    assert blurred.numbers["copy_detection/distractors"] == 12
+    assert blurred.numbers["copy_detection/micro_ap"] <= 1
+    with pytest.raises(ValueError, match="--size 17 is not a multiple"):
+        evaluate("copy_detection", "--data", tmp_path / "copydays", "--size", 17)

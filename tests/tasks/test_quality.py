@@ -1,0 +1,17 @@
+import pytest
+
+
+def test_quality(evaluate, colors):
+    result = evaluate("quality", "--data", colors, "--limit", 20, "--size", 32, "--batch-size", 8)
+    numbers = result.numbers
+    assert 1 <= numbers["quality/rankme_cls"] <= 16
+    assert 0 <= numbers["quality/alignment"] < 2
+    assert -4.1 < numbers["quality/uniformity"] <= 0
+    expected = numbers["quality/neighbour_cosine"] - numbers["quality/patch_cosine"]
+    assert numbers["quality/local_consistency"] == pytest.approx(expected)
+    assert len(result.rows) == len(numbers) + 1
+
+
+def test_quality_needs_two_images(evaluate, colors):
+    with pytest.raises(ValueError, match="1 image is too few"):
+        evaluate("quality", "--data", colors, "--limit", 1, "--size", 16)
