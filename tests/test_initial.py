@@ -80,10 +80,14 @@ def lines(workdir):
 
 @pytest.mark.slow
 def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp_path):
-    """Its backbone rests at first; killed, it continues without the file it started from."""
+    """Its backbone rests at first; killed, it continues without the file it started from, with the centers it had."""
     weights = tmp_path / "released"
     shutil.copytree(uninterrupted, weights)
-    changes = {"init__weights": weights / "gram_teacher" / "4", "phases__pretrain__optim__freeze_backbone": 3}
+    changes = {
+        "init__weights": weights / "gram_teacher" / "4",
+        "phases__pretrain__optim__freeze_backbone": 3,
+        "phases__pretrain__targets": "centering",
+    }
     whole = program.train(tmp_path / "whole", **changes)
     assert whole.returncode == 0, whole.stderr
     assert f"student and teacher: from {weights}/gram_teacher/4; heads: new, from seed 0" in whole.stderr
