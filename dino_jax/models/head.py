@@ -38,7 +38,7 @@ class PrototypeHead(nn.Module):
         for index, width in enumerate(widths):
             x = layers.dense(width, bias=True, dtype=self.dtype, name=f"mlp_{index}")(x)
             if index < len(widths) - 1:
-                x = jax.nn.gelu(x, approximate=False)
+                x = layers.gelu(x)
         x = x.astype(jnp.float32)
         # Clamping the squared norm keeps the gradient finite at zero; 1e-24 is torch's eps of 1e-12 on the norm.
         x = (x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))).astype(self.dtype)

@@ -134,6 +134,16 @@ class Attention(nn.Module):
         return jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1)
 
 
+def gelu(x: Array) -> Array:
+    """Computes the exact GELU, `x * (1 + erf(x / sqrt(2))) / 2`, in float32.
+
+    As PyTorch does; `jax.nn.gelu` takes erfc, which is finer far below zero (where this is off by 1e-6) and four times
+    slower on CPUs.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
+
+
 class Mlp(nn.Module):
     """Two linear layers with the exact (erf) GELU between."""
 
@@ -146,7 +156,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps `(..., width)` to itself."""
         x = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="fc1")(x)
-        x = jax.nn.gelu(x, approximate=False)
+        x = gelu(x)
         return dense(self.width, bias=self.bias, dtype=self.dtype, name="fc2")(x)
 
 

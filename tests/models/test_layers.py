@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import erf
 
-from dino_jax.models.layers import attend
+from dino_jax.models.layers import attend, gelu
 
 SHAPE = (2, 7, 3, 8)
 
@@ -39,3 +40,13 @@ def test_equal_keys_average_the_values():
     q, k, v = qkv()
     found = attend(q, jnp.ones_like(k), v)
     np.testing.assert_allclose(found, jnp.broadcast_to(v.mean(1, keepdims=True), SHAPE), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 3e-2)])
+def test_gelu_is_exact_with_its_gradient(dtype, tolerance):
+    x = jnp.linspace(-8, 8, 1001).astype(dtype)
+    exact = 0.5 * np.asarray(x, np.float64) * (1 + erf(np.asarray(x, np.float64) / np.sqrt(2)))
+    assert gelu(x).dtype == dtype
+    np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact, atol=tolerance)
+    theirs = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x.astype(jnp.float32))
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x).astype(np.float32), theirs, atol=tolerance)
