@@ -53,7 +53,8 @@ def get_config(variant: str = "dinov3_vits16"):
             "weight_decay": config.constant(0.04),
             # A constant backbone needs no slow teacher.
             "momentum": config.constant(0.99),
-            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=HEADS),
+            # Sharp at first: Sinkhorn-Knopp turns the alike scores of new prototypes into uniform targets.
+            "teacher_temperature": config.schedule(start=0.01 if ibot else 0.04, peak=0.04, end=0.04, warmup=HEADS),
         },
     )
     everything = config.following(
@@ -63,7 +64,7 @@ def get_config(variant: str = "dinov3_vits16"):
         schedules={
             "lr": config.schedule(start=0.0, peak=1e-4, end=1e-6, warmup=ALL // 10),
             "momentum": config.schedule(start=0.998, peak=0.998, end=1.0),
-            "teacher_temperature": config.constant(0.07),
+            "teacher_temperature": config.constant(0.04),
         },
     )
     config.set_phases(c, heads=heads, all=everything)

@@ -84,7 +84,7 @@ def dinov2(c):
             "lr": config.schedule(start=0.0, peak=2e-3, end=1e-5, warmup=20),
             "weight_decay": config.constant(0.04),
             "momentum": config.schedule(start=0.96, peak=0.96, end=0.99),
-            "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=150),
+            "teacher_temperature": config.schedule(start=0.004, peak=0.03, end=0.03, warmup=150),  # as for `v3`
         },
     )
     config.set_phases(c, pretrain=pretrain)
