@@ -68,6 +68,14 @@ class MaskPairs:
         return image, mask.astype(np.uint8)
 
 
+def unseen_classes(data: MaskPairs, indices: list[int]) -> list[str]:
+    """Reads the masks at `indices` and returns the names of the classes that none of them holds."""
+    seen: set[int] = set()
+    for index in indices:
+        seen.update(np.unique(data.relabel(read_values(data.files, data.pairs[index][1]))).tolist())
+    return [name for label, name in enumerate(data.class_names) if label not in seen]
+
+
 def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
     """Opens a data set for semantic segmentation, told by its folders:
 

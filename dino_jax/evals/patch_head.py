@@ -18,6 +18,7 @@ from dino_jax.evals.segmentation import IGNORE, upsample
 
 BATCH_NORM_MOMENTUM = 0.1  # share of the newest batch, as in PyTorch
 BATCH_NORM_EPSILON = 1e-5
+REPORT_EVERY = 25  # steps; a report waits for the device
 WARMUP = 1500 / 40_000  # share of the steps, as in DINOv2's public configurations
 
 
@@ -78,6 +79,7 @@ def fit_head(
     loss: Loss,
     schedule: Schedule,
     seed: int = 0,
+    report: Callable[[int, float], None] | None = None,
 ) -> tuple[Head, list[float]]:
     """Trains a head on batches of patch features and targets, one step each, until `schedule.steps` or their end.
 
@@ -88,6 +90,7 @@ def fit_head(
       loss: of `cross_entropy` or `scale_invariant_log_loss`.
       schedule: steps, learning rate, weight decay.
       seed: of the head's start.
+      report: told steps done and loss, every REPORT_EVERY steps and at the end.
 
     Returns:
       The head, and the loss of every step.
@@ -100,9 +103,11 @@ def fit_head(
     state = optimizer.init(_trained(head))
     step = jax.jit(functools.partial(_step, optimizer=optimizer, loss=loss))
     losses = []
-    for _, (patches, targets) in zip(range(schedule.steps), batches, strict=False):
+    for number, (patches, targets) in zip(range(1, schedule.steps + 1), batches, strict=False):
         head, state, value = step(head, state, patches, targets)
         losses.append(value)
+        if report is not None and (number % REPORT_EVERY == 0 or number == schedule.steps):
+            report(number, float(value))
     values = np.asarray(jax.device_get(losses), np.float64)
     if not np.isfinite(values).all():
         raise FloatingPointError(f"the loss of the head is not finite from step {np.isfinite(values).argmin()} on")

@@ -71,15 +71,7 @@ def _train(features: PatchFeatures, data: DepthPairs, options: argparse.Namespac
     crops = head_training.Crops(size=(height, width), side=options.size, scale=(1.0, 1.0), fill=0.0)
     loss = functools.partial(patch_head.scale_invariant_log_loss, low=NEAREST, high=FARTHEST[data.relative])
     indices = patches.evenly(len(data), options.limit)
-    head, _ = patch_head.fit_head(
-        head_training.training_batches(features, data, indices, crops=crops, options=options),
-        dim=features.width,
-        outputs=BINS,
-        loss=loss,
-        schedule=patch_head.Schedule(options.steps, options.learning_rate, options.weight_decay),
-        seed=options.seed,
-    )
-    return head
+    return head_training.train_head(features, data, indices, crops=crops, outputs=BINS, loss=loss, options=options)
 
 
 def _predict(

@@ -9,7 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dino_jax.evals import patch_head
 from dino_jax.evals.windows import random_crop
+from dino_jax.progress import Progress
 from dino_jax.tasks.patches import PatchFeatures
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -48,6 +50,38 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, learning_rate:
         "as published, which takes the network's time in each",
     )
     parser.add_argument("--seed", type=int, default=0, help="of crops, order and the head's start")
+
+
+def train_head(
+    features: PatchFeatures,
+    data: Pairs,
+    indices: list[int],
+    *,
+    crops: Crops,
+    outputs: int,
+    loss: patch_head.Loss,
+    options: argparse.Namespace,
+) -> patch_head.Head:
+    """Trains a head on crops of the images at `indices`, and shows how far it is.
+
+    Args:
+      outputs, loss: see `patch_head.fit_head`.
+      options: of `add_arguments`, and the batch size.
+    """
+    shown = Progress(options.steps)
+    try:
+        head, _ = patch_head.fit_head(
+            training_batches(features, data, indices, crops=crops, options=options),
+            dim=features.width,
+            outputs=outputs,
+            loss=loss,
+            schedule=patch_head.Schedule(options.steps, options.learning_rate, options.weight_decay),
+            seed=options.seed,
+            report=lambda step, value: shown.update(step, phase=f"head on {features.name}", loss=value),
+        )
+    finally:
+        shown.close()
+    return head
 
 
 def training_batches(

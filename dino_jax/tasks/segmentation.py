@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
+from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
 from dino_jax.evals import patch_head
 from dino_jax.evals.segmentation import class_ious, confusion, linear_patch_probe, mean_iou, pixel_accuracy, upsample
 from dino_jax.evals.windows import cut, merge, multiple, patch_multiple, resize, shorter_side
@@ -57,6 +57,9 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         found[features.name] = counts, shown
         numbers |= _numbers(counts, names, features.key)
     rows = _rows({name: counts for name, (counts, _) in found.items()}, names)
+    unseen = unseen_classes(train, patches.evenly(len(train), options.limit))
+    if unseen:
+        rows.append([f"no training pixel: {', '.join(unseen)}", *[""] * len(found)])
     images, truth, _ = zip(*next(iter(found.values()))[1], strict=True)
     title = f"{options.split}: truth and linear segmentation, mIoU {numbers['segmentation/miou']:.1%}"
     maps = {name: [predicted for _, _, predicted in shown] for name, (_, shown) in found.items()}
@@ -68,14 +71,8 @@ def _train(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace
     side = multiple(options.crop, features.patch_size)
     crops = head_training.Crops(size=(side, side), side=options.size, scale=SCALES, fill=IGNORE)
     indices = patches.evenly(len(data), options.limit)
-    head, _ = patch_head.fit_head(
-        head_training.training_batches(features, data, indices, crops=crops, options=options),
-        dim=features.width,
-        outputs=len(data.class_names),
-        loss=patch_head.cross_entropy,
-        schedule=patch_head.Schedule(options.steps, options.learning_rate, options.weight_decay),
-        seed=options.seed,
-    )
+    classes, loss = len(data.class_names), patch_head.cross_entropy
+    head = head_training.train_head(features, data, indices, crops=crops, outputs=classes, loss=loss, options=options)
     return functools.partial(_apply_head, head)
 
 

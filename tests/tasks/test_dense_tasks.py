@@ -38,6 +38,16 @@ def test_segmentation_of_planted_classes(tmp_path, head):
     assert numbers["segmentation/miou"] < 0.25
 
 
+def test_a_class_without_training_pixels_is_named(tmp_path):
+    data = planted.masks(tmp_path / "data")
+    (data / "classes.txt").write_text("0 red\n1 green\n2 blue\n3 unicorn\n")
+    words = ("--data", data, "--size", 0, "--crop", 32, "--head", "ridge")
+    result = segmentation.run(PIXELS, options("segmentation", *words), tmp_path)
+    checked(result)
+    assert ["IoU of unicorn", "absent"] in result.rows
+    assert ["no training pixel: unicorn", ""] in result.rows
+
+
 def test_fresh_crops_train_too(tmp_path):
     words = ("--data", planted.masks(tmp_path / "data"), "--size", 48, "--crop", 32, "--batch-size", 4, "--steps", 20)
     numbers = checked(segmentation.run(PIXELS, options("segmentation", *words, "--learning-rate", 0.05), tmp_path))
