@@ -48,7 +48,7 @@ def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
     Recomputation is not counted, so that MFU is the useful share.
     """
     model, crops = networks.backbone, phase.crops
-    kept = 1.0 - getattr(model, "drop_path", 0.0)
+    kept = 1.0 if getattr(model, "drop_path_ramp", False) else 1.0 - getattr(model, "drop_path", 0.0)
     student = 2 * backbone_flops(model, crops.global_size, kept=kept)
     student += crops.local_number * backbone_flops(model, crops.local_size, kept=kept)
     teacher = 2 * backbone_flops(model, crops.global_size)

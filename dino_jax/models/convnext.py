@@ -109,7 +109,7 @@ class ConvNext(nn.Module):
         """Pixels from one patch of the last map to the next."""
         return 4 * 2 ** (len(self.widths) - 1)
 
-    def grid(self, image_size: tuple[int, int], layer: int = -1) -> tuple[int, int]:
+    def grid(self, image_size: tuple[int, ...], layer: int = -1) -> tuple[int, int]:
         """Returns rows and columns of a stage's map for an image of `image_size` (height, width) pixels."""
         stride = 4 * 2 ** (layer % len(self.widths))
         height, width = image_size

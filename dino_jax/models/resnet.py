@@ -137,7 +137,7 @@ class ResNet(nn.Module):
         """Pixels from one patch of the last map to the next."""
         return 4 * 2 ** (len(self.depths) - 1)
 
-    def grid(self, image_size: tuple[int, int], layer: int = -1) -> tuple[int, int]:
+    def grid(self, image_size: tuple[int, ...], layer: int = -1) -> tuple[int, int]:
         """Returns rows and columns of a stage's map for an image of `image_size` (height, width) pixels."""
         stride = 4 * 2 ** (layer % len(self.depths))
         height, width = image_size

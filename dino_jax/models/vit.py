@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
 from dino_jax.models import layers, resize, rope
+from dino_jax.models.block import Block, PatchEmbed
 
 # What the backward pass keeps of each block: everything, the matrix products, or only the block's input.
 REMAT_POLICIES = {
@@ -18,78 +18,6 @@ REMAT_POLICIES = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block; runs every crop group with one set of weights."""
-
-    width: int
-    heads: int
-    ffn: str
-    hidden: int
-    norm: str
-    norm_epsilon: float
-    layer_scale: float
-    qkv_bias: bool
-    mask_key_bias: bool
-    proj_bias: bool
-    ffn_bias: bool
-    drop_path: float
-    shards: int
-    dtype: Any
-    attention: str | None
-
-    def setup(self):
-        options = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
-        self.norm1 = layers.norm(self.norm, **options, name="norm1")
-        self.norm2 = layers.norm(self.norm, **options, name="norm2")
-        self.attn = layers.Attention(
-            self.width, self.heads, self.qkv_bias, self.mask_key_bias, self.proj_bias, self.dtype, self.attention
-        )
-        feed_forward: Any = {"mlp": layers.Mlp, "swiglu": layers.SwiGlu}[self.ffn]
-        self.mlp = feed_forward(self.width, self.hidden, self.ffn_bias, self.dtype)
-        if self.layer_scale:
-            self.ls1 = layers.LayerScale(self.layer_scale, self.dtype)
-            self.ls2 = layers.LayerScale(self.layer_scale, self.dtype)
-
-    def __call__(
-        self,
-        groups: dict[str, Array],
-        ropes: dict[str, layers.Table | None],
-        train: bool,
-        collect: bool,
-        rate: Array | None,
-    ):
-        """Maps each group's tokens `(batch, tokens, width)`; returns (groups, groups if `collect` else None)."""
-        out = {}
-        for name, x in groups.items():
-            x = self.residual(lambda y, table=ropes[name]: self.attention_branch(y, table), x, train, rate)
-            out[name] = self.residual(self.feed_forward_branch, x, train, rate)
-        return out, (out if collect else None)
-
-    def attention_branch(self, x: Array, table: layers.Table | None) -> Array:
-        """Returns what the attention adds to `(batch, tokens, width)`."""
-        y = self.attn(self.norm1(x), table)
-        return self.ls1(y) if self.layer_scale else y
-
-    def feed_forward_branch(self, x: Array) -> Array:
-        """Returns what the feed-forward adds to `(batch, tokens, width)`."""
-        y = self.mlp(self.norm2(x))
-        return self.ls2(y) if self.layer_scale else y
-
-    def residual(self, branch, x: Array, train: bool, rate: Array | None) -> Array:
-        """Adds `branch(x)` to x; when training with stochastic depth, on a random subset of the batch, or to random
-        samples if this block has a `rate` of its own."""
-        if not train or self.drop_path == 0.0:
-            return x + branch(x)
-        key = self.make_rng("drop_path")
-        if rate is not None:
-            return layers.residual_per_sample(branch, x, key, rate=rate)
-        return layers.residual_on_subset(branch, x, key, rate=self.drop_path, shards=self.shards)
-
-    def attention_probabilities(self, x: Array, table: layers.Table | None) -> Array:
-        """Returns the attention weights `(batch, heads, tokens, tokens)` of this block for its input."""
-        return self.attn.probabilities(self.norm1(x), table)
 
 
 class VisionTransformer(nn.Module):
@@ -111,7 +39,7 @@ class VisionTransformer(nn.Module):
       mask_key_bias: hold the key part of the qkv bias at zero.
       masking: whether patches can be masked, by a mask token; those of DINO cannot.
       pos_grid: side of the learned position embedding's grid (image side / patch it was made for), which is resized to
-        other grids; None has rotary positions.
+        other grids; 0 has rotary positions.
       pos_offset: added to the wanted grid's sides in computing the scale of that resize, 0.1 in DINO and DINOv2, which
         shifts positions a little; 0 maps the whole grid onto the whole image.
       pos_antialias: widen the resize's kernel when shrinking.
@@ -145,7 +73,7 @@ class VisionTransformer(nn.Module):
     untie_cls_and_patch_norms: bool = False
     untie_global_and_local_norms: bool = False
     masking: bool = True
-    pos_grid: int | None = None
+    pos_grid: int = 0
     pos_offset: float = 0.0
     pos_antialias: bool = False
     rope_base: float | None = None
@@ -164,7 +92,7 @@ class VisionTransformer(nn.Module):
     attention: str | None = None
     dtype: Any = jnp.float32
 
-    def grid(self, image_size: tuple[int, int], layer: int = -1) -> tuple[int, int]:
+    def grid(self, image_size: tuple[int, ...], layer: int = -1) -> tuple[int, int]:
         """Returns rows and columns of the patches of an image of `image_size` (height, width) pixels, in any layer."""
         del layer
         height, width = image_size
@@ -190,7 +118,9 @@ class VisionTransformer(nn.Module):
             self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,))
         if self.pos_grid:
             if self.rope_base is not None:
-                raise ValueError(f"pos_grid = {self.pos_grid} excludes rope_base = {self.rope_base}: set one to None")
+                raise ValueError(
+                    f"pos_grid = {self.pos_grid} excludes rope_base = {self.rope_base}: choose one kind of positions"
+                )
             self.pos_embed = self.param("pos_embed", layers.normal_init, (1 + self.pos_grid**2, self.width))
         block = Block
         if self.remat != "none":
@@ -261,14 +191,14 @@ class VisionTransformer(nn.Module):
         prefix = jnp.broadcast_to(prefix.astype(patches.dtype), (patches.shape[0], *prefix.shape))
         return jnp.concatenate([prefix, patches], axis=1)
 
-    def learned_positions(self, image_size: tuple[int, int]) -> Array:
+    def learned_positions(self, image_size: tuple[int, ...]) -> Array:
         """Returns the position embedding `(1 + patches, width)`, CLS first, of an image of (height, width) pixels."""
         grid = self.grid(image_size)
         native = self.pos_grid
         if grid == (native, native):
             return self.pos_embed
         rows, columns = (
-            # The references take 1 / stride for the scale, but round it down to `side` positions.
+            # The references sample at the scale (side + offset) / native, of which only `side` positions are taken.
             resize.resize_matrix(
                 native, side, antialias=self.pos_antialias, method="bicubic", stride=native / (side + self.pos_offset)
             )
@@ -278,7 +208,7 @@ class VisionTransformer(nn.Module):
         resized = resize.apply_matrices(square, rows, columns).reshape(-1, self.width)
         return jnp.concatenate([self.pos_embed[:1], resized])
 
-    def rope_table(self, image_size: tuple[int, int], train: bool) -> layers.Table | None:
+    def rope_table(self, image_size: tuple[int, ...], train: bool) -> layers.Table | None:
         """Returns the (sin, cos) tables for all tokens of an image of `image_size` (height, width) pixels; None where
         positions are learned."""
         if self.pos_grid:
@@ -303,27 +233,6 @@ class VisionTransformer(nn.Module):
             first_norm = self.local_cls_norm
         first = first_norm(first)
         return {"cls": first[:, 0], "registers": first[:, 1:], "patches": self.norm_all(patches), "prenorm": x}
-
-
-class PatchEmbed(nn.Module):
-    """Cuts images into patches and projects them linearly."""
-
-    patch_size: int
-    in_channels: int
-    width: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, images: Array) -> Array:
-        """Maps `(batch, height, width, in_channels)` to `(batch, patches, width)`, patches row-major."""
-        p = self.patch_size
-        init = layers.torch_init(p * p * self.in_channels)
-        kernel = self.param("kernel", init, (p, p, self.in_channels, self.width))
-        bias = self.param("bias", init, (self.width,))
-        if images.shape[1] % p or images.shape[2] % p:
-            raise ValueError(f"image size {images.shape[1:3]} is not a multiple of the patch size {p}: crop or pad it")
-        pixels = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        return pixels @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
 
 
 def intermediate_layers(

@@ -241,4 +241,4 @@ def test_two_kinds_of_positions_are_refused(small):
     with pytest.raises(ValueError, match=r"pos_grid = 4 excludes rope_base = 100\.0"):
         model.clone(rope_base=100.0).init(jax.random.key(0), {"global": images})
     with pytest.raises(ValueError, match="rope_base"):
-        model.clone(pos_grid=None).init(jax.random.key(0), {"global": images})
+        model.clone(pos_grid=0).init(jax.random.key(0), {"global": images})
