@@ -34,9 +34,9 @@ def over_setting(
     axes = figure.subplots()
     for (name, scores), color in zip(lines.items(), COLORS * 3, strict=False):
         axes.plot(values, 100 * np.asarray(scores), color=color, marker="o", markersize=3, linewidth=1.5, label=name)
-        if chosen is not None and chosen[0] == name:
-            point = values[chosen[1]], 100 * scores[chosen[1]]
-            axes.plot(*point, "o", markersize=11, fillstyle="none", color="black", label="chosen")
+    if chosen is not None:
+        point = values[chosen[1]], 100 * lines[chosen[0]][chosen[1]]
+        axes.plot(*point, "o", markersize=11, fillstyle="none", color="black", label="chosen")
     axes.set_xscale("log")
     axes.set_xlabel(setting, size=9)
     axes.set_ylabel("accuracy, %", size=9)

@@ -47,21 +47,14 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         classes=len(data.class_names),
     )
     accuracies = np.mean(winners == test["labels"], axis=-1)
-    named = list(zip(options.temperatures, accuracies, strict=True))
-    numbers = {
-        f"knn/k{k}_t{temperature:g}": float(value)
-        for temperature, row in named
-        for k, value in zip(options.k, row, strict=True)
-    }
-    rows: list[list[str | float]] = [["k-NN accuracy", *(f"k = {k}" for k in options.k)]]
-    rows += [[f"temperature {temperature:g}", *map(float, row)] for temperature, row in named]
+    numbers, rows = _report(accuracies, options)
     if options.pixels:
         pixels = _pixel_accuracies(data, train, test, options)
         numbers |= {f"knn/pixels_k{k}": value for k, value in zip(options.k, pixels, strict=True)}
         rows.append(["raw pixels, 16 x 16", *pixels])
     for shots in options.shots:
         found = _few_shot(train, test, shots, options)
-        numbers |= {f"knn/{shots}_shot_mean": found.mean(), f"knn/{shots}_shot_std": found.std()}
+        numbers |= {f"knn/{shots}_shot_mean": float(found.mean()), f"knn/{shots}_shot_std": float(found.std())}
         text = f"{found.mean():.1%} ± {found.std():.1%}"
         rows.append([f"{shots} per class, {options.draws} draws", text, *[""] * (len(options.k) - 1)])
     best = np.unravel_index(np.argmax(accuracies), accuracies.shape)
@@ -70,6 +63,19 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
     pictures.append(_draw_neighbours(data, train, test, indices, predictions, folder))
     return Result(numbers, rows, pictures)
+
+
+def _report(accuracies: np.ndarray, options: argparse.Namespace) -> tuple[dict[str, float], list[list[str | float]]]:
+    """Returns the numbers and the table of accuracies `(temperatures, ks)`."""
+    named = list(zip(options.temperatures, accuracies, strict=True))
+    numbers = {
+        f"knn/k{k}_t{temperature:g}": float(value)
+        for temperature, row in named
+        for k, value in zip(options.k, row, strict=True)
+    }
+    rows: list[list[str | float]] = [["k-NN accuracy", *(f"k = {k}" for k in options.k)]]
+    rows += [[f"temperature {temperature:g}", *map(float, row)] for temperature, row in named]
+    return numbers, rows
 
 
 def _few_shot(train: Features, test: Features, shots: int, options: argparse.Namespace) -> np.ndarray:

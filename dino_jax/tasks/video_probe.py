@@ -45,24 +45,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     kept, held = hold_out(train.labels, share=options.validation, seed=options.seed)
     x, test_x = (patches_of(model, clips, options) for clips in (train, test))
     heads = max(1, model.width // HEAD_DIM)
-    steps = options.epochs * max(1, len(kept) // min(options.train_batch, len(kept)))
-    with tqdm(total=steps, unit=" steps", desc="attentive probes") as bar:
-
-        def advance(loss: float) -> None:
-            bar.set_postfix_str(f"lowest loss {loss:.3f}", refresh=False)
-            bar.update()
-
-        params = attentive.fit(
-            x[kept],
-            train.labels[kept],
-            classes=len(train.class_names),
-            heads=heads,
-            rates=options.rates,
-            epochs=options.epochs,
-            batch_size=options.train_batch,
-            seed=options.seed,
-            advance=advance,
-        )
+    params = _train(x[kept], train.labels[kept], options, classes=len(train.class_names), heads=heads)
     validation = np.mean(attentive.predict(params, x[held], heads=heads) == train.labels[held], axis=1)
     best = int(np.argmax(validation))
     predictions = attentive.predict(params, test_x, heads=heads)
@@ -77,6 +60,30 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         "video_probe/rate": float(options.rates[best]),
     }
     return Result(numbers, rows, _draw(test, predictions[best], folder, title=f"Attentive probe, {scores[best]:.1%}"))
+
+
+def _train(
+    features: np.ndarray, labels: np.ndarray, options: argparse.Namespace, *, classes: int, heads: int
+) -> attentive.Params:
+    """Trains the probes and shows how far they are."""
+    steps = options.epochs * (len(features) // min(options.train_batch, len(features)))
+    with tqdm(total=steps, unit=" steps", desc="attentive probes") as bar:
+
+        def advance(loss: float) -> None:
+            bar.set_postfix_str(f"lowest loss {loss:.3f}", refresh=False)
+            bar.update()
+
+        return attentive.fit(
+            features,
+            labels,
+            classes=classes,
+            heads=heads,
+            rates=options.rates,
+            epochs=options.epochs,
+            batch_size=options.train_batch,
+            seed=options.seed,
+            advance=advance,
+        )
 
 
 def patches_of(model: Extractor, clips: Clips, options: argparse.Namespace) -> np.ndarray:
