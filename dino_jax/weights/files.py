@@ -74,7 +74,6 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

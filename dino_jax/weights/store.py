@@ -103,7 +103,7 @@ def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) ->
     if to == "orbax":
         orbax.write(path, {"params": unflatten(weights.params), "leftover": weights.leftover}, _facts(weights))
         return None
-    layout = _layout_for(weights.architecture, to)
+    layout = layout_for(weights.architecture, to)
     drop = _dropped(weights, layout)
     config = _config(weights, layout, biased=not drop)
     out = mapping.to_theirs(weights.params, layout, weights.architecture.options, leftover=weights.leftover, drop=drop)
@@ -210,7 +210,7 @@ def _from_facts(facts: Mapping[str, Any]) -> Architecture:
     return Architecture(facts["name"], facts["family"], facts["options"])
 
 
-def _layout_for(architecture: Architecture, to: str) -> Layout:
+def layout_for(architecture: Architecture, to: str) -> Layout:
     if to not in FORMATS:
         raise ValueError(f"--to {to!r} is not one of {', '.join(FORMATS)}")
     names = {

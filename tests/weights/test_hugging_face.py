@@ -12,6 +12,7 @@ from dino_jax.models import VisionTransformer
 from dino_jax.weights import reference, safetensors, store
 from tests.conftest import golden_names, golden_path
 from tests.torch_libraries import library
+from tests.weights import tiny
 
 VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
 V2 = VIT | {"patch_size": 14, "image_size": 56, "mlp_ratio": 3}
@@ -129,8 +130,6 @@ def test_a_sharded_index_is_read(tmp_path):
 
 
 def test_a_class_that_cannot_hold_a_network_says_which_option(tmp_path):
-    from tests.weights import tiny
-
     drawn = tiny.weights("dinov3")
     changed = drawn.architecture.with_options(rope_normalize="max")
     with pytest.raises(ValueError, match=r"DINOv3ViTModel of transformers cannot be built with .* rope_normalize"):
@@ -145,8 +144,6 @@ def test_a_class_that_cannot_hold_a_network_says_which_option(tmp_path):
     ],
 )
 def test_configurations_that_are_not_dinos(change, message, tmp_path):
-    from tests.weights import tiny
-
     store.save(tiny.weights("dinov2"), tmp_path / "x", "hf")
     file = tmp_path / "x" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.weights import reference, safetensors, store
+from dino_jax.weights import configs, mapping, reference, safetensors, store
+from dino_jax.weights.network import published
 from tests.torch_libraries import library
 from tests.weights import tiny
 
@@ -76,7 +77,7 @@ def test_features_and_files_are_those_of_timm(name, tmp_path):
         images = np.random.default_rng(1).normal(size=(2, height, width, 3)).astype(np.float32)
         ours = run(model, jnp.asarray(images))
         for output, expected in reference.tokens_of_timm(network, images, model).items():
-            allowed = 1e-5 * max(1, np.abs(expected).max())  # a ResNet has no norm at its end
+            allowed = 1e-5 * np.abs(expected).max(initial=1.0)  # a ResNet has no norm at its end
             np.testing.assert_allclose(np.reshape(ours[output], expected.shape), expected, atol=allowed)
     store.save(weights, tmp_path / "ours", "timm")
     written = safetensors.read(tmp_path / "ours" / "model.safetensors")
@@ -86,17 +87,13 @@ def test_features_and_files_are_those_of_timm(name, tmp_path):
 
 def test_published_names_exist_in_timm_and_take_our_tensors():
     timm, torch = library("timm"), library("torch")
-    from dino_jax.weights import configs, mapping
-    from dino_jax.weights.layouts import LAYOUTS
-    from dino_jax.weights.network import published
-
     names = set(timm.list_models())
     for name, there in configs.TIMM.items():
         assert there in names, name
     for name in ("dinov2_vits14_reg", "dinov3_vits16plus", "dino_vits16", "dinov3_convnext_tiny", "dino_resnet50"):
         architecture = published(name)
         params = {path: np.zeros(shape, np.float32) for path, shape in architecture.shapes().items()}
-        layout = LAYOUTS[store._layout_for(architecture, "timm").name]
+        layout = store.layout_for(architecture, "timm")
         state = mapping.to_theirs(params, layout, architecture.options, leftover={}).tensors
         config = configs.timm(architecture, (0.5,) * 3, (0.5,) * 3, biased=True)
         with torch.device("meta"):

@@ -1,0 +1,170 @@
+"""`dino_jax.load`: names, files, runs, channels, types, and what it says of bad input."""
+
+import doctest
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dino_jax
+from dino_jax import pretrained
+from dino_jax.gram_teacher import save_snapshot
+from dino_jax.models import VARIANTS
+from dino_jax.weights import pth_writer, store
+from dino_jax.weights.network import flatten
+from tests.weights import tiny
+
+
+def test_the_example_of_the_docstring_runs():
+    example = doctest.DocTestFinder().find(pretrained.load, globs={})[0]
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner.run(example)
+    assert runner.summarize().attempted > 4
+    assert not runner.summarize().failed
+
+
+run_jitted = jax.jit(lambda model, images: model(images))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Returns an official file of a tiny DINOv3."""
+    path = tmp_path_factory.mktemp("official") / "dinov3_pretrain.pth"
+    store.save(tiny.weights("dinov3"), path, "official")
+    return path
+
+
+def test_loads_a_file_and_computes_features(file):
+    model, params = dino_jax.load(file)
+    assert model.name == "dinov3_custom"
+    assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+    images = jnp.zeros((1, 32, 48, 3))
+    assert run_jitted(model, images)["patches"].shape == (1, 2, 3, 48)
+
+
+def test_loads_in_bfloat16(file):
+    model, params = dino_jax.load(file, dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    exact, _ = dino_jax.load(file)
+    images = jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
+    rounded, expected = (run_jitted(m, images)["cls"].astype(jnp.float32) for m in (model, exact))
+    assert jnp.linalg.norm(rounded - expected) < 0.05 * jnp.linalg.norm(expected)
+
+
+def test_other_channels_are_spread_from_three(file):
+    model, params = dino_jax.load(file, in_chans=5)
+    rgb, _ = dino_jax.load(file)
+    kernel, three = params["patch_embed"]["kernel"], rgb.params["patch_embed"]["kernel"]
+    assert kernel.shape == (16, 16, 5, 48)
+    np.testing.assert_allclose(kernel[:, :, 4], three[:, :, 1] * 3 / 5, rtol=1e-6)
+    assert model.mean == (*rgb.mean, *rgb.mean[:2])
+    assert dino_jax.load(file, in_chans=1)[0].mean == pytest.approx((np.mean(rgb.mean),))
+
+
+def test_channels_that_do_not_fit(tmp_path):
+    drawn = tiny.weights("dinov3")
+    kernel = drawn.params["patch_embed/kernel"]
+    drawn.params["patch_embed/kernel"] = np.concatenate([kernel, kernel], axis=2)
+    store.save(drawn, tmp_path / "six.pth", "official")
+    with pytest.raises(ValueError, match="are for 6 channels, not 3: load them with in_chans=6"):
+        dino_jax.load(tmp_path / "six.pth")
+    assert dino_jax.load(tmp_path / "six.pth", in_chans=6)[0].backbone.in_channels == 6
+
+
+def test_satellite_weights_have_statistics_of_their_own(file, tmp_path):
+    path = tmp_path / "dinov3_vitl16_pretrain_sat493m-x.pth"
+    path.write_bytes(file.read_bytes())
+    model, _ = dino_jax.load(path)
+    assert (model.mean, model.std) == ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+
+
+def test_random_weights_are_announced():
+    with pytest.warns(UserWarning, match=r"dino_vits16 has random weights \(seed 3\): give weights=PATH"):
+        model, _ = dino_jax.load("dino_vits16", seed=3, depth=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, _ = dino_jax.load("random:dino_vits16", seed=3, depth=1)
+    assert all((x == y).all() for x, y in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dinov3_vitl", "is neither a file or folder nor an architecture: did you mean dinov3_vitl16"),
+        ("random:dinov2_vits", "there is no architecture 'dinov2_vits'; did you mean dinov2_vits14"),
+        ("/nowhere/x.pth", "is neither a file or folder nor an architecture: architectures are dino_vits16"),
+    ],
+)
+def test_names_that_do_not_exist(name, message):
+    with pytest.raises(ValueError, match=message):
+        dino_jax.load(name)
+
+
+def test_weights_of_another_architecture(file):
+    with pytest.raises(ValueError, match=r"look like dinov3_custom \(width 48.*not like dinov3_vitb16 \(width 768"):
+        dino_jax.load("dinov3_vitb16", weights=file)
+    with pytest.raises(ValueError, match="there is no architecture 'dinov3_vitx16'"):
+        dino_jax.load("dinov3_vitx16", weights=file)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Returns a workdir with a snapshot, as a run leaves them."""
+    workdir = tmp_path_factory.mktemp("run")
+    drawn = tiny.weights("dinov3")
+    options = {f"model.{key}": x for key, x in drawn.architecture.options.items()}
+    config = {"seed": 0, "data.mean": [0.1, 0.2, 0.3], "data.std": [1.0, 2.0, 3.0]} | options
+    (workdir / "config.json").write_text(json.dumps(config))
+    save_snapshot(workdir / "gram_teacher" / "7", jax.tree.map(jnp.asarray, drawn.tree()))
+    return workdir, drawn
+
+
+def test_loads_a_snapshot_of_a_run(run):
+    workdir, drawn = run
+    model, params = dino_jax.load(workdir / "gram_teacher" / "7")
+    assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    loaded = flatten(params)
+    assert all(np.array_equal(loaded[path], x) for path, x in drawn.params.items())
+
+
+def test_runs_that_cannot_be_used(run, tmp_path):
+    workdir, _ = run
+    with pytest.raises(ValueError, match="has saved no checkpoint yet"):
+        dino_jax.load(workdir)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(ValueError, match="is a checkpoint without its run"):
+        dino_jax.load(tmp_path / "7")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds nothing: a folder of weights has config\.json"):
+        dino_jax.load(tmp_path / "empty")
+
+
+@pytest.mark.slow
+def test_loads_the_teacher_of_a_run(uninterrupted):
+    model, params = dino_jax.load(uninterrupted)
+    student, of_student = dino_jax.load(uninterrupted, branch="student")
+    assert flatten(params).keys() == flatten(of_student).keys()
+    assert not np.array_equal(params["cls_token"], of_student["cls_token"])
+    side = 2 * model.patch_size
+    assert jnp.isfinite(model(jnp.ones((1, side, side, 3)))["cls"]).all()
+    newest = max((uninterrupted / "checkpoints").iterdir(), key=lambda step: int(step.name))
+    assert np.array_equal(dino_jax.load(newest)[1]["cls_token"], params["cls_token"])
+    assert student.name == model.name
+
+
+def test_hostile_and_damaged_files_are_one_line(tmp_path):
+    (tmp_path / "page.pth").write_text("<html>")
+    pth_writer.write(tmp_path / "nothing.pth", {"epoch": {}})
+    for name in ("page.pth", "nothing.pth"):
+        with pytest.raises(ValueError) as error:
+            dino_jax.load("dinov3_vits16", weights=tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_published_names_of_all_three_generations():
+    families = {name.split("_")[0] for name in VARIANTS}
+    assert families == {"dino", "dinov2", "dinov3"}
