@@ -11,7 +11,7 @@ from dino_jax import state as state_lib
 from dino_jax.models import PrototypeHead, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
-from dino_jax.step import make_train_step
+from dino_jax.step import NETWORK_STREAM, make_train_step
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
@@ -183,3 +183,12 @@ def test_trajectory(golden, name):
                 expected = tree(g.under(f"{after}{network}/") or g.under(f"init/{network}/"))
                 actual = jax.tree.map(np.asarray, params)
                 assert_trees_close(actual, expected, absolute=10 * floor[f"{network}_max_abs_diff"], prefix=network)
+
+
+def test_random_streams_are_apart():
+    """Augmentation folds the step into the seed, weights split it; the networks' numbers are none of these."""
+    base, steps = jax.random.key(0), np.arange(2000)
+    bits = jax.vmap(lambda key, step: jax.random.key_data(jax.random.fold_in(key, step)), in_axes=(None, 0))
+    networks = bits(jax.random.fold_in(base, NETWORK_STREAM), steps)
+    others = np.concatenate([bits(base, steps), jax.random.key_data(jax.random.split(base, 3))])
+    assert not {tuple(x) for x in np.asarray(networks).tolist()} & {tuple(x) for x in others.tolist()}

@@ -73,6 +73,34 @@ def test_ibot_needs_a_mask_token():
         validate(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phases.pretrain.loss.ibot": 1.0}, "loss.ibot needs a transformer, whose patches can be masked"),
+        ({"phases.pretrain.gram.teacher": "ema"}, "gram.teacher needs a transformer"),
+        ({"log.pictures": True}, "log.pictures shows attention, which only a transformer has"),
+        ({"init.weights": "some/where"}, "init.weights needs a transformer"),
+        ({"model": ConfigDict({"depths": (1, 1), "widths": (8, 16)})}, "a ConvNeXt cannot be trained here"),
+    ],
+)
+def test_what_a_resnet_cannot_do(changes, message):
+    config = get_config()
+    config.model = ConfigDict({"depths": (1, 1), "channels": 4, "in_channels": 3})
+    config.phase_order = ("pretrain",)
+    config.phases.pretrain.loss.ibot = 0.0
+    validate(config)
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    with pytest.raises(ValueError) as raised:
+        validate(config)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_loaded_weights_may_be_the_gram_teacher():
     config = get_config()
     config.phases.gram.gram.update({"teacher": "gram_teacher/0", "refresh_every": 0, "max_refreshes": 0})

@@ -110,6 +110,16 @@ def packaged():
     return open_source("packaged", window_size=32, windows_per_photograph=3)
 
 
+def test_without_masks_the_crops_are_the_same(packaged):
+    with_masks, without = (
+        take(train_batches(packaged, **OPTIONS | {"mask_probability": share}), 2) for share in (0.5, 0.0)
+    )
+    names = {"masks", "mask_indices", "mask_weights"}
+    for one, other in zip(with_masks, without, strict=True):
+        assert one.keys() - other.keys() == names
+        assert_same([{name: x for name, x in one.items() if name not in names}], [other])
+
+
 def test_a_source_smaller_than_the_batch_repeats():
     batch = next(train_batches(Squares(3), **OPTIONS))
     assert np.bincount(batch["ids"]).min() >= 2
