@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dino_jax.models import build, inflate_patch_embed
-from tests.torch_vision import import_or_skip
+from tests.torch_libraries import library
 
 NAMES = ("dinov2_vits14", "dinov3_convnext_tiny", "dino_resnet50")
 SMALL = {
@@ -23,8 +23,8 @@ def init(name: str, in_channels: int) -> dict:
 
 @pytest.mark.parametrize("in_channels", [1, 2, 3, 4, 7, 13])
 def test_equals_timm(in_channels):
-    torch = pytest.importorskip("torch")
-    adapt = import_or_skip("timm.models").adapt_input_conv
+    torch, timm = library("torch"), library("timm")
+    adapt = timm.models.adapt_input_conv
     kernel = np.random.default_rng(0).normal(size=(5, 5, 3, 6)).astype(np.float32)
     expected = adapt(in_channels, torch.from_numpy(kernel.transpose(3, 2, 0, 1))).numpy().transpose(2, 3, 1, 0)
     out = inflate_patch_embed({"patch_embed": {"kernel": kernel}}, in_channels)["patch_embed"]["kernel"]

@@ -7,11 +7,10 @@ import pytest
 
 from dino_jax import sharding
 from dino_jax.models import Extractor, ResNet, build, intermediate_stages
-from tests.torch_vision import import_or_skip
+from tests.torch_libraries import library
 from tests.torch_weights import assert_close
 
 torch = pytest.importorskip("torch")
-torchvision = import_or_skip("torchvision")
 
 FORWARD = 1e-5
 EXACT = 1e-9  # in float64
@@ -66,7 +65,12 @@ def maps(network, x):
 
 
 @pytest.fixture(scope="module")
-def reference():
+def torchvision():
+    return library("torchvision")
+
+
+@pytest.fixture(scope="module")
+def reference(torchvision):
     network = torchvision.models.resnet50(weights=None)
     randomise(network)
     return network
@@ -94,7 +98,7 @@ def test_equals_torchvision(reference, images):
         assert_close(stage["patches"], expected[min(index, 3)], relative=FORWARD, name=f"stage {index}")
 
 
-def test_training_equals_torchvision(images):
+def test_training_equals_torchvision(torchvision, images):
     """Global, then local crops: each normalised by itself, each moving the running statistics, as in DINO.
 
     In float64: in float32 some activations fall on the other side of a ReLU: torch's own gradients are off by up to

@@ -1,0 +1,92 @@
+"""The extractor: grids of every kind of network, what jit sees, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dino_jax.models import Extractor, build
+
+NETWORKS = {
+    "dinov2_vits14_reg": {"width": 16, "depth": 2, "heads": 2, "pos_grid": 2},
+    "dinov3_convnext_tiny": {"depths": (1, 1), "widths": (8, 16)},
+    "dino_resnet50": {"depths": (1, 1), "channels": 4},
+}
+
+
+def extractor(name: str) -> Extractor:
+    backbone = build(name, **NETWORKS[name])
+    images = jnp.zeros((1, 28, 28, 3))
+    variables = jax.jit(backbone.init)(jax.random.key(0), {"global": images})
+    return Extractor(name, backbone, **variables)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: extractor(name) for name in NETWORKS}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grids"),
+    [
+        ("dinov2_vits14_reg", (28, 70), [(2, 5), (2, 5)]),
+        ("dinov3_convnext_tiny", (31, 15), [(7, 3), (3, 1)]),
+        ("dino_resnet50", (33, 15), [(9, 4), (5, 2)]),
+    ],
+)
+def test_patches_are_on_their_grid(models, name, size, grids):
+    """Transformers keep one grid; ConvNeXt rounds each stage down, ResNet up."""
+    model = models[name]
+    images = jax.random.normal(jax.random.key(1), (2, *size, 3))
+    out, layers = jax.jit(lambda m, x: (m(x), m.intermediate(x, 2)))(model, images)
+    assert [layer["patches"].shape[1:3] for layer in layers] == grids
+    assert out["patches"].shape == (2, *grids[-1], model.width)
+    assert out["cls"].shape == (2, model.width)
+    assert out["registers"].shape == (2, 4 if "reg" in name else 0, model.width)
+    # The last layer's features, normed, are the model's own.
+    np.testing.assert_allclose(layers[-1]["patches"], out["patches"], atol=1e-5)
+
+
+def test_weights_are_leaves_and_statistics_too(models):
+    """What jit does not bake into its program: replacing them changes the features."""
+    model = models["dino_resnet50"]
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model)}
+    assert ".params['stem']['conv']['kernel']" in names
+    assert ".batch_stats['stem']['norm']['mean']" in names
+    images = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
+    run = jax.jit(lambda m, x: m(x)["cls"])
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, model)
+    assert np.abs(run(model, images) - run(doubled, images)).max() > 1e-3
+
+
+def test_parameters_can_be_given(models):
+    model = models["dinov2_vits14_reg"]
+    images = jax.random.normal(jax.random.key(1), (1, 28, 28, 3))
+    zeros = jax.tree.map(jnp.zeros_like, model.params)
+    np.testing.assert_array_equal(model(images, params=zeros)["cls"], 0)
+
+
+def test_images_of_8_and_16_bits_are_normalised_alike(models):
+    model = models["dino_resnet50"]
+    bytes_ = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    expected = (bytes_ / 255 - np.array(model.mean)) / np.array(model.std)
+    np.testing.assert_allclose(model.normalize(bytes_), expected, atol=1e-5)
+    np.testing.assert_allclose(model.normalize(bytes_.astype(np.uint16) * 257), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 28, 28, 4), np.float32), r"takes images \(batch, height, width, 3\), got \(1, 28, 28, 4\)"),
+        (np.zeros((1, 28, 28, 3), np.uint8), "takes normalised floats, got uint8: use model.normalize"),
+        (np.zeros((1, 28, 30, 3), np.float32), "not a multiple of the patch size 14"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(models, images, message):
+    with pytest.raises(ValueError, match=message):
+        models["dinov2_vits14_reg"](images)
+
+
+def test_convolutions_have_no_attention(models):
+    with pytest.raises(ValueError, match="dino_resnet50 has no attention"):
+        models["dino_resnet50"].attention(np.zeros((1, 16, 16, 3), np.float32))
