@@ -17,7 +17,6 @@ from dino_jax import state as states
 from dino_jax.data.masks import draw_masks
 from dino_jax.flops import train_flops_per_image
 from dino_jax.metrics import write_json_atomic
-from dino_jax.models import VARIANTS
 from dino_jax.progress import peak_flops, table
 from dino_jax.report import peak_memory
 
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dino_jax.bench", description="Measure speed on this machine.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     step = verbs.add_parser("step", help="the training step: images/s, FLOP/s, compile time, memory")
-    step.add_argument("--variant", default="dinov3_vits16", choices=sorted(VARIANTS))
+    step.add_argument("--variant", default="dinov3_vits16", choices=bench_features.DINOV3)
     step.add_argument("--batch", type=int, default=4, help="images over all devices (default 4)")
     step.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     step.add_argument("--remat", default="matmuls", choices=("none", "matmuls", "full"))
