@@ -11,6 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 IGNORE = 255
+# Power of the classes' frequencies that serves as their prior. 1 suits the share of right pixels and 0 the mean over
+# classes; between them, neither loses much.
+PRIOR = 0.5
+NEVER = -1e9  # log prior of classes without a training pixel
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore: int = IGNORE) -> np.ndarray:
@@ -75,8 +79,8 @@ def quick_miou(
 ) -> float:
     """Scores patch features by a linear map to classes in closed form: a dense score that costs seconds.
 
-    A ridge regression predicts which share of a patch each class covers; its maps are upsampled bilinearly to the
-    masks, and the largest class wins. See `linear_patch_probe` and `predict_masks`.
+    A linear discriminant is fitted to the patches; its maps are upsampled bilinearly to the masks, and the largest
+    class wins. See `linear_patch_probe` and `predict_masks`.
 
     Args:
       train_patches: `(images, grid_height, grid_width, dim)`, any float dtype.
@@ -85,7 +89,7 @@ def quick_miou(
       test_masks: as `train_masks`, the size may differ.
       classes: number of classes.
       ignore: label of pixels that count nowhere.
-      ridge: penalty, as a share of the features' variance.
+      ridge: added to the covariance within classes, as a share of the features' variance.
       block: images on the device at a time.
 
     Returns:
@@ -139,39 +143,45 @@ def linear_patch_probe(
     ridge: float = 1e-3,
     block: int = 16,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits a ridge regression from patch features to the shares of the classes in each patch, in closed form.
+    """Fits a linear discriminant from patch features to classes, in closed form (Fisher's, with a ridge).
 
-    Features are scaled to variance 1; a patch weighs as much as its labelled share; the bias is not penalised.
+    A patch counts for each class by the share of its pixels. Unlike a least-squares fit of the shares, in which classes
+    that lie between others are never the largest, it gives rare classes their place.
 
     Args:
       patches, masks, classes, ignore, ridge, block: see `quick_miou`.
 
     Returns:
-      Weights `(dim, classes)` and bias `(classes,)`, float32, to be applied to the features as they came.
+      Weights `(dim, classes)` and bias `(classes,)`, float32, to be applied to the features as they came. Classes
+      without a training pixel are never the largest.
 
     Raises:
       ValueError: as `quick_miou`.
     """
     _check_maps("train", patches, masks)
     dim = patches.shape[-1]
-    gram, cross = np.zeros((dim, dim)), np.zeros((dim, classes))
-    feature_sum, share_sum, total = np.zeros(dim), np.zeros(classes), 0.0
+    second, cross = np.zeros((dim, dim)), np.zeros((dim, classes))
+    feature_sum, share_sum = np.zeros(dim), np.zeros(classes)
     center = np.asarray(patches[:block], np.float32).reshape(-1, dim).mean(axis=0)  # keeps float32 sums accurate
     for start in range(0, len(masks), block):
         shares, weights = class_shares(masks[start : start + block], patches.shape[1:3], classes=classes, ignore=ignore)
         features = np.asarray(patches[start : start + block], np.float32)
         sums = _moments(_pad(features - center, block), _pad(shares, block), _pad(weights, block))
-        for total_so_far, part in zip((gram, cross, feature_sum, share_sum), sums, strict=True):
-            total_so_far += np.asarray(part, np.float64)
-        total += float(weights.sum())
-    if not total:
+        for total, part in zip((second, cross, feature_sum, share_sum), sums, strict=True):
+            total += np.asarray(part, np.float64)
+    if not share_sum.any():
         raise ValueError("segmentation: every pixel of the training masks is ignored; check the masks' labels")
-    mean, share = feature_sum / total, share_sum / total
-    covariance = gram / total - np.outer(mean, mean)
-    scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-12 * max(np.diag(covariance).max(), 1e-12)))
-    system = covariance * np.outer(scale, scale) + ridge * np.eye(dim)
-    solution = scale[:, None] * np.linalg.solve(system, scale[:, None] * (cross / total - np.outer(mean, share)))
-    return solution.astype(np.float32), (share - (mean + center) @ solution).astype(np.float32)
+    frequencies, mean = share_sum / share_sum.sum(), feature_sum / share_sum.sum()
+    means = np.where(share_sum > 0, cross / np.maximum(share_sum, 1e-12), mean[:, None]) - mean[:, None]
+    covariance = second / share_sum.sum() - np.outer(mean, mean)
+    within = covariance - (means * frequencies) @ means.T
+    # A feature that varies by no more than float32 rounds is constant.
+    scale = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-10 * max(float(np.max((mean + center) ** 2)), 1e-12)))
+    solved = np.linalg.solve(within * np.outer(scale, scale) + ridge * np.eye(dim), scale[:, None] * means)
+    kernel = scale[:, None] * solved
+    prior = np.where(share_sum > 0, PRIOR * np.log(np.maximum(frequencies, 1e-12)), NEVER)
+    bias = prior - 0.5 * (means * kernel).sum(axis=0) - (mean + center) @ kernel
+    return kernel.astype(np.float32), bias.astype(np.float32)
 
 
 def class_shares(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_jax.data.decode import BadImage, decode
 from dino_jax.data.dense import IMAGES, read_image
 from dino_jax.data.files import open_files
 from dino_jax.data.video import VOID, open_videos
 from dino_jax.data.warps import moved, warp
-from dino_jax.evals.correspondence import ALPHAS, match_points, pck
+from dino_jax.evals.correspondence import ALPHAS, match_points, mutual_matches, pck
 from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.matches import matches
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="warps",
         help="warps: find points in a distorted copy, PCK; videos: find an object's points in later frames",
     )
+    parser.add_argument("--other", type=Path, metavar="IMAGE", help="match the image --data with this one, and draw it")
     parser.add_argument("--points", type=int, default=64, help="sought in each pair")
     parser.add_argument("--seed", type=int, default=0, help="of distortions and points")
 
@@ -67,6 +69,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a model without patches.
     """
     patches.check(options, "points")
+    if options.other is not None:
+        return _two_images(model, options, folder)
     found: dict[str, tuple[str, dict[str, float], list]] = {}
     for features in patches.compared(model, options):
         pairs = _warps(options) if options.pairs == "warps" else _frames(options)
@@ -81,6 +85,31 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     title = f"Points found by patch features, {_words(headline)}: {scores[headline]:.1%}"
     picture = matches([pair for _, pair in shown], [n for n, _ in shown], folder / "matches.png", title=title)
     return Result(numbers, rows, [picture])
+
+
+def _two_images(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
+    """Draws the patches of two images that are each other's nearest."""
+    images = []
+    for path in (Path(options.data), options.other):
+        try:
+            images.append(decode(path))
+        except BadImage as error:
+            raise ValueError(f"{path}: {error}") from None
+    features = PatchFeatures(model, batch_size=1)
+    grids = [_grid(features, image, options.size) for image in images]
+    source, target, cosines = mutual_matches(*grids)
+    share = len(cosines) / (grids[0].shape[0] * grids[0].shape[1])
+    numbers = {"correspondence/mutual_share": share, "correspondence/mutual_cosine": float(cosines.mean())}
+    rows: list[list[str | float]] = [
+        ["correspondence", features.name],
+        ["patches that are each other's nearest", share],
+    ]
+    rows.append(["their mean cosine", f"{cosines.mean():.3f}"])
+    some = np.linspace(0, len(source) - 1, min(LINES, len(source))).round().astype(int)
+    pair = (images[0], images[1], source[some], target[some], None)
+    title = f"Patches that are each other's nearest: {len(source)}, {len(some)} of them drawn"
+    names = [f"{Path(options.data).name} and {options.other.name}"]
+    return Result(numbers, rows, [matches([pair], names, folder / "matches.png", title=title)])
 
 
 def _warps(options: argparse.Namespace) -> Iterator[Pair]:

@@ -34,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="where the head is tested")
     parser.add_argument("--crop", type=int, default=512, help="side of training crops and test windows in pixels")
     parser.add_argument(
-        "--head", choices=["trained", "ridge"], default="trained", help="ridge is a closed form: less exact, in seconds"
+        "--head",
+        choices=["trained", "closed"],
+        default="trained",
+        help="closed: a linear discriminant, without training",
     )
-    parser.add_argument("--ridge", type=float, default=1e-3, help="penalty of the closed form")
+    parser.add_argument("--ridge", type=float, default=1e-3, help="of the closed form, a share of the variance")
     head_training.add_arguments(parser, steps=40_000, learning_rate=1e-3)
 
 
@@ -52,7 +55,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     numbers: dict[str, float] = {}
     found = {}
     for features in patches.compared(model, options):
-        head = _ridge_head(features, train, options) if options.head == "ridge" else _train(features, train, options)
+        head = _closed_head(features, train, options) if options.head == "closed" else _train(features, train, options)
         counts, shown = _test(features, head, test, options)
         found[features.name] = counts, shown
         numbers |= _numbers(counts, names, features.key)
@@ -79,7 +82,7 @@ def _train(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace
 _apply_head = jax.jit(patch_head.apply_head)
 
 
-def _ridge_head(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:
+def _closed_head(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:
     """Fits the closed form on whole images, all at the size of the first."""
     pairs = [data[index] for index in patches.evenly(len(data), options.limit)]
     size = patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)

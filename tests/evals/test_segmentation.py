@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import jaccard_score
 
 from dino_jax.evals import segmentation
@@ -58,17 +59,43 @@ def test_class_shares_by_hand():
     np.testing.assert_allclose(labelled, [[[1, 1 / 4]]])
 
 
-def test_probe_is_the_weighted_ridge_regression():
+def test_probe_is_the_linear_discriminant_of_scikit_learn():
+    """On masks whose patches are of one class each; scikit-learn's prior is the frequency itself."""
     random = np.random.default_rng(2)
-    patches = random.normal(size=(5, 4, 6, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 100, 0]
-    masks = random_masks(2, images=5)
-    weights, bias = segmentation.linear_patch_probe(patches, masks, classes=4, ridge=0.1, block=2)
-    shares, labelled = segmentation.class_shares(masks, (4, 6), classes=4)
-    x, y, w = patches.reshape(-1, 3).astype(np.float64), shares.reshape(-1, 4), labelled.ravel() / labelled.sum()
-    spread = np.sqrt(w @ (x - w @ x) ** 2)
-    x_centred, y_centred = (x - w @ x) / spread, y - w @ y
-    beta = np.linalg.inv((x_centred.T * w) @ x_centred + 0.1 * np.eye(3)) @ (x_centred.T * w) @ y_centred
-    np.testing.assert_allclose(x @ weights + bias, x_centred @ beta + w @ y, atol=1e-4)
+    coarse = random.integers(0, 4, (5, 4, 6)) // random.integers(1, 3, (5, 4, 6))
+    masks = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
+    patches = (random.normal(size=(5, 4, 6, 3)) + coarse[..., None] * [1, 0, 2]) * [1, 10, 0.1] + [0, 100, 0]
+    weights, bias = segmentation.linear_patch_probe(patches.astype(np.float32), masks, classes=4, ridge=0, block=2)
+    judge = LinearDiscriminantAnalysis(solver="lsqr").fit(patches.reshape(-1, 3), coarse.ravel())
+    expected = judge.decision_function(patches.reshape(-1, 3)) - (1 - segmentation.PRIOR) * np.log(judge.priors_)
+    found = patches.reshape(-1, 3) @ weights + bias
+    np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], atol=2e-3)
+
+
+def test_mixed_patches_are_the_mean_of_weighted_samples():
+    """A patch of which 3/4 are labelled, 1/4 of one class and 1/2 of the other, is two samples of these weights."""
+    patches = np.random.default_rng(3).normal(size=(1, 1, 12, 2)).astype(np.float32)
+    mask = np.array([[0, 1], [1, IGNORE]], np.uint8)
+    masks = np.tile(np.concatenate([mask, 1 - mask % 2, mask], axis=1), (1, 4))[None]
+    weights, _ = segmentation.linear_patch_probe(patches, masks, classes=2, ridge=0.1)
+    shares, labelled = segmentation.class_shares(masks, (1, 12), classes=2)
+    counts = (shares * labelled[..., None]).reshape(12, 2).astype(np.float64)
+    x = patches.reshape(12, 2).astype(np.float64)
+    means = (counts.T @ x) / counts.sum(axis=0)[:, None]
+    spread = (
+        sum(counts[i, c] * np.outer(x[i] - means[c], x[i] - means[c]) for i in range(12) for c in range(2))
+        / counts.sum()
+    )
+    mean = counts.sum(axis=1) @ x / counts.sum()
+    variance = counts.sum(axis=1) @ (x - mean) ** 2 / counts.sum()
+    direction = np.linalg.solve(spread + 0.1 * np.diag(variance), means[1] - means[0])
+    np.testing.assert_allclose(weights[:, 1] - weights[:, 0], direction, rtol=1e-4)
+
+
+def test_classes_never_seen_are_never_predicted():
+    masks = random_masks(8)
+    weights, bias = segmentation.linear_patch_probe(planted_patches(masks), masks, classes=6)
+    assert segmentation.predict_masks(planted_patches(masks), weights, bias, size=(16, 24)).max() < 4
 
 
 def test_features_that_know_the_class_score_all():

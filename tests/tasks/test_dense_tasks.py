@@ -27,7 +27,7 @@ def checked(result):
     return result.numbers
 
 
-@pytest.mark.parametrize("head", ["ridge", "trained"])
+@pytest.mark.parametrize("head", ["closed", "trained"])
 def test_segmentation_of_planted_classes(tmp_path, head):
     words = ("--data", planted.masks(tmp_path / "data"), "--size", 0, "--crop", 32, "--head", head, "--batch-size", 4)
     words = (*words, "--steps", 60, "--views", 4, "--learning-rate", 0.05)
@@ -41,7 +41,7 @@ def test_segmentation_of_planted_classes(tmp_path, head):
 def test_a_class_without_training_pixels_is_named(tmp_path):
     data = planted.masks(tmp_path / "data")
     (data / "classes.txt").write_text("0 red\n1 green\n2 blue\n3 unicorn\n")
-    words = ("--data", data, "--size", 0, "--crop", 32, "--head", "ridge")
+    words = ("--data", data, "--size", 0, "--crop", 32, "--head", "closed")
     result = segmentation.run(PIXELS, options("segmentation", *words), tmp_path)
     checked(result)
     assert ["IoU of unicorn", "absent"] in result.rows
@@ -114,6 +114,18 @@ def test_points_of_photographs_are_found_in_distorted_copies(tmp_path):
     assert numbers["correspondence/pck_0.2"] > 0.5
     blind = checked(correspondence.run(Blind(PATCH), options("correspondence", *words), tmp_path))
     assert blind["correspondence/pck_0.1"] < 0.2
+
+
+def test_two_images_are_matched(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    planted.save(image, tmp_path / "a.png")
+    words = ("--data", tmp_path / "a.png", "--other", tmp_path / "a.png", "--size", 0)
+    numbers = checked(correspondence.run(PIXELS, options("correspondence", *words), tmp_path))
+    assert numbers["correspondence/mutual_share"] == 1 and numbers["correspondence/mutual_cosine"] > 0.999
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"b.png: not an image"):
+        words = ("--data", tmp_path / "a.png", "--other", tmp_path / "b.png", "--size", 0)
+        correspondence.run(PIXELS, options("correspondence", *words), tmp_path)
 
 
 @pytest.mark.parametrize(
