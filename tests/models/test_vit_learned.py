@@ -211,7 +211,7 @@ def test_drop_path_rises_with_depth(small):
     for branch, name in (("attn", "proj"), ("mlp", "fc2")):
         zeros["blocks"][branch][name]["bias"] = jnp.ones((3, 32))
     zeros["blocks"] |= {scale: {"gamma": jnp.ones((3, 32))} for scale in ("ls1", "ls2")}
-    noisy = model.clone(drop_path=0.5, drop_path_ramp=True)
+    noisy = model.clone(drop_path=0.5, drop_path_ramp=True, remat="full")
     images = jnp.zeros((2000, 4, 4, 3))
     out = jax.jit(
         lambda p, key: noisy.apply(
