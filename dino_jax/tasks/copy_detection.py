@@ -65,7 +65,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 
 
 def descriptors(model: Extractor, source: Source, options: argparse.Namespace) -> np.ndarray:
-    """Returns features `(images, 2 * dim)`: CLS beside the generalised mean of the patches, each of length 1.
+    """Returns features `(images, 2 * dim)`: CLS beside the generalised mean of the patches.
 
     Raises:
       ValueError: when an image cannot be used, as the truth counts on all.
@@ -94,9 +94,7 @@ def _descriptors(model: Extractor, images: Array) -> dict[str, Array]:
     # Relative to the largest, so that the fourth power stays finite.
     largest = patches.max(axis=(1, 2), keepdims=True)
     pooled = largest[:, 0, 0] * jnp.mean((patches / largest) ** POWER, axis=(1, 2)) ** (1 / POWER)
-    both = [tokens["cls"].astype(jnp.float32), pooled]
-    units = [x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in both]
-    return {"descriptor": jnp.concatenate(units, axis=1)}
+    return {"descriptor": jnp.concatenate([tokens["cls"].astype(jnp.float32), pooled], axis=1)}
 
 
 def _draw(data: Copies, ranking: np.ndarray, options: argparse.Namespace, folder: Path) -> Path:

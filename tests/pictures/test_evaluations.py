@@ -1,0 +1,57 @@
+"""Pictures of the evaluation tasks: each is a PNG of a sensible size, for the odd cases too."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax.pictures.confusion import confusion
+from dino_jax.pictures.examples import RIGHT, WRONG, Example, examples
+from dino_jax.pictures.rates import over_setting
+from dino_jax.pictures.spectrum import spread
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).reshape(-1, 3)
+
+
+def color(name):
+    return [int(name[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def has(path, name):
+    return (pixels(path) == color(name)).all(axis=1).any()
+
+
+def test_examples_are_framed_as_right_or_wrong(tmp_path):
+    grey = np.full((20, 30, 3), 128, np.uint8)
+    rows = [("one", [Example(grey), Example(grey, "caption", right=True)]), ("two", [Example(grey)])]
+    path = examples(rows, tmp_path / "examples.png", title="A title that is longer than the two images are wide")
+    assert has(path, RIGHT)
+    assert not has(path, WRONG)
+    assert has(examples([("", [Example(grey, right=False)])], tmp_path / "wrong.png", title=""), WRONG)
+    with pytest.raises(ValueError, match="no image to draw"):
+        examples([("text", [])], tmp_path / "none.png", title="")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_confusion_leaves_out_absent_classes_and_shows_the_worst(tmp_path):
+    counts = np.diag(np.arange(30))  # class 0 has no image
+    counts[29, 3] = 40
+    names = [f"class number {index}, of a long name" for index in range(30)]
+    all_classes = confusion(counts, names, tmp_path / "all.png", title="all", most=40)
+    worst = confusion(counts, names, tmp_path / "worst.png", title="worst", most=2)
+    assert len(pixels(worst)) < len(pixels(all_classes))
+
+
+def test_lines_over_a_setting(tmp_path):
+    lines = {"a": np.array([0.1, 0.9]), "b": np.array([0.2, 0.2])}
+    path = over_setting([1e-3, 1.0], lines, tmp_path / "rates.png", title="t", setting="rate", chosen=("a", 1))
+    assert has(path, "#0072B2")
+    assert has(path, "#000000")
+
+
+def test_spread_of_collapsed_features(tmp_path):
+    collapsed = {"CLS": np.array([1.0, 0.0])}
+    assert has(spread(collapsed, {"pairs": np.ones(5)}, tmp_path / "spread.png", title="t"), "#0072B2")
