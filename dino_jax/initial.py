@@ -22,10 +22,11 @@ FREE = (
 
 
 def drawn(networks: Networks, mesh: Mesh, *, seed: int) -> Params:
-    """Returns the backbone that `state.init` draws from a seed."""
+    """Returns the backbone that `state.init` draws from a seed, as `state.teacher_weights` does."""
 
     def draw() -> Params:
-        return networks.init(jax.random.key(seed))["backbone"]
+        stats = networks.batch_stats()
+        return networks.init(jax.random.key(seed))["backbone"] | ({} if stats is None else {"batch_stats": stats})
 
     return jax.jit(draw, out_shardings=sharding.of_state(jax.eval_shape(draw), mesh))()
 

@@ -5,7 +5,7 @@ DINO (arXiv 2104.14294) has its first term alone; DINOv2 (2304.07193) adds iBOT 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -181,39 +181,54 @@ def loss_terms(
     samples, views = batch["global_crops"].shape[:2]
     global_cls, local_cls = (out[name]["cls"].reshape(samples, -1, out[name]["cls"].shape[-1]) for name in crops)
     # 2. The terms.
-    temperature = objective.student_temperature
-    global_logits, local_logits = (networks.dino_logits(student, x) for x in (global_cls, local_cls))
-    terms = {
-        "dino_global": dino_loss(global_logits, target["dino"], student_temperature=temperature, ignore_diagonal=True),
-        "dino_local": dino_loss(local_logits, target["dino"], student_temperature=temperature),
-    }
+    terms = crop_terms(networks, student, global_cls, local_cls, target["dino"], objective)
     if objective.ibot:
         terms["ibot"] = ibot_loss(
             networks.ibot_logits(student, masked_rows(out["global"]["patches"], batch["mask_indices"])),
             target["ibot"],
             batch["mask_weights"].reshape(-1),
             images=samples * views,
-            student_temperature=temperature,
+            student_temperature=objective.student_temperature,
         )
-    if objective.koleo:
-        size = objective.koleo_group_size
-        koleo = [koleo_loss(global_cls[:, v], topk=objective.koleo_topk, group_size=size) for v in range(views)]
-        terms["koleo"] = sum(koleo, start=jnp.float32(0)) / views
-    # 3. Their sum: pairs of crops weigh alike; KoLeo counts once per global crop.
-    global_weight, local_weight = crop_weights(global_crops=views, local_crops=local_cls.shape[1], ignore_diagonal=True)
-    total = (
-        objective.dino * global_weight * terms["dino_global"]
-        + objective.dino * local_weight * hyper["local_weight"] * terms["dino_local"]
-    )
-    if objective.ibot:
-        total += objective.ibot * terms["ibot"]
-    if objective.koleo:
-        total += objective.koleo * views * terms["koleo"]
     if objective.gram:
         terms |= gram_terms(out["global"]["patches"], target["gram"], masks.get("global"), objective)
-        total += hyper["gram_weight"] * terms["gram"]
+    # 3. Their sum: pairs of crops weigh alike; KoLeo counts once per global crop.
+    global_weight, local_weight = crop_weights(global_crops=views, local_crops=local_cls.shape[1], ignore_diagonal=True)
+    weights: dict[str, Any] = {
+        "dino_global": objective.dino * global_weight,
+        "dino_local": objective.dino * local_weight * hyper["local_weight"],
+        "ibot": objective.ibot,
+        "koleo": objective.koleo * views,
+        "gram": hyper["gram_weight"],
+    }
+    total = jnp.float32(0)
+    for name, weight in weights.items():
+        if name in terms:
+            total += weight * terms[name]
     finite = jnp.isfinite(global_cls).all((1, 2)) & jnp.isfinite(local_cls).all((1, 2))
     return total, ({"total": total} | terms, finite, stats)
+
+
+def crop_terms(
+    networks: Networks, student: Params, global_cls: Array, local_cls: Array, target: Array, objective: Objective
+) -> dict[str, Array]:
+    """Computes the terms on whole crops: DINO on global and on local ones, and KoLeo.
+
+    Args:
+      global_cls, local_cls: the student's CLS tokens `(batch, views, dim)`.
+      target: probabilities `(batch, global views, prototypes)`.
+    """
+    temperature, size = objective.student_temperature, objective.koleo_group_size
+    global_logits, local_logits = (networks.dino_logits(student, x) for x in (global_cls, local_cls))
+    terms = {
+        "dino_global": dino_loss(global_logits, target, student_temperature=temperature, ignore_diagonal=True),
+        "dino_local": dino_loss(local_logits, target, student_temperature=temperature),
+    }
+    if objective.koleo:
+        views = range(global_cls.shape[1])
+        koleo = [koleo_loss(global_cls[:, v], topk=objective.koleo_topk, group_size=size) for v in views]
+        terms["koleo"] = sum(koleo, start=jnp.float32(0)) / len(views)
+    return terms
 
 
 def gram_terms(student: Array, teacher: Array, masks: Array | None, objective: Objective) -> dict[str, Array]:

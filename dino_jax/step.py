@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,6 @@ def make_train_step(
       step(state, batch, hyper) -> (state, metrics as float32 scalars, bool `(batch,)`: all features of the sample are
       finite).
     """
-
     key = jax.random.fold_in(jax.random.key(seed), NETWORK_STREAM)
 
     def train_step(state: TrainState, batch: Batch, hyper: Mapping[str, Array]):
@@ -68,19 +68,7 @@ def make_train_step(
         # 3. Clip, then AdamW or SGD.
         grads, norms = clip(grads, clip_norm)
         updates, moments = optimizer.update(
-            grads,
-            state.optimizer,
-            state.student,
-            rates=optim.rates(
-                state.student,
-                layer_decay=layer_decay,
-                patch_embed_multiplier=patch_embed_multiplier,
-                **{name: hyper[name] for name in ("lr", "backbone_lr", "last_layer_lr")},
-            ),
-            weight_decay=hyper["weight_decay"],
-            last_layer_rests=hyper["last_layer_rests"],
-            decay_mask=optim.decay_mask(state.student, gains=networks.dino_head.gain != "frozen"),
-            last_layer=optim.is_last_layer(state.student),
+            grads, state.optimizer, state.student, **update_options(state.student, hyper)
         )
         student = optax.apply_updates(state.student, updates)
         # 4. The teacher follows the new student.
@@ -88,29 +76,41 @@ def make_train_step(
         # 5. Nothing non-finite enters the state.
         update_norms = optim.update_norms(updates)
         good = jnp.isfinite(jnp.stack([loss, *norms.values(), *update_norms.values()])).all()
-        student, teacher, moments, centers, batch_stats = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (student, teacher, moments, centers, batch_stats),
-            (state.student, state.teacher, state.optimizer, state.centers, state.batch_stats),
-        )
-        metrics = {f"loss/{name}": value for name, value in terms.items()}
-        metrics |= {f"grad_norm/{name}": value for name, value in norms.items()}
-        metrics |= {f"update_norm/{name}": value for name, value in update_norms.items()}
+        new = {"student": student, "teacher": teacher, "optimizer": moments}
+        new |= {"centers": centers, "batch_stats": batch_stats}
+        old = {name: getattr(state, name) for name in new}
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            student=student,
-            teacher=teacher,
-            optimizer=moments,
-            centers=centers,
-            batch_stats=batch_stats,
+            **jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old),
             skipped=state.skipped + ~good,
             skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
         )
+        metrics = named("loss", terms) | named("grad_norm", norms) | named("update_norm", update_norms)
         metrics |= {"train/skipped": state.skipped, "train/skipped_in_row": state.skipped_in_row}
         return state, metrics, finite
 
+    def update_options(params: Params, hyper: Mapping[str, Array]) -> dict[str, Any]:
+        """Returns what the optimizer needs to know of each parameter."""
+        return {
+            "rates": optim.rates(
+                params,
+                layer_decay=layer_decay,
+                patch_embed_multiplier=patch_embed_multiplier,
+                **{name: hyper[name] for name in ("lr", "backbone_lr", "last_layer_lr")},
+            ),
+            "weight_decay": hyper["weight_decay"],
+            "last_layer_rests": hyper["last_layer_rests"],
+            "decay_mask": optim.decay_mask(params, gains=networks.dino_head.gain != "frozen"),
+            "last_layer": optim.is_last_layer(params),
+        }
+
     return train_step
+
+
+def named(group: str, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Puts the group before the names, as in "loss/total"."""
+    return {f"{group}/{name}": value for name, value in values.items()}
 
 
 def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[str, Array]]:

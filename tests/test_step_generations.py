@@ -15,8 +15,9 @@ from dino_jax.step import make_train_step
 from tests.test_step import batch_of
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
-# As for DINOv3's trajectories, see tests/test_step.py.
-METRIC, GRADIENT_NORM = 3e-6, 1e-5
+# A few roundings of 6e-8 per step, on losses that fall to a tenth within four large steps. The weights, which follow
+# from the same gradients, are held to the recorded noise floor.
+METRIC, GRADIENT_NORM = 1e-5, 1e-5
 
 HYPER = {"momentum": 0.9, "teacher_temperature": 0.04, "lr": 0.1, "backbone_lr": 0.1, "last_layer_lr": 0.1}
 
