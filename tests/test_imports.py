@@ -13,8 +13,7 @@ PACKAGE = ROOT / "dino_jax"
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health phases recipe validate "
     "guard stop command bench_torch",
-    "state checksum config workdir feature_files weights bench_features bench_knn "
-    "pictures views",
+    "state checksum config workdir feature_files weights bench_features bench_knn pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
     "build report",
