@@ -16,10 +16,11 @@ from dino_jax.models import VARIANTS, Extractor, inflate_patch_embed
 from dino_jax.weights import orbax, store
 from dino_jax.weights.files import check_finite
 from dino_jax.weights.manifest import Manifest
-from dino_jax.weights.network import Architecture, Tree, family_of, flatten, published
+from dino_jax.weights.network import STATS, Architecture, Tree, family_of, flatten, published
 from dino_jax.weights.store import Weights
 
 RANDOM = "random:"
+SEALED = ("content", "checksums")  # what `checksum.sealed` consists of
 
 
 def load(
@@ -30,6 +31,8 @@ def load(
     dtype: Any = "float32",
     seed: int = 0,
     branch: str = "teacher",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     **options: Any,
 ) -> tuple[Extractor, Tree]:
     """Loads a network and its weights.
@@ -51,6 +54,8 @@ def load(
         so are the channel statistics.
       dtype: of parameters and computation, such as "bfloat16".
       branch: which network of a training checkpoint, "teacher" or "student".
+      mean, std: statistics of each channel, for images in [0, 1]; None takes those of the weights. The satellite
+        weights of DINOv3 are known by "sat493m" in their name, and have `store.SATELLITE`.
       options: of the network, where the weights do not tell (such as heads), or to compute otherwise (such as
         attention="cudnn").
 
@@ -71,7 +76,7 @@ def load(
     else:
         published(text)
         found = read(weights, text, branch=branch, **options)
-    found = with_channels(found, in_chans)
+    found = with_statistics(with_channels(found, in_chans), mean, std)
     backbone = found.architecture.with_options(dtype=jnp.dtype(dtype)).build()
     params, stats = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (found.tree(), found.stats()))
     model = Extractor(found.architecture.name, backbone, params, found.mean, found.std, batch_stats=stats)
@@ -86,6 +91,8 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     """
     path = Path(path).expanduser()
     if not path.exists():
+        if len(path.parts) > 1 or path.suffix:
+            raise ValueError(f"there are no weights at {path}: check the path")
         near = difflib.get_close_matches(str(path), VARIANTS, n=3, cutoff=0.6)
         known = f"did you mean {' or '.join(near)}?" if near else f"architectures are {', '.join(VARIANTS)}"
         raise ValueError(f"{path} is neither a file or folder nor an architecture: {known}")
@@ -136,6 +143,22 @@ def with_channels(weights: Weights, in_chans: int) -> Weights:
     )
 
 
+def with_statistics(weights: Weights, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Weights:
+    """Returns weights with other channel statistics, where they are given.
+
+    Raises:
+      ValueError: if they are not as many as channels, or a standard deviation is not positive.
+    """
+    channels = weights.architecture.options["in_channels"]
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != channels:
+            raise ValueError(f"{name} has {len(values)} numbers for {channels} channels: give one for each")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std = {tuple(std)} must be positive")
+    chosen = {"mean": tuple(mean or weights.mean), "std": tuple(std or weights.std)}
+    return dataclasses.replace(weights, **chosen)
+
+
 def spread(statistics: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Repeats channel statistics in turn, as the weights are; one channel gets their mean."""
     if channels == 1:
@@ -181,9 +204,10 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
     config = json.loads((workdir / "config.json").read_text())
     architecture = architecture_of_run({k.removeprefix("model."): x for k, x in config.items() if k[:6] == "model."})
     if (folder / "state").is_dir():
-        parts = [(part, branch, "backbone") for part in ("content", "checksums")]
-        tree = orbax.read_tree(folder / "state", parts)
-        sealed = {part: tree[part][branch]["backbone"] for part in ("content", "checksums")}
+        wanted = [(branch, "backbone"), *([(STATS, branch)] if architecture.family == "resnet" else [])]
+        tree = orbax.read_tree(folder / "state", [(part, *path) for part in SEALED for path in wanted])
+        stats = {part: {STATS: tree[part][STATS][branch]} if STATS in tree[part] else {} for part in SEALED}
+        sealed = {part: tree[part][branch]["backbone"] | stats[part] for part in SEALED}
     else:
         sealed = orbax.read_tree(folder)
     try:
@@ -203,13 +227,15 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
 
 def architecture_of_run(options: dict[str, Any]) -> Architecture:
     """Returns the architecture of a run's `model` options: a published one where size and kind agree."""
-    telling = ("width", "depth", "patch_size", "ffn", "heads", "registers", "depths", "widths")
+    telling = ("width", "depth", "patch_size", "ffn", "heads", "registers", "depths", "widths", "channels")
     for name, there in VARIANTS.items():
         same = {key: list(x) if isinstance(x, tuple) else x for key, x in there.items()}
         if all(same.get(key) == options.get(key) for key in telling):
             return Architecture(name, family_of(name), {**there, **options})
-    positions = "dinov2" if options.get("masking", True) else "dino"
-    family = positions if options.get("pos_grid") else "dinov3"
+    if "channels" in options:
+        return Architecture("resnet_custom", "resnet", options)
+    learned = "dinov2" if options.get("masking", True) else "dino"
+    family = learned if options.get("pos_grid") else "dinov3"
     return Architecture(f"{family}_custom", family, options)
 
 

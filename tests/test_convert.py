@@ -65,7 +65,7 @@ def test_a_failure_leaves_nothing_half_written(file, tmp_path, capsys):
         (["FILE", "--to", "hf"], "--to FORMAT and --out PATH go together"),
         (["FILE", "--heads", "3", "--arch", "dinov2_vits14"], "not like dinov2_vits14 (width 384"),
         (["FILE", "--heads", "3", "--arch", "dinov2_vits15"], "did you mean dinov2_vits14"),
-        (["/nowhere"], "/nowhere is neither a file or folder nor an architecture"),
+        (["/nowhere"], "there are no weights at /nowhere: check the path"),
         (["FILE"], "shapes do not show the number of heads: give it (heads=N)"),
     ],
 )

@@ -7,10 +7,12 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import dino_jax
 from dino_jax import pretrained
+from dino_jax.checksum import sealed
 from dino_jax.gram_teacher import save_snapshot
 from dino_jax.models import VARIANTS
 from dino_jax.weights import pth_writer, store
@@ -81,6 +83,14 @@ def test_satellite_weights_have_statistics_of_their_own(file, tmp_path):
     assert (model.mean, model.std) == ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 
 
+def test_statistics_can_be_given(file):
+    assert dino_jax.load(file, mean=(0.1, 0.2, 0.3))[0].mean == (0.1, 0.2, 0.3)
+    with pytest.raises(ValueError, match="mean has 1 numbers for 3 channels"):
+        dino_jax.load(file, mean=(0.1,))
+    with pytest.raises(ValueError, match="must be positive"):
+        dino_jax.load(file, std=(0.1, 0.0, 0.3))
+
+
 def test_random_weights_are_announced():
     with pytest.warns(UserWarning, match=r"dino_vits16 has random weights \(seed 3\): give weights=PATH"):
         model, _ = dino_jax.load("dino_vits16", seed=3, depth=1)
@@ -95,7 +105,8 @@ def test_random_weights_are_announced():
     [
         ("dinov3_vitl", "is neither a file or folder nor an architecture: did you mean dinov3_vitl16"),
         ("random:dinov2_vits", "there is no architecture 'dinov2_vits'; did you mean dinov2_vits14"),
-        ("/nowhere/x.pth", "is neither a file or folder nor an architecture: architectures are dino_vits16"),
+        ("vision", "is neither a file or folder nor an architecture: architectures are dino_vits16"),
+        ("/nowhere/x.pth", "there are no weights at /nowhere/x.pth: check the path"),
     ],
 )
 def test_names_that_do_not_exist(name, message):
@@ -128,6 +139,27 @@ def test_loads_a_snapshot_of_a_run(run):
     assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     loaded = flatten(params)
     assert all(np.array_equal(loaded[path], x) for path, x in drawn.params.items())
+
+
+@pytest.mark.parametrize("kind", ["dino", "resnet"])
+def test_loads_teacher_or_student_of_the_newest_checkpoint(kind, tmp_path):
+    networks = {branch: tiny.weights(kind, seed=seed) for seed, branch in enumerate(("student", "teacher"))}
+    options = {f"model.{key}": x for key, x in networks["teacher"].architecture.options.items()}
+    statistics = {"data.mean": [0.5] * 3, "data.std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 0} | statistics | options))
+    state = {branch: {"backbone": drawn.tree(), "dino_head": {"x": np.ones(2)}} for branch, drawn in networks.items()}
+    state["batch_stats"] = {branch: drawn.stats() for branch, drawn in networks.items()} if kind == "resnet" else {}
+    for step in (2, 10):
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = jax.tree.map(lambda x: jnp.asarray(x) * (step == 10), state)  # noqa: B023
+            checkpointer.save(tmp_path / "checkpoints" / str(step) / "state", sealed(arrays))
+        (tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
+    for branch, drawn in networks.items():
+        model, params = dino_jax.load(tmp_path, branch=branch)
+        loaded = flatten(params) | flatten({"batch_stats": model.batch_stats})
+        assert loaded.keys() == drawn.params.keys()
+        assert all(np.array_equal(loaded[path], x) for path, x in drawn.params.items())
+    assert not jax.tree.leaves(dino_jax.load(tmp_path / "checkpoints" / "2")[1])[0].any()
 
 
 def test_runs_that_cannot_be_used(run, tmp_path):

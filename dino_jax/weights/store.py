@@ -211,6 +211,11 @@ def _from_facts(facts: Mapping[str, Any]) -> Architecture:
 
 
 def layout_for(architecture: Architecture, to: str) -> Layout:
+    """Returns the layout that weights of an architecture have in one of the formats but our own.
+
+    Raises:
+      ValueError: for an unknown format, or one without a class for this network.
+    """
     if to not in FORMATS:
         raise ValueError(f"--to {to!r} is not one of {', '.join(FORMATS)}")
     names = {
@@ -219,7 +224,9 @@ def layout_for(architecture: Architecture, to: str) -> Layout:
         "timm": {"dino": "dino", "dinov2": "dinov2", "dinov3": "dinov3", "convnext": "convnext", "resnet": "resnet"},
     }[to]
     if architecture.family not in names:
-        raise ValueError(f"there is no class for {architecture.name} in --to {to}: choose another of {FORMATS}")
+        raise ValueError(
+            f"there is no class for {architecture.name} in --to {to}: choose another of {', '.join(FORMATS)}"
+        )
     name = f"{to}_{names[architecture.family]}"
     registers = architecture.family == "dinov2" and architecture.options["registers"] and to != "official"
     return LAYOUTS[f"{name}_registers" if registers else name]
