@@ -51,28 +51,32 @@ class MaskPairs:
         Raises:
           ValueError: when a file is damaged, sizes differ, or a label is out of range.
         """
-        image_name, mask_name = self.pairs[index]
-        image = read_image(self.files, image_name)
-        mask = self.relabel(read_values(self.files, mask_name))
+        image, mask = read_image(self.files, self.pairs[index][0]), self.mask(index)
         if mask.shape != image.shape[:2]:
             raise ValueError(
-                f"{mask_name} in {self.files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+                f"{self.pairs[index][1]} in {self.files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
                 f"{image.shape[1]} x {image.shape[0]}: a mask must be as large as its image"
             )
+        return image, mask
+
+    def mask(self, index: int) -> np.ndarray:
+        """Returns the labels alone; raises as `__getitem__` does."""
+        name = self.pairs[index][1]
+        mask = self.relabel(read_values(self.files, name))
         wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= len(self.class_names)))]
         if wrong.size:
             raise ValueError(
-                f"{mask_name} in {self.files.path} holds label {wrong[0]}, but there are {len(self.class_names)} "
+                f"{name} in {self.files.path} holds label {wrong[0]}, but there are {len(self.class_names)} "
                 f"classes (0 to {len(self.class_names) - 1}; {IGNORE} is ignored): correct the mask or the class list"
             )
-        return image, mask.astype(np.uint8)
+        return mask.astype(np.uint8)
 
 
 def unseen_classes(data: MaskPairs, indices: list[int]) -> list[str]:
     """Reads the masks at `indices` and returns the names of the classes that none of them holds."""
     seen: set[int] = set()
     for index in indices:
-        seen.update(np.unique(data.relabel(read_values(data.files, data.pairs[index][1]))).tolist())
+        seen.update(np.unique(data.mask(index)).tolist())
     return [name for label, name in enumerate(data.class_names) if label not in seen]
 
 

@@ -46,6 +46,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     patches.check(options, "steps")
     train, test = open_depths(options.data, "train"), open_depths(options.data, options.split)
+    for index in patches.evenly(len(test), options.limit):
+        test[index]  # what is wrong with it is said before the training, not after it
     found, keys = {}, {}
     for features in patches.compared(model, options):
         found[features.name] = _predict(features, _train(features, train, options), test, options)

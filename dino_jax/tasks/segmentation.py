@@ -52,6 +52,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     patches.check(options, "crop", "steps")
     train, test = open_masks(options.data, "train"), open_masks(options.data, options.split)
     names = train.class_names
+    # What is wrong with the data is said before the training, not after it.
+    unseen = unseen_classes(train, patches.evenly(len(train), options.limit))
+    for index in patches.evenly(len(test), options.limit):
+        test[index]
     numbers: dict[str, float] = {}
     found = {}
     for features in patches.compared(model, options):
@@ -60,7 +64,6 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         found[features.name] = counts, shown
         numbers |= _numbers(counts, names, features.key)
     rows = _rows({name: counts for name, (counts, _) in found.items()}, names)
-    unseen = unseen_classes(train, patches.evenly(len(train), options.limit))
     if unseen:
         rows.append([f"no training pixel: {', '.join(unseen)}", *[""] * len(found)])
     images, truth, _ = zip(*next(iter(found.values()))[1], strict=True)
