@@ -1,5 +1,6 @@
 import doctest
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,34 @@ def test_the_example_runs():
     tried = doctest.testmod(extraction)
     assert tried.attempted > 0
     assert not tried.failed
+
+
+def test_two_processes_return_what_one_does(model, tmp_path):
+    script = """
+import sys
+import jax, numpy as np
+jax.distributed.initialize("localhost:" + sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from dino_jax.extraction import extract_features
+from tests.test_extraction import Photographs, tiny_model
+source = Photographs()
+for cache in ("fresh", "found"):
+    out = extract_features(tiny_model(), source, size=16, outputs=("cls", "patches"), batch_size=4, cache=sys.argv[3])
+    np.savez(f"{sys.argv[3]}/{cache}{sys.argv[2]}.npz", read=np.unique(source.read), **out)
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, port, str(number), str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+        )
+        for number in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    one = extract_features(model, Photographs(), size=16, outputs=("cls", "patches"), batch_size=4)
+    for file in ("fresh0", "fresh1", "found0", "found1"):
+        with np.load(tmp_path / f"{file}.npz") as out:
+            for name, expected in one.items():
+                np.testing.assert_allclose(out[name], expected, atol=1e-5)
+    with np.load(tmp_path / "fresh0.npz") as out:
+        assert 3 not in out["read"], "the third and fourth image of every batch are the other process's"
