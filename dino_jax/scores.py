@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.sources import Source
 from dino_jax.data.subset import Subset
 from dino_jax.evals.knn import knn, raw_pixels
+from dino_jax.evals.quality import neighbour_cosine, uniformity
 from dino_jax.evals.segmentation import quick_miou
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
@@ -84,13 +86,16 @@ class Scores:
         return quick_miou(train, train_masks, test, test_masks, classes=len(self._dense_pairs["train"].class_names))
 
     def quality(self, params: Params) -> Numbers:
-        """Returns `quality/...`, which need no labels: effective rank, and cosines of patches to CLS and each other."""
+        """Returns `quality/...`, which need no labels: effective rank, uniformity, and cosines of patches."""
         found = self._features(params, self.unlabelled, "cls", "patches")
-        patches = found["patches"].reshape(len(found["patches"]), -1, found["patches"].shape[-1])
+        cls, grid = jnp.asarray(found["cls"]), jnp.asarray(found["patches"])
+        patches = grid.reshape(len(grid), -1, grid.shape[-1])
         return {
-            "quality/rankme": float(health.rankme(found["cls"])),
-            "quality/cls_patch_cosine": float(health.cls_patch_cosine(found["cls"], patches)),
+            "quality/rankme": float(health.rankme(cls)),
+            "quality/uniformity": uniformity(found["cls"]),
+            "quality/cls_patch_cosine": float(health.cls_patch_cosine(cls, patches)),
             "quality/patch_cosine": float(health.mean_pairwise_cosine(patches)),
+            "quality/neighbour_cosine": float(neighbour_cosine(grid)),
         }
 
     def _accuracy(self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray) -> float:
