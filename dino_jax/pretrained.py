@@ -155,8 +155,7 @@ def with_statistics(weights: Weights, mean: tuple[float, ...] | None, std: tuple
             raise ValueError(f"{name} has {len(values)} numbers for {channels} channels: give one for each")
     if std is not None and min(std) <= 0:
         raise ValueError(f"std = {tuple(std)} must be positive")
-    chosen = {"mean": tuple(mean or weights.mean), "std": tuple(std or weights.std)}
-    return dataclasses.replace(weights, **chosen)
+    return dataclasses.replace(weights, mean=tuple(mean or weights.mean), std=tuple(std or weights.std))
 
 
 def spread(statistics: tuple[float, ...], channels: int) -> tuple[float, ...]:
