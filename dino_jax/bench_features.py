@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dino_jax import compiling
 from dino_jax.data.reading import processors
 from dino_jax.models import VIT_VARIANTS, Extractor, VisionTransformer
 from dino_jax.progress import table
@@ -77,7 +78,8 @@ def our_call(variant: str, images: np.ndarray, dtype: Any) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32)), shapes)
     model = Extractor(variant, backbone, params)
-    program = jax.jit(lambda model, images: model(images))
+    options = compiling.inference_options(jax.default_backend())
+    program = jax.jit(lambda model, images: model(images), compiler_options=options)
     placed = jnp.asarray(images)
     return lambda: jax.block_until_ready(program(model, placed))
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from dino_jax import sharding
+from dino_jax import compiling, sharding
 from dino_jax.checksum import checksums
 from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import Batch, read_batches, read_by_shape, why
@@ -309,7 +309,8 @@ def _program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any
     def features(model: Extractor, images: Array) -> dict[str, Array]:
         return _outputs_of(model, model.normalize(images), outputs, layers)
 
-    return jax.jit(features, out_shardings=where)
+    platform = next(iter(where.device_set)).platform
+    return jax.jit(features, out_shardings=where, compiler_options=compiling.inference_options(platform))
 
 
 def _outputs_of(model: Extractor, images: Array, outputs: Sequence[str], layers: int) -> dict[str, Array]:
