@@ -20,7 +20,7 @@ def depth_errors(truth: np.ndarray, predicted: np.ndarray, *, valid: np.ndarray 
     Returns:
       "rmse" in the unit of the depth; "abs_rel", the mean of |d - t| / t; "delta1", the share of pixels with
       max(d / t, t / d) < 1.25; "log10", the mean of |log10 d - log10 t|; "silog", the standard deviation of
-      log d - log t (Eigen et al., arXiv 1406.2283, equation 1, times nothing).
+      log d - log t (the root of Eigen et al., arXiv 1406.2283, equation 1).
 
     Raises:
       ValueError: when shapes differ, a prediction is not positive, or no pixel's depth is known.
