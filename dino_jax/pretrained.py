@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -99,7 +100,9 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     place = run_place(path)
     if place is None:
         return store.read(path, name, branch=branch, **options)
-    return _checked_name(read_run(*place, branch=branch), path, name)
+    found = read_run(*place, branch=branch)
+    store.check_name(found.architecture, path, name)
+    return dataclasses.replace(found, architecture=found.architecture.with_options(**options))
 
 
 def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights:
@@ -109,13 +112,16 @@ def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights
       ValueError: for an unknown name; the nearest are named.
     """
     architecture = published(name).with_options(in_channels=in_chans, **options)
-    backbone = architecture.build()
-    image = jnp.zeros((1, backbone.patch_size, backbone.patch_size, in_chans))
-    variables = jax.jit(lambda key: backbone.init(key, {"global": image}))(jax.random.key(seed))
-    variables = jax.tree.map(np.asarray, variables)
+    variables = jax.tree.map(np.asarray, _init(architecture.build(), jax.random.key(seed)))
     flat = flatten(variables["params"]) | flatten({"batch_stats": variables.get("batch_stats", {})})
     mean, std = spread(store.IMAGENET_MEAN, in_chans), spread(store.IMAGENET_STD, in_chans)
     return Weights(architecture, flat, {}, mean, std, Manifest("random"))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(backbone: Any, key: jax.Array) -> Tree:
+    image = jnp.zeros((1, backbone.patch_size, backbone.patch_size, backbone.in_channels))
+    return backbone.init(key, {"global": image})
 
 
 def with_channels(weights: Weights, in_chans: int) -> Weights:
@@ -236,8 +242,3 @@ def architecture_of_run(options: dict[str, Any]) -> Architecture:
     learned = "dinov2" if options.get("masking", True) else "dino"
     family = learned if options.get("pos_grid") else "dinov3"
     return Architecture(f"{family}_custom", family, options)
-
-
-def _checked_name(weights: Weights, path: Path, name: str | None) -> Weights:
-    store.check_name(weights.architecture, path, name)
-    return weights

@@ -137,6 +137,8 @@ def test_loads_a_snapshot_of_a_run(run):
     workdir, drawn = run
     model, params = dino_jax.load(workdir / "gram_teacher" / "7")
     assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert model.backbone.attention is None
+    assert dino_jax.load(workdir / "gram_teacher" / "7", attention="xla")[0].backbone.attention == "xla"
     loaded = flatten(params)
     assert all(np.array_equal(loaded[path], x) for path, x in drawn.params.items())
 

@@ -71,7 +71,9 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     """
     path = Path(path).expanduser()
     if orbax.is_ours(path):
-        return _checked(_read_ours(path), path, name)
+        ours = _read_ours(path)
+        changed = dataclasses.replace(ours, architecture=ours.architecture.with_options(**options))
+        return _checked(changed, path, name)
     source = open_source(path, branch=branch)
     layout = _recognise(source)
     architecture = _architecture(source, layout, options)
