@@ -309,7 +309,7 @@ def _program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any
     def features(model: Extractor, images: Array) -> dict[str, Array]:
         return _outputs_of(model, model.normalize(images), outputs, layers)
 
-    platform = next(iter(where.device_set)).platform
+    platform = where.mesh.devices.flat[0].platform
     return jax.jit(features, out_shardings=where, compiler_options=compiling.inference_options(platform))
 
 
