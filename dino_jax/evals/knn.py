@@ -10,8 +10,11 @@ from PIL import Image
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-# Training samples whose similarities to one block of queries are held at once: 512 MiB at 1024 queries.
-CHUNK = 131072
+# Training samples whose similarities to one block of queries are held at once, for each neighbour sought and within
+# limits: small chunks stay in the caches, but the best of each chunk must be merged. The most are 512 MiB at 1024
+# queries. Measured on a 2-core CPU.
+CHUNK_PER_NEIGHBOUR = 1024
+CHUNKS = (16384, 131072)
 
 
 def knn(
@@ -53,7 +56,7 @@ def neighbours(
     *,
     k: int,
     block: int = 1024,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     placement: jax.sharding.Sharding | None = None,
     whole: jax.sharding.Sharding | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +70,7 @@ def neighbours(
       queries: `(queries, dim)`.
       k: number of neighbours.
       block: queries at a time.
-      chunk: training samples at a time.
+      chunk: training samples at a time (default: by k).
       placement: spreads each block of queries over devices, such as `sharding.batch(mesh)`; they divide `block`.
       whole: holds the training set on the same devices, such as `sharding.replicated(mesh)`.
 
@@ -82,6 +85,8 @@ def neighbours(
     check_ks((k,), len(train_features))
     if train_features.shape[1] != queries.shape[1]:
         raise ValueError(f"k-NN: train has {train_features.shape[1]} dimensions, test {queries.shape[1]}")
+    least, most = CHUNKS
+    chunk = min(max(CHUNK_PER_NEIGHBOUR * k, least), most) if chunk is None else chunk
     chunks, group = _train_chunks(train_features, k, chunk)
     chunks = chunks if whole is None else jax.device_put(chunks, whole)
     block = block if placement is not None else min(block, len(queries))
