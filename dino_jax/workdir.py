@@ -47,12 +47,14 @@ class Workdir:
     def adopt(self, config: ConfigDict) -> None:
         """Stores the configuration in config.json, or checks that the one there says the same.
 
+        A run that failed before its first step left nothing to protect: it is replaced.
+
         Raises:
           ValueError: listing the keys that differ.
         """
         file = self.path / "config.json"
         now = json.loads(json.dumps(flatten(config)))
-        if file.exists():
+        if file.exists() and self._begun():
             try:
                 before = json.loads(file.read_text())
             except ValueError:
@@ -68,6 +70,10 @@ class Workdir:
                 )
         if jax.process_index() == 0:
             write_json_atomic(file, now)
+
+    def _begun(self) -> bool:
+        """Tells whether a run has taken a step here."""
+        return (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/*"))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json."""

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -35,6 +36,7 @@ def test_another_configuration_lists_the_keys(tmp_path):
     config = get_config()
     with Workdir(tmp_path) as workdir:
         workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").touch()
     config.seed = 5
     config.phases["gram"].crops.global_scale = (0.5, 1.0)
     with Workdir(tmp_path) as workdir, pytest.raises(ValueError) as raised:
@@ -45,10 +47,21 @@ def test_another_configuration_lists_the_keys(tmp_path):
     )
 
 
+def test_a_run_that_took_no_step_gives_way(tmp_path):
+    config = get_config()
+    for seed in (0, 1):
+        config.seed = seed
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        with Workdir(tmp_path) as workdir:
+            workdir.adopt(config)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
 def test_many_differing_keys_are_cut_short(tmp_path):
     config = get_config()
     with Workdir(tmp_path) as workdir:
         workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").touch()
     config.data.mean = config.data.std
     for name in config.phases["gram"].loss:
         config.phases["gram"].loss[name] += 1
@@ -58,6 +71,7 @@ def test_many_differing_keys_are_cut_short(tmp_path):
 
 
 def test_damaged_configuration(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "config.json").write_text('{"seed": 0')
     with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"config.json is damaged: restore it"):
         workdir.adopt(get_config())
