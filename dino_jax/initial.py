@@ -18,6 +18,7 @@ Load = Callable[[str], tuple[Any, Params]]
 FREE = (
     *("name", "parent", "drop_path", "layer_scale", "shards", "remat", "attention", "dtype"),
     *("rope_shift", "rope_jitter", "rope_rescale"),
+    *("pos_offset", "pos_antialias"),  # how positions are resized, in which the libraries differ for the same weights
 )
 
 

@@ -23,7 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
     data_fields=["params", "batch_stats"],
     meta_fields=["name", "backbone", "mean", "std"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, so that jax.jit(model) works too
 class Extractor:
     """A frozen backbone. A pytree whose leaves are the parameters, so it passes through jit, vmap and device_put:
     `jax.jit(lambda model, images: model(images))(model, images)` does not bake the weights into the program.

@@ -90,3 +90,10 @@ def test_images_that_do_not_fit_are_refused(models, images, message):
 def test_convolutions_have_no_attention(models):
     with pytest.raises(ValueError, match="dino_resnet50 has no attention"):
         models["dino_resnet50"].attention(np.zeros((1, 16, 16, 3), np.float32))
+
+
+def test_a_model_is_jitted_by_itself_or_as_an_argument(models):
+    model = models["dinov2_vits14_reg"]
+    images = jnp.ones((1, 28, 42, 3))
+    alone, argument = jax.jit(model)(images), jax.jit(lambda m, x: m(x))(model, images)
+    np.testing.assert_allclose(alone["patches"], argument["patches"], atol=1e-6)
