@@ -143,10 +143,9 @@ def torch_speed(batch: dict[str, np.ndarray], c: ConfigDict, steps: int) -> floa
         raise ValueError("--torch compares float32 models with a GELU feed-forward only")
     sizes = {"patch": c.model.patch_size, "hidden": int(c.model.width * c.model.ffn_ratio)}
     sizes |= {name: c.model[name] for name in ("width", "depth", "heads", "registers", "drop_path")}
+    head = {name: c.dino_head[name] for name in ("prototypes", "hidden", "bottleneck")}
     threads = len(os.sched_getaffinity(0))
-    return bench_torch.images_per_second(
-        batch, backbone=sizes, head=c.dino_head.to_dict(), steps=steps, threads=threads
-    )
+    return bench_torch.images_per_second(batch, backbone=sizes, head=head, steps=steps, threads=threads)
 
 
 def random_batch(phase: ConfigDict, *, patch: int) -> dict[str, np.ndarray]:
