@@ -64,6 +64,12 @@ def shared_data():
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """Puts files that start whole training processes first: neither test process shall be left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
     """Starts the training program on a folder of tiny images."""

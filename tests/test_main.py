@@ -73,6 +73,7 @@ def test_workdir_of_another_configuration(capsys, program, tmp_path):
     changes = main.overrides([argument for argument in arguments if argument.startswith("--config.")])
     with Workdir(tmp_path) as workdir:
         workdir.adopt(recipe.load("tests/tiny_recipe.py", changes))
+    (tmp_path / "metrics.jsonl").touch()  # a step was taken
     line = refused(capsys, *arguments, "--config.seed=3")
     assert "belongs to a run with another config (seed: 0 there, 3 now): use the same values, or another" in line
 
