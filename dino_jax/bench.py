@@ -1,48 +1,26 @@
 """Measures speed: `python -m dino_jax.bench step`, `bench features` and `bench knn` [--json FILE]."""
 
 import argparse
-import os
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
-
-from dino_jax import bench_features, bench_knn, build, command, config, sharding
-from dino_jax import state as states
-from dino_jax.data.masks import draw_masks
-from dino_jax.flops import train_flops_per_image
+from dino_jax import command
+from dino_jax.benches import features, knn, step
 from dino_jax.metrics import write_json_atomic
-from dino_jax.progress import peak_flops, table
-from dino_jax.report import peak_memory
 
-# PyTorch's DINOv3 step (float32, ViT-S/16, batch 4, 2 x 224 + 8 x 96, 65,536 prototypes, 2 threads), images/s by drop
-# path, measured once on a 2-core machine whose XLA matmul reached MATMUL_THEN GFLOP/s: quoted, not measured here.
-PYTORCH_THEN = {0.0: 1.13, 0.3: 1.48}
-MATMUL_THEN = 426.0
+VERBS = {
+    "step": (step.add_arguments, step.bench_step, "the training step: images/s, FLOP/s, compile time, memory"),
+    "features": (features.add_arguments, features.bench_features, "inference: beside transformers' PyTorch model"),
+    "knn": (knn.add_arguments, knn.bench_knn, "nearest neighbours: beside faiss and scikit-learn"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line, measures and prints; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dino_jax.bench", description="Measure speed on this machine.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    step = verbs.add_parser("step", help="the training step: images/s, FLOP/s, compile time, memory")
-    step.add_argument("--variant", default="dinov3_vits16", choices=bench_features.DINOV3)
-    step.add_argument("--batch", type=int, default=4, help="images over all devices (default 4)")
-    step.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    step.add_argument("--remat", default="matmuls", choices=("none", "matmuls", "full"))
-    step.add_argument("--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates to measure (default 0 0.3)")
-    step.add_argument("--steps", type=int, default=5, help="timed steps after two that are not (default 5)")
-    step.add_argument("--torch", action="store_true", help="run a plain PyTorch step beside ours (CPU, float32)")
-    features = verbs.add_parser("features", help="inference: images/s beside transformers' PyTorch model")
-    bench_features.add_arguments(features)
-    knn = verbs.add_parser("knn", help="nearest neighbours: beside faiss and scikit-learn")
-    bench_knn.add_arguments(knn)
-    for verb in (step, features, knn):
+    for name, (add_arguments, _, words) in VERBS.items():
+        verb = verbs.add_parser(name, help=words)
+        add_arguments(verb)
         verb.add_argument("--json", metavar="FILE", help="also write flat numbers here")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options))
@@ -50,169 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(options: argparse.Namespace) -> None:
     """Measures, and writes the numbers if asked to."""
-    verbs = {"step": bench_step, "features": bench_features.bench_features, "knn": bench_knn.bench_knn}
-    numbers = verbs[options.verb](options)
+    _, measure, _ = VERBS[options.verb]
+    numbers = measure(options)
     if options.json:
         write_json_atomic(options.json, numbers)
-
-
-def bench_step(options: argparse.Namespace) -> dict[str, float]:
-    """Measures the whole training step on random crops, beside a plain matrix product.
-
-    Returns:
-      Flat `step/...` numbers, the speeds with the drop path in their name.
-    """
-    if options.batch < 1 or options.steps < 1:
-        raise ValueError("--batch and --steps must be at least 1")
-    numbers = {"step/matmul_gflops": matmul_speed(jnp.dtype(options.precision)) / 1e9}
-    head = ["drop path", "images/s", "GFLOP/s", "of matmul", "MFU", "compile", "temporary", "PyTorch", "ratio"]
-    rows: list[list[str | float]] = [[*head]]
-    for rate in options.drop_path:
-        measured = measure_step(options, rate)
-        numbers |= {f"step/{name}/drop_path_{rate:g}": value for name, value in measured.items()}
-        rows.append([f"{rate:g}", *_cells(measured, numbers["step/matmul_gflops"])])
-    numbers["step/peak_memory_gib"] = peak_memory()
-    print(
-        f"{options.variant}, {options.precision}, batch {options.batch}, 2 x 224 + 8 x 96 px, "
-        f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    )
-    print(
-        f"plain matrix product: {numbers['step/matmul_gflops']:.0f} GFLOP/s; peak host memory {peak_memory():.1f} GiB"
-    )
-    print(table(rows))
-    if options.torch:
-        print("PyTorch: a plain step of the same shapes, run here after ours on the same number of threads")
-    elif _comparable(options):
-        quoted = ", ".join(f"{speed} images/s at drop path {rate:g}" for rate, speed in PYTORCH_THEN.items())
-        print(
-            f"quoted, not run here: PyTorch's DINOv3 step {quoted}, on a machine whose XLA matmul reached "
-            f"{MATMUL_THEN:.0f} GFLOP/s; --torch runs a PyTorch step beside ours"
-        )
-    return numbers
-
-
-def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, float]:
-    """Compiles and times the step of one setting."""
-    c = config.default()
-    c.precision, c.remat = options.precision, options.remat
-    c.model = config.model(options.variant, drop_path=drop_path)
-    mesh = sharding.make_mesh()
-    group = options.batch // sharding.data_shards(mesh)
-    phase = config.phase(steps=10, batch_size=options.batch, masks={"group_size": max(group, 1)})
-    networks = build.networks(c, shards=sharding.data_shards(mesh))
-    state = states.init(networks, build.optimizer(phase), mesh, seed=0)
-    host = random_batch(phase, patch=c.model.patch_size)
-    batch = sharding.place(host, mesh)
-    hyper = build.hyper(build.phase_schedules(phase), 5)
-    step = jax.jit(build.train_step(networks, phase, seed=0), donate_argnums=0)
-    start = time.perf_counter()
-    compiled = step.lower(state, batch, hyper).compile()
-    compile_seconds = time.perf_counter() - start
-
-    def run(state: states.TrainState) -> states.TrainState:
-        state, metrics, _ = compiled(state, batch, hyper)
-        jax.block_until_ready((state, metrics))
-        return state
-
-    seconds = best_time(run, state, repeats=options.steps)
-    images = options.batch / seconds
-    flops = images * train_flops_per_image(networks, phase)
-    peak = peak_flops(jax.devices()[0].device_kind)
-    memory = compiled.memory_analysis()
-    measured = {
-        "images_per_second": images,
-        "gflops": flops / 1e9,
-        "compile_seconds": compile_seconds,
-        "temporary_gib": memory.temp_size_in_bytes / 2**30 if memory else float("nan"),
-    }
-    if peak:
-        measured["mfu"] = flops / (peak * len(jax.devices()))
-    if options.torch:
-        measured["torch_images_per_second"] = torch_speed(host, c, options.steps)
-        measured["ratio_to_torch"] = images / measured["torch_images_per_second"]
-    return measured
-
-
-def torch_speed(batch: dict[str, np.ndarray], c: ConfigDict, steps: int) -> float:
-    """Returns the images/s of a plain PyTorch step on the CPU, with the sizes of `c`."""
-    try:
-        from dino_jax import bench_torch
-    except ImportError:
-        raise ValueError("--torch needs PyTorch: pip install torch") from None
-    if c.model.ffn != "mlp" or c.precision != "float32":
-        raise ValueError("--torch compares float32 models with a GELU feed-forward only")
-    sizes = {"patch": c.model.patch_size, "hidden": int(c.model.width * c.model.ffn_ratio)}
-    sizes |= {name: c.model[name] for name in ("width", "depth", "heads", "registers", "drop_path")}
-    head = {name: c.dino_head[name] for name in ("prototypes", "hidden", "bottleneck")}
-    threads = len(os.sched_getaffinity(0))
-    return bench_torch.images_per_second(batch, backbone=sizes, head=head, steps=steps, threads=threads)
-
-
-def random_batch(phase: ConfigDict, *, patch: int) -> dict[str, np.ndarray]:
-    """Makes a batch of noise with real masks."""
-    rng = np.random.default_rng(0)
-    crops, samples = phase.crops, phase.batch_size
-    groups = samples // phase.masks.group_size
-    drawn = [
-        draw_masks(
-            rng,
-            crops=2 * phase.masks.group_size,
-            grid=(crops.global_size // patch,) * 2,
-            ratio=tuple(phase.masks.ratio),
-            probability=phase.masks.probability,
-        )
-        for _ in range(groups)
-    ]
-    masks = {name: np.stack([group[name] for group in drawn]) for name in drawn[0]}
-
-    def noise(views: int, side: int) -> np.ndarray:
-        return rng.standard_normal((samples, views, side, side, 3), np.float32)
-
-    return masks | {
-        "masks": masks["masks"].reshape(samples, 2, -1),
-        "global_crops": noise(2, crops.global_size),
-        "local_crops": noise(crops.local_number, crops.local_size),
-    }
-
-
-def matmul_speed(dtype: Any, *, side: int = 2048) -> float:
-    """Returns the FLOP/s of a plain square matrix product on one device."""
-    x = jnp.ones((side, side), dtype)
-    product = jax.jit(lambda x: x @ x * (1 / side))
-    return 2 * side**3 / best_time(lambda x: jax.block_until_ready(product(x)), x, repeats=10)
-
-
-def best_time(run: Callable[[Any], Any], argument: Any, *, repeats: int) -> float:
-    """Returns the shortest of `repeats` runs in seconds, each on the result of the one before, after two untimed ones.
-
-    The shortest, as everything else on a machine only ever adds time.
-    """
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        argument = run(argument)
-        times.append(time.perf_counter() - start)
-    return min(times[2:])
-
-
-def _comparable(options: argparse.Namespace) -> bool:
-    """Tells whether the settings are those of the quoted figure."""
-    shapes = (options.variant, options.batch, options.precision) == ("dinov3_vits16", 4, "float32")
-    return shapes and jax.devices()[0].platform == "cpu"
-
-
-def _cells(measured: dict[str, float], matmul_gflops: float) -> list[str]:
-    """Formats one row of the table."""
-    return [
-        f"{measured['images_per_second']:.2f}",
-        f"{measured['gflops']:.0f}",
-        f"{measured['gflops'] / (matmul_gflops * len(jax.devices())):.0%}",
-        f"{measured['mfu']:.1%}" if "mfu" in measured else "-",
-        f"{measured['compile_seconds']:.0f} s",
-        f"{measured['temporary_gib']:.1f} GiB",
-        f"{measured['torch_images_per_second']:.2f}" if "ratio_to_torch" in measured else "-",
-        f"{measured['ratio_to_torch']:.2f}" if "ratio_to_torch" in measured else "-",
-    ]
 
 
 if __name__ == "__main__":

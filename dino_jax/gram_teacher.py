@@ -50,6 +50,10 @@ class GramTeachers:
         own = phase.own_snapshot is not None
         return self.workdir / phase.options.gram.teacher if own else Path(phase.options.gram.teacher).expanduser()
 
+    def snapshot_folder(self, step: int) -> Path:
+        """Returns where the run keeps the teacher of a step."""
+        return self.workdir / "gram_teacher" / str(step)
+
     def enter(self, phase: Phase, state: TrainState) -> TrainState:
         """Returns the state with which a phase begins: with its own Gram teacher, or none."""
         if not phase.gram:
@@ -77,7 +81,7 @@ class GramTeachers:
 
     def snapshot(self, step: int, state: TrainState) -> None:
         """Saves the teacher's backbone as a Gram-teacher snapshot."""
-        folder = self.workdir / "gram_teacher" / str(step)
+        folder = self.snapshot_folder(step)
         save_snapshot(folder, state.teacher["backbone"])
         words = ""
         if self.dense_score is not None:
@@ -172,9 +176,14 @@ def restore_snapshot(folder: Path, like: Any) -> Params:
     )
 
 
+def is_snapshot(folder: Path) -> bool:
+    """Tells whether a snapshot was written to its end at `folder`."""
+    return (folder / "_CHECKPOINT_METADATA").exists()
+
+
 def check_snapshot(folder: Path) -> None:
     """Raises ValueError when there is no snapshot at `folder`, and names those that stand beside it."""
-    if (folder / "_CHECKPOINT_METADATA").exists():
+    if is_snapshot(folder):
         return
     beside = sorted(file.parent.name for file in folder.parent.glob("*/_CHECKPOINT_METADATA"))
     there = f"{folder.parent} holds {', '.join(beside) or 'none'}"

@@ -84,7 +84,7 @@ class Recorder:
             values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
             if evaluated:
                 values |= self._evaluate(step, state)
-            self._write(phase, step, values, healthy)
+        self._write(phase, step, values, healthy)
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Runs the protocols that are due, and notes the time they take."""

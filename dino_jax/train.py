@@ -19,7 +19,7 @@ from dino_jax.data.augment import augment
 from dino_jax.data.bad_images import BadImages
 from dino_jax.data.pipeline import TrainBatches
 from dino_jax.data.sources import Source
-from dino_jax.gram_teacher import GramTeachers, restore_snapshot
+from dino_jax.gram_teacher import GramTeachers, is_snapshot, restore_snapshot
 from dino_jax.guard import Guard
 from dino_jax.metrics import NOTHING_RESTORED
 from dino_jax.phases import Phase, check_batch, in_order
@@ -162,11 +162,16 @@ class Trainer:
         if not weights:
             self.progress.note(f"student and heads: new, from seed {seed}; teacher: a copy of them")
             return state
+        # Kept, so that neither a restart nor the final comparison needs the original file.
+        kept = self.gram.snapshot_folder(0)
+        if self.workdir.begun() and is_snapshot(kept):
+            backbone = self.first_backbone()
+            self.progress.note(f"student and teacher: from {kept}, a copy of {weights}; heads: new, from seed {seed}")
+            return states.with_backbone(state, backbone)
         from dino_jax.pretrained import load  # with it come readers of many formats, which other runs need not
 
         state = states.with_backbone(state, initial.loaded(weights, self.networks, self.mesh, load=load))
         self.progress.note(f"student and teacher: from {weights}; heads: new, from seed {seed}")
-        # Kept, so that neither a restart nor the final comparison needs the original file.
         self.gram.snapshot(0, state)
         return state
 
@@ -175,7 +180,7 @@ class Trainer:
         if not self.config.init.weights:
             return initial.drawn(self.networks, self.mesh, seed=self.config.seed)
         shapes = jax.eval_shape(lambda: self.networks.init(jax.random.key(0))["backbone"])
-        return restore_snapshot(self.workdir.path / "gram_teacher" / "0", with_sharding(shapes, self.mesh))
+        return restore_snapshot(self.gram.snapshot_folder(0), with_sharding(shapes, self.mesh))
 
     def recorder(self, restored: Restored | None) -> Recorder:
         """Opens the record of the run where the restored state continues it."""

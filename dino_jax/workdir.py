@@ -54,7 +54,7 @@ class Workdir:
         """
         file = self.path / "config.json"
         now = json.loads(json.dumps(flatten(config)))
-        if file.exists() and self._begun():
+        if file.exists() and self.begun():
             try:
                 before = json.loads(file.read_text())
             except ValueError:
@@ -71,8 +71,8 @@ class Workdir:
         if jax.process_index() == 0:
             write_json_atomic(file, now)
 
-    def _begun(self) -> bool:
-        """Tells whether a run has taken a step here."""
+    def begun(self) -> bool:
+        """Tells whether a run has taken a step here, with the configuration that `adopt` compares."""
         return (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/*"))
 
     def write_results(self, results: dict[str, Any]) -> None:

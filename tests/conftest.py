@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilation takes most of the tests' time, and what is compiled runs too briefly to make up for it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.program import Program, write_images
 
@@ -72,16 +76,26 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    """Starts the training program on a folder of tiny images."""
-    folder = tmp_path_factory.mktemp("program")
-    cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "cache"))
-    return Program(write_images(folder / "images"), cache)
+    """Starts the training program on a folder of tiny images; all test processes share it, and what is compiled."""
+    common = common_folder(tmp_path_factory)
+    with FileLock(common / "images.lock"):
+        if not (common / "images").exists():
+            write_images(common / "images")
+    return Program(common / "images", common / "compiled")
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(program, tmp_path_factory):
-    """Returns the workdir of a run of the tiny recipe that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    done = program.train(workdir)
-    assert done.returncode == 0, done.stderr
-    return workdir
+    """Returns a copy of the workdir of a run of the tiny recipe that nothing disturbed."""
+    common = common_folder(tmp_path_factory)
+    with FileLock(common / "uninterrupted.lock"):  # of several test processes, the first runs it for all
+        if not (common / "uninterrupted" / "results.json").exists():
+            done = program.train(common / "uninterrupted")
+            assert done.returncode == 0, done.stderr
+    return shutil.copytree(common / "uninterrupted", tmp_path_factory.mktemp("uninterrupted") / "run")
+
+
+def common_folder(tmp_path_factory) -> Path:
+    """Returns a temporary folder that all test processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -22,6 +22,12 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
+def cpus(devices: int) -> dict[str, str]:
+    """Returns the environment variables that give JAX so many CPU devices, compiled for as all tests are."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
 class Program:
     """Starts `python -m dino_jax.main` with the tiny recipe; all processes share one compilation cache."""
 
@@ -39,12 +45,15 @@ class Program:
 
     def environment(self, devices: int = 1) -> dict[str, str]:
         """Returns the environment of a process with that many CPU devices."""
-        return os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        return (
+            os.environ
+            | cpus(devices)
+            | {
+                "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+                "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**33),  # with a limit, JAX locks the cache
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+        )
 
     def start(self, *command: str, devices: int = 1, **more: str) -> subprocess.Popen[str]:
         """Starts `python -m *command` at the root of the project."""

@@ -14,6 +14,7 @@ from dino_jax.data.decode import BadImage
 from dino_jax.data.fit import centre_crop
 from dino_jax.extraction import Extraction, extract_features, fingerprint
 from tests.data.images import photograph
+from tests.program import cpus
 from tests.tiny_model import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,8 +178,7 @@ def test_eight_devices_equal_one(model, tmp_path):
         "    mesh=sharding.make_mesh(fsdp=f)) for f in (1, 4)];"
         f"np.savez(r'{tmp_path}/out.npz', *[o[k] for o in out for k in ('cls', 'patches', 'ids')])"
     )
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, env=os.environ | flags)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, env=os.environ | cpus(8))
     one = extract_features(model, Photographs(), size=16, outputs=("cls", "patches"), batch_size=6)
     with np.load(tmp_path / "out.npz") as out:
         for index, name in enumerate(("cls", "patches", "ids") * 2):

@@ -12,12 +12,12 @@ PACKAGE = ROOT / "dino_jax"
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health phases recipe validate "
-    "guard stop command compiling bench_torch",
-    "state checksum config workdir feature_files weights bench_features bench_knn pictures views",
+    "guard stop command compiling",
+    "state checksum config workdir feature_files weights pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
     "build report",
-    "memory record",
+    "memory record benches",
     "train",
     "main bench evaluate features convert visualize export",
 )

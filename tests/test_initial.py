@@ -80,7 +80,10 @@ def lines(workdir):
 
 @pytest.mark.slow
 def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp_path):
-    """Its backbone rests at first; killed, it continues without the file it started from, with the centers it had."""
+    """Its backbone rests at first; killed, it continues without the file it started from, with the centers it had.
+
+    The first kill comes before the first checkpoint, the second after one (the save after step 6 waits for that of 3).
+    """
     weights = tmp_path / "released"
     shutil.copytree(uninterrupted, weights)
     changes = {
@@ -95,9 +98,12 @@ def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp
     moved = [record["update_norm/backbone"] for record in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
     assert moved[:3] == [0, 0, 0]
     assert min(moved[3:8]) > 0
-    killed = program.train_until("SIGKILL", "recorded", 5, tmp_path / "run", **changes)
+    killed = program.train_until("SIGKILL", "recorded", 2, tmp_path / "run", **changes)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     shutil.rmtree(weights)
+    killed = program.train_until("SIGKILL", "recorded", 7, tmp_path / "run", **changes)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert f"from {tmp_path}/run/gram_teacher/0, a copy of {weights}/gram_teacher/4" in killed.stderr
     finished = program.train(tmp_path / "run", **changes)
     assert finished.returncode == 0, finished.stderr
     assert "student, teacher, heads and optimizer: from" in finished.stderr

@@ -18,9 +18,34 @@ Table = tuple[Array, Array]
 normal_init = nn.initializers.normal(0.02)
 
 
-def dense(features: int, *, bias: bool, dtype: Dtype, name: str) -> nn.Dense:
-    """Builds a linear layer with the initialisation of the DINO transformers (normal 0.02, zero bias)."""
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=normal_init, name=name)
+class Dense(nn.Module):
+    """A linear layer with the initialisation of the DINO transformers (normal 0.02, zero bias)."""
+
+    features: int
+    bias: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `(..., dim)` to `(..., features)`."""
+        kernel = self.param("kernel", normal_init, (x.shape[-1], self.features))
+        y = rows_times(x, kernel.astype(self.dtype))
+        if not self.bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+def dense(features: int, *, bias: bool, dtype: Dtype, name: str) -> Dense:
+    return Dense(features, bias, dtype, name=name)
+
+
+def rows_times(x: Array, kernel: Array) -> Array:
+    """Multiplies `(..., dim)` by a kernel `(dim, features)` as one plain matrix product.
+
+    So is the gradient of the kernel, then: over two axes of samples, XLA would transpose the tokens in memory first.
+    """
+    y = x.astype(kernel.dtype).reshape(-1, x.shape[-1]) @ kernel
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def torch_init(fan_in: int) -> Callable[..., Array]:
@@ -73,7 +98,7 @@ class QKV(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps `(batch, tokens, width)` to `(batch, tokens, 3 * width)`, ordered q | k | v."""
         kernel = self.param("kernel", normal_init, (self.width, 3 * self.width))
-        y = x @ kernel.astype(self.dtype)
+        y = rows_times(x, kernel.astype(self.dtype))
         if not self.bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (3 * self.width,))

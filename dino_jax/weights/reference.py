@@ -1,6 +1,5 @@
 """Runs the PyTorch networks of transformers and timm on a random image beside ours: the proof of a conversion."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from dino_jax.models import Extractor
 from dino_jax.weights import configs, safetensors
+from dino_jax.weights.libraries import imported
 from dino_jax.weights.source import open_source
 from dino_jax.weights.store import Weights
 
@@ -55,19 +55,6 @@ def sizes(model: Extractor) -> Iterator[tuple[int, int]]:
     side = (getattr(model.backbone, "pos_grid", None) or (224 // patch)) * patch
     yield side, side
     yield side - patch, side + 2 * patch
-
-
-def imported(library: str) -> Any:
-    """Imports a library of the extra `reference`.
-
-    Raises:
-      ValueError: when it is not there, or cannot be imported.
-    """
-    try:
-        return importlib.import_module(library)
-    except Exception as error:  # libraries with compiled parts fail in many ways
-        text = " ".join(str(error).split())[:120]
-        raise ValueError(f"{library} cannot be imported ({text}): pip install 'dino_jax[reference]'") from None
 
 
 def hugging_face(folder: Path) -> Any:

@@ -76,7 +76,8 @@ def test_sinkhorn_ignores_padding(garbage):
     weights = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1, 0], np.float32)
     padded = np.where(weights[:, None] > 0, logits, garbage)
     out = np.asarray(sinkhorn_knopp(padded, 0.2, weights=weights))
-    np.testing.assert_allclose(out[weights > 0], sinkhorn_knopp(logits[weights > 0], 0.2), rtol=1e-6)
+    # 1.3e-6 was measured: the sums have other terms beside each other.
+    np.testing.assert_allclose(out[weights > 0], sinkhorn_knopp(logits[weights > 0], 0.2), rtol=3e-6)
     assert (out[weights == 0] == 0).all()
     assert (np.asarray(sinkhorn_knopp(padded, 0.2, weights=np.zeros(10))) == 0).all()
 

@@ -1,5 +1,6 @@
 """The dense tasks from files to numbers: data that pixels solve, and features that know nothing."""
 
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from PIL import Image
 from dino_jax import evaluate
 from dino_jax.tasks import correspondence, depth, discovery, segmentation, tracking
 from dino_jax.tasks.patches import PatchFeatures, PixelPatches
+from tests.program import cpus
 from tests.tasks import planted
 from tests.tasks.planted import PATCH, Blind, options
 
@@ -177,7 +179,6 @@ def test_eight_devices_give_the_features_of_one(tmp_path):
         "assert len(jax.devices()) == 8; images = np.load(sys.argv[1] + '/images.npy');"
         "np.save(sys.argv[1] + '/found.npy', PatchFeatures(PixelPatches(8), batch_size=3)(images))"
     )
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=os.environ | cpus(8))
     one = PatchFeatures(PIXELS, batch_size=3)(images)
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), one, atol=1e-6)

@@ -1,11 +1,11 @@
-"""The same training step in plain PyTorch, as the alternative that `bench step --torch` runs beside ours.
+"""The training step in plain PyTorch, the alternative that `bench step --torch` runs beside ours.
 
 Written for speed as a PyTorch user would: fused attention, fused AdamW, batch-subset stochastic depth, masked patches
 gathered before the head. Only shapes and work agree with ours, not the numbers.
 """
 
 import math
-import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,10 +120,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits / 0.1, -1)).sum(-1)
 
 
-def images_per_second(
-    batch: dict[str, np.ndarray], *, backbone: dict[str, Any], head: dict[str, int], steps: int, threads: int
-) -> float:
-    """Times the step on a batch of ours (see `bench.random_batch`); the best of `steps` after two untimed ones."""
+def build_step(
+    batch: dict[str, np.ndarray], backbone: dict[str, Any], head: dict[str, int], threads: int
+) -> Callable[[], None]:
+    """Builds networks and optimizer, and returns a call that trains a step on a batch of ours (`step.random_batch`)."""
     torch.set_num_threads(threads)
     samples = len(batch["global_crops"])
 
@@ -173,9 +173,4 @@ def images_per_second(
         with torch.no_grad():
             torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 0.008)
 
-    times = []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return samples / min(times[2:])
+    return step

@@ -2,15 +2,17 @@ import json
 
 import pytest
 
-from dino_jax import bench, bench_features
+from dino_jax import bench
+from dino_jax.benches import turns
 from dino_jax.models import VIT_VARIANTS
+from tests.torch_libraries import library
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     sizes = VIT_VARIANTS["dinov3_vits16"] | {"width": 32, "depth": 2, "heads": 2}
     monkeypatch.setitem(VIT_VARIANTS, "dinov3_vits16", sizes)
-    monkeypatch.setattr(bench_features, "PAUSE", 0.0)
+    monkeypatch.setattr(turns, "PAUSE", 0.0)
 
 
 def run(*options):
@@ -25,10 +27,8 @@ def test_table_and_numbers(tmp_path, capsys):
 
 
 def test_both_sides_and_their_ratio(tmp_path):
-    pytest.importorskip("transformers")
-    code = run("--repeats", "2", "--json", str(tmp_path / "speed.json"))
-    if code:
-        pytest.skip("torch and torchvision do not fit each other here")
+    library("transformers")
+    assert run("--repeats", "2", "--json", str(tmp_path / "speed.json")) == 0
     numbers = json.loads((tmp_path / "speed.json").read_text())
     ours, torch, ratio = (numbers[f"features/{name}/dinov3_vits16"] for name in ("ours", "torch", "ratio"))
     assert ratio == pytest.approx(ours / torch)

@@ -1,9 +1,8 @@
 """Speed of feature extraction beside transformers' PyTorch model of the same shape, for `bench features`."""
 
 import argparse
+import contextlib
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dino_jax import compiling
+from dino_jax.benches import turns
 from dino_jax.data.reading import processors
 from dino_jax.models import VIT_VARIANTS, Extractor, VisionTransformer
 from dino_jax.progress import table
+from dino_jax.weights.libraries import imported
 
 SIZES = ("dinov3_vits16", "dinov3_vitb16", "dinov3_vitl16")
 DINOV3 = sorted(name for name in VIT_VARIANTS if name.startswith("dinov3"))
-PAUSE = 0.2  # seconds in which the threads of the other side stop waiting for work
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,22 +56,17 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, float]:
     """Returns images/s of one size: "ours", "torch" and their "ratio"."""
     shape = (options.batch, options.size, options.size, 3)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    sides = {"ours": our_call(variant, images, jnp.dtype(options.precision))}
-    if not options.no_torch:
-        sides["torch"] = torch_call(variant, images, options.precision)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(options.repeats):
-        for name, call in sides.items():
-            time.sleep(PAUSE)
-            call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+    with contextlib.ExitStack() as stack:
+        sides = {"ours": turns.timed(our_call(variant, images, jnp.dtype(options.precision)))}
+        if not options.no_torch:
+            torch = turns.Elsewhere(torch_call, VIT_VARIANTS[variant], images, options.precision)
+            sides["torch"] = stack.enter_context(torch).seconds
+        times = turns.take_turns(sides, options.repeats)
     speeds = {name: options.batch / statistics.median(seconds) for name, seconds in times.items()}
     return speeds | ({"ratio": speeds["ours"] / speeds["torch"]} if "torch" in speeds else {})
 
 
-def our_call(variant: str, images: np.ndarray, dtype: Any) -> Callable[[], Any]:
+def our_call(variant: str, images: np.ndarray, dtype: Any) -> turns.Call:
     """Returns a call that computes the features of the images, compiled."""
     backbone = VisionTransformer(**VIT_VARIANTS[variant], dtype=dtype)
     shapes = jax.eval_shape(backbone.init, jax.random.key(0), {"global": jnp.asarray(images)})["params"]
@@ -84,17 +79,16 @@ def our_call(variant: str, images: np.ndarray, dtype: Any) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(program(model, placed))
 
 
-def torch_call(variant: str, images: np.ndarray, precision: str) -> Callable[[], Any]:
-    """Returns the same call of `transformers.DINOv3ViTModel`, on the CPU and as many threads."""
-    try:
-        import torch
-        from transformers import DINOv3ViTConfig, DINOv3ViTModel
-    except (ImportError, RuntimeError) as error:  # the latter from a torchvision that does not fit torch
-        raise ValueError(f"--no-torch is needed where torch and transformers cannot be imported: {error}") from None
-    sizes = VIT_VARIANTS[variant]
+def torch_call(sizes: dict[str, Any], images: np.ndarray, precision: str) -> turns.Call:
+    """Returns the same call of `transformers.DINOv3ViTModel`, on the CPU and as many threads.
+
+    Args:
+      sizes: a row of `models.VIT_VARIANTS`.
+    """
+    torch, transformers = imported("torch"), imported("transformers")
     backbone = VisionTransformer(**sizes)
     torch.set_num_threads(processors())
-    config = DINOv3ViTConfig(
+    config = transformers.DINOv3ViTConfig(
         hidden_size=sizes["width"],
         num_hidden_layers=sizes["depth"],
         num_attention_heads=sizes["heads"],
@@ -105,7 +99,7 @@ def torch_call(variant: str, images: np.ndarray, precision: str) -> Callable[[],
         patch_size=sizes["patch_size"],
         image_size=images.shape[1],
     )
-    model = DINOv3ViTModel(config).eval().to(getattr(torch, precision))
+    model = transformers.DINOv3ViTModel(config).eval().to(getattr(torch, precision))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(getattr(torch, precision))
 
     def call() -> Any:
