@@ -8,12 +8,14 @@ import pytest
 from dino_jax.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
-MESH = {
-    "mesh__fsdp": 2,
-    "phases__pretrain__batch_size": 16,
-    "phases__pretrain__masks__group_size": 2,
+STEPS = 6
+CHANGES = {
+    "phase_order": "('gram',)",
+    "phases__gram__gram__teacher": "ema",
     "phases__gram__batch_size": 16,
     "phases__gram__masks__group_size": 2,
+    "mesh__fsdp": 2,
+    "data__test_path": "",
 }
 
 
@@ -37,21 +39,21 @@ def together(program, *commands):
 
 def test_two_processes_stop_and_continue_as_one(program, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    one = program.finish(program.start("dino_jax.main", *program.arguments(alone, **MESH), devices=8))
+    one = program.finish(program.start("dino_jax.main", *program.arguments(alone, **CHANGES), devices=8))
     assert one.returncode == 0, one.stderr
-    arguments = program.arguments(shared, **MESH)
+    arguments = program.arguments(shared, **CHANGES)
     # SIGTERM reaches the second process only, both save the same step and exit.
     first, _ = together(
         program, ("dino_jax.main", *arguments), ("tests.signalled_run", "SIGTERM", "recorded", "2", *arguments)
     )
     assert "saved: the same command continues" in first
     steps = {record["step"] for record in read_metrics(shared / "metrics.jsonl")}
-    assert 2 <= max(steps) < 14
+    assert 2 <= max(steps) < STEPS
     # They restore it and go on to the end.
     first, _ = together(program, ("dino_jax.main", *arguments), ("dino_jax.main", *arguments))
     assert f"from {shared}/checkpoints/{max(steps)}" in first
     expected, actual = (read_metrics(folder / "metrics.jsonl") for folder in (alone, shared))
-    assert len(expected) == len(actual) == 14
+    assert len(expected) == len(actual) == STEPS
     for lonely, common in zip(expected, actual, strict=True):
         assert lonely.keys() == common.keys()
         for name, value in lonely.items():

@@ -12,7 +12,7 @@ from dino_jax import state as states
 from dino_jax.metrics import read_metrics
 from tests.tiny_recipe import get_config
 
-SHAPES = ("1x1", "8x1", "4x2", "2x4", "1x8")
+SHAPES = ("1x1", "8x1", "2x4", "1x8")
 CENTERED = ("centered-1x1", "centered-4x2")
 UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 
@@ -44,7 +44,6 @@ def test_eight_devices_measure_what_one_does(runs, shape):
 def test_state_is_split(runs):
     _, _, held = runs
     assert held["8x1"] == held["1x1"]
-    assert held["4x2"] < 0.6 * held["1x1"]
     assert held["2x4"] < 0.4 * held["1x1"]
     assert held["1x8"] < 0.25 * held["1x1"]
 
