@@ -173,6 +173,8 @@ def reason(error: BaseException) -> str:
     for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
         if known in text:
             return known.lower()
+    if isinstance(error, KeyError):  # whose text is the bare key
+        text = f"its metadata lacks {text}"
     return text if len(text) <= 120 else f"{text[:120]} ..."
 
 
