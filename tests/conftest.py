@@ -86,12 +86,14 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uninterrupted(program, tmp_path_factory):
-    """Returns a copy of the workdir of a run of the tiny recipe that nothing disturbed."""
+    """Returns a copy of the workdir of a run of the tiny recipe that nothing disturbed, with what the run printed."""
     common = common_folder(tmp_path_factory)
     with FileLock(common / "uninterrupted.lock"):  # of several test processes, the first runs it for all
         if not (common / "uninterrupted" / "results.json").exists():
             done = program.train(common / "uninterrupted")
             assert done.returncode == 0, done.stderr
+            (common / "uninterrupted" / "stdout").write_text(done.stdout)
+            (common / "uninterrupted" / "stderr").write_text(done.stderr)
     return shutil.copytree(common / "uninterrupted", tmp_path_factory.mktemp("uninterrupted") / "run")
 
 

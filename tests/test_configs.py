@@ -29,7 +29,7 @@ TRANSFORMERS = ("dino_vits8", "dinov2_vitb14", "dinov2_vitg14_reg", "dinov3_vitl
 VARIANTS = [
     *((recipe, variant) for recipe in ("quickstart", "small_data") for variant in GENERATIONS),
     *(("continue_from", variant) for variant in TRANSFORMERS),
-    *(("v3_imagenette", variant) for variant in ("cpu", "gpu")),
+    *(("v3_imagenette", f"{device}{kind}") for device in ("cpu", "gpu") for kind in ("", "_no_gram", "_v2", "_v1")),
 ]
 
 

@@ -88,6 +88,7 @@ def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp
     shutil.copytree(uninterrupted, weights)
     changes = {
         "init__weights": weights / "gram_teacher" / "4",
+        "phase_order": "('pretrain',)",
         "phases__pretrain__optim__freeze_backbone": 3,
         "phases__pretrain__targets": "centering",
     }
