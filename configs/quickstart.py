@@ -27,6 +27,7 @@ def get_config(variant: str = "v3"):
     c.data.window_size = 64
     c.data.windows_per_photograph = 256
     c.eval.size = 64
+    c.eval.knn.images = 2048
     c.checkpoint.every = 100
     c.log.health_every = 50
     generations[variant](c)

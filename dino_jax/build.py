@@ -20,8 +20,11 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
     """Opens the training images and the labelled held-out ones, None if there are none."""
     data = config.data
     if data.source == "packaged":
-        windows = {"window_size": data.window_size, "windows_per_photograph": data.windows_per_photograph}
-        train, test = (open_source(data.source, split=split, **windows) for split in ("train", "test"))
+        number = data.windows_per_photograph
+        train, test = (
+            open_source(data.source, split=split, window_size=data.window_size, windows_per_photograph=windows)
+            for split, windows in (("train", number), ("test", max(1, number // 4)))
+        )
         return train, test
     train = open_source(data.source, data.path, split="train")
     return train, open_source(data.source, data.test_path, split="test") if data.test_path else None

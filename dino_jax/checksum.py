@@ -32,6 +32,7 @@ def check(tree: Any, expected: Any) -> None:
             raise ValueError(f"the checksum of {sharding.path_name(path)} is wrong")
 
 
+@jax.jit  # a network has many arrays of each shape: traced once for all
 def _checksum(x: Array) -> Array:
     """Sums a hash of every element's bits and position, modulo 2**32, in which the order of the sum is irrelevant."""
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)

@@ -28,7 +28,7 @@ def default() -> ConfigDict:
     c.data.path = ""  # folder or file; unused by "packaged"
     c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
     c.data.window_size = 96  # pixels; of the windows cut from the packaged photographs
-    c.data.windows_per_photograph = 512  # in training
+    c.data.windows_per_photograph = 512  # in training; a quarter of it held out
     c.data.workers = 0  # processes that decode and crop; 0 uses threads of this one
     c.data.max_bad_share = 0.05  # stop when more than this share of the images cannot be read
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet statistics, of images in [0, 1]

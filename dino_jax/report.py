@@ -3,6 +3,7 @@
 import functools
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ class Report:
 
         self.tokens = tokens
 
-    def finish(self, state: TrainState, *, seconds: float) -> dict[str, float]:
+    def finish(self, state: TrainState, *, started: float) -> dict[str, float]:
         """Evaluates a finished run, draws its pictures, prints a table and says where things are.
+
+        Args:
+          state: of the networks after the last step.
+          started: when the process began with the run, on the monotonic clock.
 
         Returns:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
@@ -60,8 +65,8 @@ class Report:
         records = read_metrics(self.folder / "metrics.jsonl") if (self.folder / "metrics.jsonl").exists() else []
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
-        results |= {"time/seconds": seconds, "memory/peak_gib": peak_memory()}
         drawn = self.draw(state, records) if self.config.log.pictures else []
+        results |= {"time/seconds": time.monotonic() - started, "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
             self.show(results, drawn)
         return results

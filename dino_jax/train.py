@@ -102,7 +102,7 @@ class Trainer:
         if stopped:
             self.progress.note(f"stopped after step {int(state.step)}, saved: the same command continues")
             return {}
-        results = self.report.finish(state, seconds=time.monotonic() - self.started)
+        results = self.report.finish(state, started=self.started)
         self.workdir.write_results(results)
         return results
 
