@@ -9,15 +9,13 @@ import errno
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 NOTHING_RESTORED = -1
 
@@ -80,6 +78,11 @@ class TensorBoard:
 
     def __init__(self, folder: Path, resume_step: int):
         """Opens a new event file; TensorBoard hides earlier files' points of steps after `resume_step`."""
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.summary import scalar
+        self._event, self._scalar = Event, scalar
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         # The suffix keeps a run restarted within the same second from overwriting its own file.
@@ -92,7 +95,7 @@ class TensorBoard:
         """Writes the scalars of one step; raises OSError when the disk is full."""
         try:
             for name, value in values.items():
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, float(value)))
+                event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, float(value)))
                 self._writer.write_event(event)
             self._writer.flush()
         except OSError as error:
@@ -102,6 +105,19 @@ class TensorBoard:
         """Closes the event file; what a full disk has no room for is lost without another error."""
         with contextlib.suppress(OSError):
             self._writer.close()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides PyTorch, which tensorboardX would import where it is installed: it takes seconds and is of no use here."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 class MetricsWriter:
