@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,9 @@ from PIL import Image
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-# Training samples whose similarities to one block of queries are held at once, for each neighbour sought and within
-# limits: small chunks stay in the caches, but the best of each chunk must be merged. The most are 512 MiB at 1024
-# queries. Measured on a 2-core CPU.
-CHUNK_PER_NEIGHBOUR = 1024
-CHUNKS = (16384, 131072)
+# Training samples whose similarities to one block of queries are held at once: 256 MiB for 512 queries.
+CHUNK = 131_072
+SORTING = 10  # what sorting a candidate costs beside looking at a group's maximum, measured on a 2-core CPU
 
 
 def knn(
@@ -55,8 +54,8 @@ def neighbours(
     queries: np.ndarray,
     *,
     k: int,
-    block: int = 1024,
-    chunk: int | None = None,
+    block: int = 512,
+    chunk: int = CHUNK,
     placement: jax.sharding.Sharding | None = None,
     whole: jax.sharding.Sharding | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +68,8 @@ def neighbours(
       train_features: `(train, dim)`, any float dtype; features are L2-normalised here.
       queries: `(queries, dim)`.
       k: number of neighbours.
-      block: queries at a time.
-      chunk: training samples at a time (default: by k).
+      block: queries at a time, of which there may be two on their way.
+      chunk: training samples at a time.
       placement: spreads each block of queries over devices, such as `sharding.batch(mesh)`; they divide `block`.
       whole: holds the training set on the same devices, such as `sharding.replicated(mesh)`.
 
@@ -85,17 +84,19 @@ def neighbours(
     check_ks((k,), len(train_features))
     if train_features.shape[1] != queries.shape[1]:
         raise ValueError(f"k-NN: train has {train_features.shape[1]} dimensions, test {queries.shape[1]}")
-    least, most = CHUNKS
-    chunk = min(max(CHUNK_PER_NEIGHBOUR * k, least), most) if chunk is None else chunk
     chunks, group = _train_chunks(train_features, k, chunk)
     chunks = chunks if whole is None else jax.device_put(chunks, whole)
     block = block if placement is not None else min(block, len(queries))
-    found = []
-    for start in range(0, len(queries), block):
+
+    def search(start: int) -> tuple[np.ndarray, ...]:
         part = np.asarray(queries[start : start + block], np.float32)
         padded = jax.device_put(np.pad(part, ((0, block - len(part)), (0, 0))), placement)
         best = _nearest(padded, chunks, k=k, group=group, train=len(train_features))
-        found.append(tuple(np.asarray(array)[: len(part)] for array in best))
+        return tuple(np.asarray(array)[: len(part)] for array in best)
+
+    # XLA's CPU sorts with one thread: meanwhile the others multiply the next block.
+    with ThreadPoolExecutor(2 if placement is None else 1) as pool:
+        found = list(pool.map(search, range(0, len(queries), block)))
     cosines, indices = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return cosines, indices
 
@@ -214,21 +215,20 @@ def _check_features(name: str, features: np.ndarray) -> None:
 
 
 def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[jax.Array, int]:
-    """Puts the training set on the device as unit vectors `(chunks, group, groups, dim)`.
+    """Puts the training set on the device as unit vectors `(chunks, group, groups, dim)`, and returns the group size.
 
     Group g of a chunk holds consecutive samples, but the j-th samples of all groups lie side by side, so that the
-    maximum over a group is one of whole rows.
+    maximum over a group is one of whole rows. Copies of the last sample fill its group, whose maximum they leave as it
+    is, and groups of copies alone fill the chunk.
     """
     count = -(-len(features) // chunk)
     size = -(-len(features) // count)
-    # Sorting sees `size / group` maxima, then `k * group` candidates: least when both are equal.
-    group = max(1, 2 ** int(np.log2(size / k) / 2))
+    # `size / group` maxima are looked at, and `k * group` candidates sorted.
+    group = 2 ** max(0, round(np.log2(size / (SORTING * k)) / 2))
     groups = -(-size // group)
-    padded = np.zeros((count, groups * group, features.shape[1]), np.float32)
-    for index in range(count):
-        part = features[index * groups * group : (index + 1) * groups * group]
-        padded[index, : len(part)] = part
-    return jnp.swapaxes(_unit(jnp.asarray(padded)).reshape(count, groups, group, -1), 1, 2), group
+    places = np.minimum(np.arange(count * groups * group), len(features) - 1)
+    padded = np.asarray(features, np.float32)[places.reshape(count, groups, group)]
+    return jnp.swapaxes(_unit(jnp.asarray(padded)), 1, 2), group
 
 
 @functools.partial(jax.jit, static_argnames=("k", "group", "train"))
@@ -262,8 +262,9 @@ def _nearest_in_chunk(
     group, groups, dim = features.shape
     cosines = jnp.matmul(queries, features.reshape(-1, dim).T, precision=jax.lax.Precision.HIGHEST)
     cosines = cosines.reshape(-1, group, groups)
-    samples = first + group * jnp.arange(groups) + jnp.arange(group)[:, None]
-    maxima = jnp.max(jnp.where(samples < train, cosines, -jnp.inf), axis=1)
+    # Compiled as one pass over rows, which the CPU's reduction over a middle axis is not.
+    maxima = functools.reduce(jnp.maximum, [cosines[:, member] for member in range(group)])
+    maxima = jnp.where(first + group * jnp.arange(groups) < train, maxima, -jnp.inf)
     _, chosen = jax.lax.top_k(maxima, min(k, groups))
     # In the order of the training set, as top_k prefers the earlier position of a tie.
     chosen = jnp.sort(chosen, axis=1)
