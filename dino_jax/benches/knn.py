@@ -1,6 +1,7 @@
 """Speed of the exact search of nearest neighbours beside faiss and scikit-learn, for `bench knn`."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -140,6 +141,8 @@ def _scikit_learn() -> Search:
         raise ValueError(
             "scikit-learn is not installed: pip install scikit-learn, or leave it out of --sides"
         ) from None
+
+    os.environ["OMP_NUM_THREADS"] = str(processors())  # otherwise it may count fewer processors than the others use
 
     def search(train: np.ndarray, queries: np.ndarray, k: int) -> Found:
         # On unit vectors the order is that of cosines, and scikit-learn has its fast path for this metric.

@@ -1,6 +1,7 @@
 """Classifies features by their weighted nearest neighbours: DINO, arXiv 2104.14294, section 4.1."""
 
 import functools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -226,9 +227,14 @@ def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[jax.Array, 
     # `size / group` maxima are looked at, and `k * group` candidates sorted.
     group = 2 ** max(0, round(np.log2(size / (SORTING * k)) / 2))
     groups = -(-size // group)
-    places = np.minimum(np.arange(count * groups * group), len(features) - 1)
-    padded = np.asarray(features, np.float32)[places.reshape(count, groups, group)]
-    return jnp.swapaxes(_unit(jnp.asarray(padded)), 1, 2), group
+    return _grouped(jnp.asarray(features, jnp.float32), shape=(count, groups, group)), group
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _grouped(features: jax.Array, *, shape: tuple[int, int, int]) -> jax.Array:
+    """Returns unit vectors `(chunks, group, groups, dim)` of `shape` (chunks, groups, group), the last one repeated."""
+    copies = jnp.broadcast_to(features[-1], (math.prod(shape) - len(features), features.shape[1]))
+    return jnp.swapaxes(_unit(jnp.concatenate([features, copies])).reshape(*shape, -1), 1, 2)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "group", "train"))
