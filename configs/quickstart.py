@@ -45,7 +45,7 @@ def dinov3(c):
     c.model = config.model("dinov3_vits16", **SMALL)
     set_heads(c, "none")
     pretrain = config.phase(
-        steps=260,
+        steps=180,
         batch_size=32,
         crops=CROPS,
         optim=OPTIM,
@@ -54,14 +54,14 @@ def dinov3(c):
             "weight_decay": config.constant(0.04),
             "momentum": config.schedule(start=0.96, peak=0.96, end=0.99),
             # New prototypes score all images alike (0.02 apart): only sharp targets tell them apart in a short run.
-            "teacher_temperature": config.schedule(start=0.004, peak=0.03, end=0.03, warmup=150),
+            "teacher_temperature": config.schedule(start=0.004, peak=0.03, end=0.03, warmup=100),
         },
-        snapshot_steps=(200,),
+        snapshot_steps=(140,),
     )
     gram = config.following(
         pretrain,
-        steps=60,
-        gram={"teacher": "gram_teacher/200", "crop_size": 96},
+        steps=40,
+        gram={"teacher": "gram_teacher/140", "crop_size": 96},
         schedules={
             "lr": config.schedule(start=5e-4, peak=5e-4, end=1e-5),
             "momentum": config.constant(0.99),
@@ -77,7 +77,7 @@ def dinov2(c):
     c.model = config.model("dinov2_vits14", **SMALL, **POSITIONS)
     set_heads(c, "trained")
     pretrain = config.phase(
-        steps=320,
+        steps=220,
         batch_size=32,
         crops=CROPS,
         optim=OPTIM,
@@ -85,7 +85,7 @@ def dinov2(c):
             "lr": config.schedule(start=0.0, peak=2e-3, end=1e-5, warmup=20),
             "weight_decay": config.constant(0.04),
             "momentum": config.schedule(start=0.96, peak=0.96, end=0.99),
-            "teacher_temperature": config.schedule(start=0.004, peak=0.03, end=0.03, warmup=150),  # as for `v3`
+            "teacher_temperature": config.schedule(start=0.004, peak=0.03, end=0.03, warmup=100),  # as for `v3`
         },
     )
     config.set_phases(c, pretrain=pretrain)
@@ -96,7 +96,7 @@ def dino(c):
     c.model = config.model("dino_vits16", **SMALL, **POSITIONS)
     set_heads(c, "frozen")
     pretrain = config.phase(
-        steps=320,
+        steps=220,
         batch_size=32,
         crops=CROPS | {"global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4)},
         targets="centering",

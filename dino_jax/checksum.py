@@ -14,9 +14,8 @@ from jax import Array
 from dino_jax import sharding
 
 
-@jax.jit
 def checksums(tree: Any) -> Any:
-    """Returns a uint32 scalar for every array of a tree."""
+    """Returns a uint32 scalar for every array of a tree: a program for each shape, as one for all compiles for long."""
     return jax.tree.map(_checksum, tree)
 
 
@@ -32,7 +31,7 @@ def check(tree: Any, expected: Any) -> None:
             raise ValueError(f"the checksum of {sharding.path_name(path)} is wrong")
 
 
-@jax.jit  # a network has many arrays of each shape: traced once for all
+@jax.jit
 def _checksum(x: Array) -> Array:
     """Sums a hash of every element's bits and position, modulo 2**32, in which the order of the sum is irrelevant."""
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
