@@ -68,7 +68,7 @@ def prepare_cpu() -> None:
     the system would map and clear each page again: that took a fifth of a ViT-S step's time on two cores.
 
     XLA's older code for fused loops compiles in half the time of the newer, and ran the quickstart's Gram phase 1.4
-    times as fast in 0.9 instead of 1.5 GiB (jaxlib 0.10.2). XLA refuses flags it does not know: other versions get none.
+    times as fast in 0.9 instead of 1.5 GiB (jaxlib 0.10.2). XLA refuses unknown flags, so other versions get none.
     """
     accelerated = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
