@@ -36,7 +36,7 @@ class PrototypeHead(nn.Module):
         """
         widths = [self.hidden] * (self.mlp_layers - 1) + [self.bottleneck]
         for index, width in enumerate(widths):
-            x = layers.dense(width, bias=True, dtype=self.dtype, name=f"mlp_{index}")(x)
+            x = layers.Dense(width, bias=True, dtype=self.dtype, name=f"mlp_{index}")(x)
             if index < len(widths) - 1:
                 x = layers.gelu(x)
         x = x.astype(jnp.float32)

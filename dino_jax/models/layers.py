@@ -35,10 +35,6 @@ class Dense(nn.Module):
         return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
-def dense(features: int, *, bias: bool, dtype: Dtype, name: str) -> Dense:
-    return Dense(features, bias, dtype, name=name)
-
-
 def rows_times(x: Array, kernel: Array) -> Array:
     """Multiplies `(..., dim)` by a kernel `(dim, features)` as one plain matrix product.
 
@@ -133,7 +129,7 @@ class Attention(nn.Module):
 
     def setup(self):
         self.qkv = QKV(self.width, self.qkv_bias, self.mask_key_bias, self.dtype)
-        self.proj = dense(self.width, bias=self.proj_bias, dtype=self.dtype, name="proj")
+        self.proj = Dense(self.width, bias=self.proj_bias, dtype=self.dtype, name="proj")
 
     def queries_keys_values(self, x: Array, table: Table | None) -> tuple[Array, Array, Array]:
         """Returns q and k, rotated if there is a table, and v, each `(batch, tokens, heads, head_dim)`."""
@@ -180,9 +176,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `(..., width)` to itself."""
-        x = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="fc1")(x)
+        x = Dense(self.hidden, bias=self.bias, dtype=self.dtype, name="fc1")(x)
         x = gelu(x)
-        return dense(self.width, bias=self.bias, dtype=self.dtype, name="fc2")(x)
+        return Dense(self.width, bias=self.bias, dtype=self.dtype, name="fc2")(x)
 
 
 class SwiGlu(nn.Module):
@@ -196,9 +192,9 @@ class SwiGlu(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `(..., width)` to itself."""
-        gate = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="w1")(x)
-        value = dense(self.hidden, bias=self.bias, dtype=self.dtype, name="w2")(x)
-        return dense(self.width, bias=self.bias, dtype=self.dtype, name="w3")(jax.nn.silu(gate) * value)
+        gate = Dense(self.hidden, bias=self.bias, dtype=self.dtype, name="w1")(x)
+        value = Dense(self.hidden, bias=self.bias, dtype=self.dtype, name="w2")(x)
+        return Dense(self.width, bias=self.bias, dtype=self.dtype, name="w3")(jax.nn.silu(gate) * value)
 
 
 def residual_on_subset(branch: Callable[[Array], Array], x: Array, key: Array, *, rate: float, shards: int) -> Array:
