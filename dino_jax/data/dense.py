@@ -1,4 +1,4 @@
-"""Images with a class or a depth for every pixel, in the layouts of their data sets."""
+"""Images with a class for every pixel, in the layouts of their data sets."""
 
 import dataclasses
 import io
@@ -19,8 +19,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 ADE_CLASSES = 150
-# Images and their depth maps may differ in size, but not in shape.
-MAX_ASPECT_CHANGE = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,60 +165,6 @@ def _voc(files: Files, root: str, split: str) -> MaskPairs:
         raise ValueError(f"{files.path} lacks {lost[0]} of {listed} in JPEGImages ({len(lost)} missing)")
     pairs = paired("mask", {name: images[name] for name in ids}, masks)
     return MaskPairs(files, pairs, VOC_CLASSES, lambda values: values)
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthPairs:
-    """Images with a depth map.
-
-    Attributes:
-      pairs: names of the image's and the depth map's file.
-      relative: depth is a share of an unknown largest depth, else metres.
-    """
-
-    files: Files
-    pairs: list[tuple[str, str]]
-    relative: bool
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def name(self, index: int) -> str:
-        """Returns the image's file."""
-        return self.pairs[index][0]
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image uint8 `(height, width, 3)` and its depth float32 `(rows, columns)`, 0 where unknown.
-
-        Raises:
-          ValueError: when a file is damaged, or image and depth differ in shape.
-        """
-        image_name, depth_name = self.pairs[index]
-        image, values = read_image(self.files, image_name), read_values(self.files, depth_name)
-        stretch = (values.shape[1] / values.shape[0]) / (image.shape[1] / image.shape[0])
-        if abs(stretch - 1) > MAX_ASPECT_CHANGE:
-            raise ValueError(
-                f"{depth_name} in {self.files.path} is {values.shape[1]} x {values.shape[0]} pixels, its image "
-                f"{image.shape[1]} x {image.shape[0]}: both must show the same field of view"
-            )
-        return image, values.astype(np.float32) / (255 if self.relative else 1000)
-
-
-def open_depths(path: str | os.PathLike, split: str) -> DepthPairs:
-    """Opens `{train,test}/images/<id>.jpg` with `.../depth/<id>.png`: 16-bit millimetres, or 8-bit relative depth.
-
-    Raises:
-      ValueError: when the layout or split is unknown, or an image has no depth.
-    """
-    files = open_files(path)
-    root = below(files, f"{split}/images")
-    if root is None or below(files, f"{split}/depth") is None:
-        raise ValueError(f"{files.path} is no known depth data: it needs {split}/images and {split}/depth")
-    images = in_folder(files, f"{root}{split}/images", IMAGES)
-    pairs = paired("depth map", images, in_folder(files, f"{root}{split}/depth", (".png",)))
-    with Image.open(io.BytesIO(files.read(pairs[0][1]))) as first:
-        relative = not first.mode.startswith("I")
-    return DepthPairs(files, pairs, relative)
 
 
 def read_image(files: Files, name: str) -> np.ndarray:

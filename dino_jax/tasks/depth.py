@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dino_jax.data.dense import DepthPairs, open_depths
+from dino_jax.data.depths import Depths, open_depths
 from dino_jax.evals import patch_head
 from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
 from dino_jax.evals.segmentation import upsample
@@ -30,7 +30,8 @@ ALIGNMENTS = {"": "as predicted", "scaled_": "scale fitted per image", "shifted_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
-    patches.add_arguments(parser, data="{train,test}/{images,depth}: a folder, tar or tar.gz", size=480)
+    layouts = "{train,test}/{images,depth} or NYUv2: a folder, tar, tar.gz, or nyu_depth_v2_labeled.mat"
+    patches.add_arguments(parser, data=layouts, size=480)
     parser.add_argument("--split", default="test", help="where the head is tested")
     parser.add_argument("--eigen-crop", action="store_true", help="score the valid part of NYU's full frames only")
     head_training.add_arguments(parser, steps=38_400, learning_rate=3e-4)
@@ -67,7 +68,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     return Result(numbers, rows, [picture])
 
 
-def _train(features: PatchFeatures, data: DepthPairs, options: argparse.Namespace) -> patch_head.Head:
+def _train(features: PatchFeatures, data: Depths, options: argparse.Namespace) -> patch_head.Head:
     patch = features.patch_size
     height, width = (max(patch, s // patch * patch) for s in shorter_side(data[0][0].shape[:2], options.size))
     crops = head_training.Crops(size=(height, width), side=options.size, scale=(1.0, 1.0), fill=0.0)
@@ -77,7 +78,7 @@ def _train(features: PatchFeatures, data: DepthPairs, options: argparse.Namespac
 
 
 def _predict(
-    features: PatchFeatures, head: patch_head.Head, data: DepthPairs, options: argparse.Namespace
+    features: PatchFeatures, head: patch_head.Head, data: Depths, options: argparse.Namespace
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Returns images, true depths and predicted depths at the size of the truth."""
     images, truths, predictions = [], [], []
@@ -101,7 +102,7 @@ def _depth_map(head: patch_head.Head, grid: jax.Array, *, size: tuple[int, int],
     return upsample(depth[None, ..., None], size)[0, ..., 0]
 
 
-def _average(train: DepthPairs, truths: list[np.ndarray], options: argparse.Namespace) -> list[np.ndarray]:
+def _average(train: Depths, truths: list[np.ndarray], options: argparse.Namespace) -> list[np.ndarray]:
     """Predicts the mean of the training maps for every image: what the place in the frame alone tells."""
     size = truths[0].shape
     maps = [resize(train[index][1], size, kind="labels") for index in patches.evenly(len(train), options.limit)]

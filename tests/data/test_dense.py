@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.data.dense import VOC_CLASSES, open_depths, open_masks
+from dino_jax.data.dense import VOC_CLASSES, open_masks
 from dino_jax.data.files import below, open_files
 
 
@@ -90,23 +90,9 @@ def test_voc_reads_its_lists(tmp_path):
     assert train.class_names == VOC_CLASSES and (train[0][1] == 20).all() and (val[0][1] == 255).all()
 
 
-def test_depth_in_millimetres_and_relative(tmp_path):
-    for name, depth in (("mm", np.full((8, 12), 2500, np.uint16)), ("relative", np.full((8, 12), 51, np.uint8))):
-        folder = write(
-            tmp_path / name, {"train/images/a.jpg": photograph(), "train/depth/a.png": Image.fromarray(depth)}
-        )
-        data = open_depths(folder, "train")
-        image, metres = data[0]
-        assert image.shape == (16, 24, 3) and metres.shape == (8, 12)
-        assert data.relative == (name == "relative")
-        np.testing.assert_allclose(metres, 2.5 if name == "mm" else 0.2)
-
-
 def test_the_shared_tars(shared_data):
     masks = open_masks(shared_data / "segmentation.tar.gz", "val")
     assert len(masks) == 101 and len(masks.class_names) == 11 and masks[0][0].shape == (192, 256, 3)
-    depths = open_depths(shared_data / "depth.tar.gz", "test")
-    assert len(depths) == 96 and depths.relative and depths[0][1].max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -134,19 +120,11 @@ def test_unknown_layouts_are_one_line(tmp_path):
     write(tmp_path / "flat", {"a.jpg": photograph()})
     with pytest.raises(ValueError, match="no known segmentation data"):
         open_masks(tmp_path / "flat", "train")
-    with pytest.raises(ValueError, match="no known depth data"):
-        open_depths(tmp_path / "flat", "train")
     with pytest.raises(ValueError, match="does not exist"):
         open_masks(tmp_path / "nowhere", "train")
     (tmp_path / "broken.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(ValueError, match="not a readable tar"):
         open_masks(tmp_path / "broken.tar", "train")
-
-
-def test_depth_must_show_what_the_image_shows(tmp_path):
-    write(tmp_path, {"train/images/a.jpg": photograph(), "train/depth/a.png": labels(9, size=(16, 16))})
-    with pytest.raises(ValueError, match="same field of view"):
-        open_depths(tmp_path, "train")[0]
 
 
 def test_hidden_files_of_archives_are_left_out(tmp_path):
