@@ -1,19 +1,16 @@
-"""Exports a network with its weights to one file that runs without this code: `python -m dino_jax.export`.
-
-There is no ONNX: the maintained converter, jax2onnx 0.17, does not convert scanned Flax modules.
-"""
+"""Exports a network with its weights to one file that runs without this code: `python -m dino_jax.export`."""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dino_jax import command, model_options
+from dino_jax import command, export_onnx, model_options
 from dino_jax.data.shards import write_whole
 from dino_jax.metrics import write_json_atomic
 from dino_jax.models import Extractor
@@ -23,9 +20,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 MOST_BYTES = 2**31 - 2**26
 # How far the outputs of the file may be from those of the model, relative to their largest.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+BATCHES = (1, 2)  # on which they are compared
 
 EPILOG = """\
-The file needs JAX alone:
+A file that ends in .onnx is an ONNX model (needs jax2onnx, float32 only), with the input "images". Any other is
+StableHLO, which JAX alone runs:
 
   import jax
   model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
@@ -41,15 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Exports; returns the exit code of `command.run`."""
     parser = argparse.ArgumentParser(
         prog="python -m dino_jax.export",
-        description="Export a network with its weights as StableHLO.",
+        description="Export a network with its weights as StableHLO or ONNX.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     model_options.add_model(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="such as model.stablehlo")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="model.stablehlo or model.onnx")
     parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PX", help="side, or height and width")
-    parser.add_argument("--platforms", nargs="+", default=list(PLATFORMS), choices=(*PLATFORMS, "rocm"))
+    parser.add_argument(
+        "--platforms", nargs="+", choices=(*PLATFORMS, "rocm"), help=f"of StableHLO; default {' '.join(PLATFORMS)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences there")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options))
@@ -61,10 +62,16 @@ def start(options: argparse.Namespace) -> None:
     if len(options.size) > 2:
         raise ValueError(f"--size takes a side, or height and width, got {len(options.size)} numbers")
     model = model_options.load_model(options)
-    numbers = to_stablehlo(
-        model, options.out, height=options.size[0], width=options.size[-1], platforms=tuple(options.platforms)
-    )
-    print(f"{options.out}: {options.out.stat().st_size / 2**20:.0f} MiB, for {', '.join(options.platforms)}")
+    height, width = options.size[0], options.size[-1]
+    if options.out.suffix == ".onnx":
+        if options.platforms:
+            raise ValueError("--platforms is for StableHLO: an ONNX file runs wherever its runtime does")
+        numbers, where = to_onnx(model, options.out, height=height, width=width), "ONNX"
+    else:
+        platforms = tuple(options.platforms or PLATFORMS)
+        numbers = to_stablehlo(model, options.out, height=height, width=width, platforms=platforms)
+        where = f"for {', '.join(platforms)}"
+    print(f"{options.out}: {options.out.stat().st_size / 2**20:.0f} MiB, {where}")
     print("largest difference to the model: " + ", ".join(f"{n.split('/')[1]} {v:.1e}" for n, v in numbers.items()))
     if options.json:
         write_json_atomic(options.json, numbers)
@@ -82,28 +89,51 @@ def to_stablehlo(
       platforms: on which the file can run.
 
     Returns:
-      By `difference/<output>`, the largest absolute difference between file and model on two random images.
+      By `difference/<output>`, the largest absolute difference between file and model on random images.
 
     Raises:
       ValueError: if sizes do not fit the network, it is too large for one file, or the file does not compute the same.
     """
     _check(model, height, width)
-
-    def features(images: Array) -> dict[str, Array]:
-        images = (images - jnp.asarray(model.mean)) / jnp.asarray(model.std)
-        return {name: tokens.astype(jnp.float32) for name, tokens in model(images).items()}
-
-    channels = model.backbone.in_channels
+    features = _features(model)
+    shape = (height, width, model.backbone.in_channels)
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, height, width, channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
     exported = jax.export.export(jax.jit(features), platforms=platforms)(images)
     try:
         serialized = exported.serialize()
     except ImportError:
         raise ValueError("export needs flatbuffers: pip install 'dino_jax[export]'") from None
-    numbers = _compare(model, features, serialized, (2, height, width, channels))
+    numbers = _compare(model, features, jax.export.deserialize(serialized).call, shape)
     write_whole(Path(path), lambda file: file.write(serialized))
     return numbers
+
+
+def to_onnx(model: Extractor, path: str | Path, *, height: int, width: int) -> dict[str, float]:
+    """Writes a float32 network with its weights as an ONNX model; see `to_stablehlo`, also for what it returns.
+
+    Raises:
+      ValueError: as there, or if the network is not float32 or cannot be converted.
+    """
+    _check(model, height, width)
+    if model.backbone.dtype != jnp.float32:
+        raise ValueError(f"ONNX files are float32, {model.name} computes in {jnp.dtype(model.backbone.dtype).name}")
+    features = _features(model)
+    shape = (height, width, model.backbone.in_channels)
+    serialized = export_onnx.convert(features, shape)
+    numbers = _compare(model, features, lambda images: export_onnx.run(serialized, np.asarray(images)), shape)
+    write_whole(Path(path), lambda file: file.write(serialized))
+    return numbers
+
+
+def _features(model: Extractor) -> export_onnx.Features:
+    """Returns the function that is exported: from images in [0, 1] to float32 features, empty ones left out."""
+
+    def features(images: Array) -> dict[str, Array]:
+        images = (images - jnp.asarray(model.mean)) / jnp.asarray(model.std)
+        return {name: tokens.astype(jnp.float32) for name, tokens in model(images).items() if tokens.size}
+
+    return features
 
 
 def _check(model: Extractor, height: int, width: int) -> None:
@@ -117,24 +147,27 @@ def _check(model: Extractor, height: int, width: int) -> None:
         )
 
 
-def _compare(model: Extractor, features: Any, serialized: bytearray, shape: tuple[int, ...]) -> dict[str, float]:
-    """Runs the file beside the model.
+def _compare(
+    model: Extractor, features: export_onnx.Features, exported: Callable, shape: tuple[int, int, int]
+) -> dict[str, float]:
+    """Runs what was exported beside the model, on batches of several sizes.
 
     Raises:
       ValueError: if they differ.
     """
-    images = jnp.asarray(np.random.default_rng(0).random(shape, np.float32))
-    ours = jax.jit(features)(images)
-    theirs = jax.export.deserialize(serialized).call(images)
-    numbers = {}
-    for name, expected in ours.items():
-        if not expected.size:
-            continue
-        difference = float(jnp.abs(theirs[name] - expected).max())
-        tolerance = TOLERANCE[jnp.dtype(model.backbone.dtype).name] * max(1.0, float(jnp.abs(expected).max()))
-        if not difference <= tolerance:
-            raise ValueError(f"the exported {name} differ by {difference:.1e} from the model's: nothing was written")
-        numbers[f"difference/{name}"] = difference
+    program, random = jax.jit(features), np.random.default_rng(0)
+    numbers: dict[str, float] = {}
+    for batch in BATCHES:
+        images = jnp.asarray(random.random((batch, *shape), np.float32))
+        theirs = exported(images)
+        for name, expected in program(images).items():
+            difference = float(np.abs(np.asarray(theirs[name]) - np.asarray(expected)).max())
+            tolerance = TOLERANCE[jnp.dtype(model.backbone.dtype).name] * max(1.0, float(jnp.abs(expected).max()))
+            if not difference <= tolerance:
+                raise ValueError(
+                    f"the exported {name} differ by {difference:.1e} from the model's: nothing was written"
+                )
+            numbers[f"difference/{name}"] = max(difference, numbers.get(f"difference/{name}", 0.0))
     return numbers
 
 

@@ -50,7 +50,7 @@ def test_half_precision_weights_give_float32_features(tmp_path):
 
 def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
     monkeypatch.setitem(export.TOLERANCE, "float32", -1.0)
-    with pytest.raises(ValueError, match="the exported cls differ by"):
+    with pytest.raises(ValueError, match="exported cls differ by"):
         export.to_stablehlo(model, tmp_path / "tiny.stablehlo", height=16, width=16)
     assert not list(tmp_path.iterdir())
 
@@ -70,3 +70,31 @@ def test_too_large_for_one_file(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="one file holds less than 2 GiB: load it in bfloat16"):
         export.to_stablehlo(model, tmp_path / "tiny.stablehlo", height=16, width=16)
+
+
+def test_onnx(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("jax2onnx")
+    ort = pytest.importorskip("onnxruntime")
+    model = tiny_model()
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: (model, model.params))
+    file = tmp_path / "tiny.onnx"
+    assert export.main(["--weights", "x", "--out", str(file), "--size", "16", "24"]) == 0
+    assert "MiB, ONNX" in capsys.readouterr().out
+    images = np.random.default_rng(0).random((5, 16, 24, 3), np.float32)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, {"images": images}), strict=True))
+    expected = model((images - 0.5) / 0.25)
+    for name in ("cls", "registers", "patches"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_onnx_is_float32(tmp_path):
+    with pytest.raises(ValueError, match="ONNX files are float32, tiny computes in bfloat16"):
+        export.to_onnx(tiny_model(dtype=jnp.bfloat16), tmp_path / "half.onnx", height=16, width=16)
+
+
+def test_onnx_needs_its_converter(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ValueError, match="needs jax2onnx: pip install"):
+        export.to_onnx(model, tmp_path / "tiny.onnx", height=16, width=16)

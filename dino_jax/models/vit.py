@@ -181,15 +181,16 @@ class VisionTransformer(nn.Module):
             if not self.masking:
                 raise ValueError("masks need a mask token, which this model has not: build it with masking=True")
             patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
-        prefix = self.cls_token[None]
+        prefix = [self.cls_token[None]]
         if self.pos_grid:
-            # Registers have no position: they come in after it is added.
+            # Registers have no position.
             positions = self.learned_positions(images.shape[1:3])
-            prefix, patches = prefix + positions[:1], patches + positions[1:].astype(patches.dtype)
+            prefix, patches = [prefix[0] + positions[:1]], patches + positions[1:].astype(patches.dtype)
         if self.registers:
-            prefix = jnp.concatenate([prefix, self.register_tokens])
-        prefix = jnp.broadcast_to(prefix.astype(patches.dtype), (patches.shape[0], *prefix.shape))
-        return jnp.concatenate([prefix, patches], axis=1)
+            prefix.append(self.register_tokens)
+        batch = patches.shape[0]
+        first = [jnp.broadcast_to(token.astype(patches.dtype), (batch, *token.shape)) for token in prefix]
+        return jnp.concatenate([*first, patches], axis=1)
 
     def learned_positions(self, image_size: tuple[int, ...]) -> Array:
         """Returns the position embedding `(1 + patches, width)`, CLS first, of an image of (height, width) pixels."""
