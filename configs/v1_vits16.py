@@ -43,7 +43,6 @@ def set_phase(c, *, batch, epochs, frozen_epochs=1, last_lr=1e-6, **changes):
         steps=epochs * epoch,
         batch_size=batch,
         crops={"global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4)},
-        masks={"group_size": 1},  # there are none
         targets="centering",
         loss={"ibot": 0.0, "koleo": 0.0},
         optim={

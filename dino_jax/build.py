@@ -7,6 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dino_jax import optim, schedules
+from dino_jax.data.labelled import with_classes
 from dino_jax.data.pipeline import TrainBatches, train_batches
 from dino_jax.data.sources import Source, open_source
 from dino_jax.models import Backbone, PrototypeHead, ResNet, VisionTransformer
@@ -17,7 +18,11 @@ from dino_jax.step import Step, make_train_step
 
 
 def sources(config: ConfigDict) -> tuple[Source, Source | None]:
-    """Opens the training images and the labelled held-out ones, None if there are none."""
+    """Opens the training images and the held-out ones, None if there are none; both count classes alike.
+
+    Raises:
+      ValueError: a path is missing or without images, or the held-out ones have a class that is not trained on.
+    """
     data = config.data
     if data.source == "packaged":
         number = data.windows_per_photograph
@@ -27,7 +32,12 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
         )
         return train, test
     train = open_source(data.source, data.path, split="train")
-    return train, open_source(data.source, data.test_path, split="test") if data.test_path else None
+    if not data.test_path:
+        return train, None
+    test = open_source(data.source, data.test_path, split="test")
+    if train.class_names and test.class_names:
+        test = with_classes(test, train.class_names, place=data.test_path, other=data.path)
+    return train, test
 
 
 def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:

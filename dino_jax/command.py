@@ -13,6 +13,7 @@ from typing import Any
 # Options of glibc's mallopt, and what each shall be: one heap for all threads, no mappings of their own for large
 # arrays, and nothing given back to the system.
 KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of XLA's error
 OLDER_LOOPS = "xla_cpu_use_fusion_emitters"
 
 
@@ -28,11 +29,21 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int
     prepare_cpu()
     try:
         command()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
     except FloatingPointError as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        words = one_line(error).partition(OUT_OF_MEMORY)[2].lstrip(": ")[:200]
+        advice = "take a smaller batch; in training also remat=full, or a larger mesh.fsdp"
+        print(f"error: the device has too little memory ({words}): {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -11,7 +11,7 @@ from dino_jax.models.variants import VARIANTS
 
 
 def default() -> ConfigDict:
-    """Returns the configuration that every recipe starts from; add phases with `set_phases`."""
+    """Returns the configuration that every recipe starts from, closed to new keys; add phases with `set_phases`."""
     c = ConfigDict()
     c.seed = 0  # weights, data order, crops, masks and stochastic depth
     c.precision = "bfloat16"  # of the forward and backward passes; parameters and losses stay float32
@@ -29,7 +29,7 @@ def default() -> ConfigDict:
     c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
     c.data.window_size = 96  # pixels; of the windows cut from the packaged photographs
     c.data.windows_per_photograph = 512  # in training; a quarter of it held out
-    c.data.workers = 0  # processes that decode and crop; 0 uses threads of this one
+    c.data.workers = 0  # processes that decode and crop; 0 uses a thread of this one
     c.data.max_bad_share = 0.05  # stop when more than this share of the images cannot be read
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet statistics, of images in [0, 1]
     c.data.std = (0.229, 0.224, 0.225)
@@ -70,7 +70,7 @@ def default() -> ConfigDict:
 
     c.phases = ConfigDict()
     c.phase_order = ()
-    return c
+    return c.lock()
 
 
 def model(variant: str, **changes: Any) -> ConfigDict:
@@ -82,6 +82,7 @@ def model(variant: str, **changes: Any) -> ConfigDict:
     training = {
         "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block,
         "drop_path_ramp": False,  # or rising from 0 in the first block to drop_path in the last
+        "attention": "xla",  # xla | cudnn: fused, for NVIDIA GPUs and bfloat16
     }
     rope = {
         "rope_shift": 0.0,  # RoPE box augmentation: +- shift,
@@ -102,7 +103,7 @@ def head(*, prototypes: int, hidden: int = 2048, bottleneck: int = 256, gain: st
     Args:
       gain: "none" (DINOv3); of weight-normalised prototypes: "frozen" (DINO) or "trained" (DINOv2).
     """
-    return ConfigDict({"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "gain": gain})
+    return ConfigDict({"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "gain": gain}).lock()
 
 
 def schedule(*, start: float, peak: float, end: float, warmup: int = 0, cosine: int = 0) -> ConfigDict:
@@ -115,7 +116,7 @@ def schedule(*, start: float, peak: float, end: float, warmup: int = 0, cosine: 
     """
     return ConfigDict(
         {"start": float(start), "peak": float(peak), "end": float(end), "warmup": warmup, "cosine": cosine}
-    )
+    ).lock()
 
 
 def constant(value: float) -> ConfigDict:
@@ -203,7 +204,7 @@ def following(previous: ConfigDict, **changes: Any) -> ConfigDict:
 
 def set_phases(config: ConfigDict, **phases: ConfigDict) -> None:
     """Sets the phases of a run, in order."""
-    config.phases = ConfigDict(phases)
+    config.phases = ConfigDict(phases).lock()
     config.phase_order = tuple(phases)
 
 
@@ -224,4 +225,4 @@ def _changed(options: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
                 _changed(options[name], dict(value))
             else:
                 options[name] = value
-    return options
+    return options.lock()

@@ -67,6 +67,10 @@ class GramTeachers:
         like = checkpoint.with_sharding(shapes, self.mesh)
         return with_gram_teacher(state, restore_snapshot(self.folder(phase), like))
 
+    def due(self, phase: Phase, step: int) -> bool:
+        """Tells whether `after_step` has anything to do."""
+        return phase.last_refresh(step) == step or phase.snapshot_due(step)
+
     def after_step(self, phase: Phase, step: int, state: TrainState) -> TrainState:
         """Refreshes the Gram teacher and saves snapshots where that is due after `step` completed steps."""
         refreshed = phase.last_refresh(step) == step

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 class Guard:
@@ -43,7 +44,10 @@ class Guard:
         if not in_row:
             return
         blamed = ", ".join(_not_finite(metrics))
-        bad = [self._name(int(i)) for i, good in zip(ids, _local(finite), strict=True) if not good]
+        good = _local(finite)
+        if jax.process_count() > 1:  # all come here, as the metrics are the same in all
+            ids, good = (rows.ravel() for rows in multihost_utils.process_allgather((ids, good)))
+        bad = [self._name(int(i)) for i, fine in zip(ids, good, strict=True) if not fine]
         if not bad:
             where = "although the features of every sample are finite"
         elif len(bad) == len(ids):

@@ -11,12 +11,12 @@ Values of the recipe are changed by their key, and keys that are misspelt are an
 `--config FILE --keys` prints every key of a recipe with its value.
 
 Running the same command with the same workdir continues the run, bit for bit; SIGTERM and Ctrl-C save first.
-Exit codes: 0 done, or stopped after saving; 1 the run failed; 2 wrong input.
+Exit codes: 0 done, or stopped after saving; 1 the run failed; 2 wrong input; 130 stopped at once.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parses the command line, runs the recipe and returns the exit code (0 good, 1 failed, 2 wrong input)."""
+    """Parses the command line, runs the recipe and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m dino_jax.main",
         description="Train a DINO model: all phases of a recipe, in one folder.",

@@ -92,7 +92,7 @@ def check_batch(phase: Phase, shards: int) -> None:
             f"phases.{phase.name}.batch_size = {size} cannot be split over {shards} devices: use {near}, "
             "or a number of devices that divides it"
         )
-    if size // shards % group:
+    if phase.options.loss.ibot and size // shards % group:
         raise ValueError(
             f"phases.{phase.name}.masks.group_size = {group} does not divide the {size // shards} samples of a device "
             f"(batch_size {size} over {shards} devices): use a divisor of {size // shards}"

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import math
 import runpy
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
       overrides: text values by dotted key, `{"phases.gram.steps": "100"}`.
 
     Raises:
-      ValueError: for a missing file, a file that is no recipe, an unknown key (with the nearest) or a wrong type.
+      ValueError: for a missing file, a file that is no recipe or has a mistake, an unknown key (with the nearest) or a
+        wrong type.
     """
     path, _, variant = config.partition(":")
     if not Path(path).is_file():
@@ -32,7 +34,14 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
         raise ValueError(f"--config {path}: it defines no get_config(), so it is not a recipe")
     if variant and not inspect.signature(get_config).parameters:
         raise ValueError(f"--config {config}: the recipe has no variants, use {path}")
-    built = get_config(variant) if variant else get_config()
+    try:
+        built = get_config(variant) if variant else get_config()
+    except ValueError:  # a recipe's own words
+        raise
+    except Exception as error:  # whatever a mistake in it raises: ml_collections names the nearest of unknown keys
+        line = next(f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == path)
+        words = " ".join(str(error).split()).strip("'\"")
+        raise ValueError(f"--config {path}, line {line}: {type(error).__name__}: {words}") from error
     for key, text in overrides.items():
         override(built, key, text)
     return built.lock()

@@ -3,7 +3,6 @@
 import functools
 import resource
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,12 +48,12 @@ class Report:
 
         self.tokens = tokens
 
-    def finish(self, state: TrainState, *, started: float) -> dict[str, float]:
+    def finish(self, state: TrainState, *, seconds: Callable[[], float]) -> dict[str, float]:
         """Evaluates a finished run, draws its pictures, prints a table and says where things are.
 
         Args:
           state: of the networks after the last step.
-          started: when the process began with the run, on the monotonic clock.
+          seconds: tells how long the run has taken so far.
 
         Returns:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
@@ -66,7 +65,7 @@ class Report:
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
         drawn = self.draw(state, records) if self.config.log.pictures else []
-        results |= {"time/seconds": time.monotonic() - started, "memory/peak_gib": peak_memory()}
+        results |= {"time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
             self.show(results, drawn)
         return results

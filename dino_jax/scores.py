@@ -14,7 +14,7 @@ from dino_jax import health, sharding
 from dino_jax.data.dense import MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
-from dino_jax.data.sources import Source
+from dino_jax.data.sources import Source, has_labels
 from dino_jax.data.subset import Subset
 from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.evals.quality import neighbour_cosine, uniformity
@@ -38,6 +38,12 @@ class Scores:
         self.unlabelled = Subset(held_out or source, config.eval.quality.images)
         if config.eval.dense.path:
             assert self._dense_pairs  # opened now, so that what is wrong with them is said before the first step
+        self._labelled = held_out is not None and has_labels(held_out) and has_labels(source)
+        if self._labelled and config.eval.knn.k > len(self.voters):
+            raise ValueError(
+                f"eval.knn.k = {config.eval.knn.k} neighbours are more than the {len(self.voters)} images that vote: "
+                "lower it, or raise eval.knn.images"
+            )
         where = sharding.replicated(mesh)
         self._patches = jax.jit(lambda model, images: model(model.normalize(images))["patches"], out_shardings=where)
 
@@ -74,7 +80,7 @@ class Scores:
 
     def labelled(self) -> bool:
         """Tells whether both training and held-out images have labels."""
-        return self.held_out is not None and bool(self.held_out.class_names) and bool(self.voters.class_names)
+        return self._labelled
 
     def dense(self, params: Params) -> Numbers:
         """Returns {"dense/miou": mIoU of a linear probe on patches, fitted in closed form}; empty without masks."""
@@ -99,8 +105,10 @@ class Scores:
         }
 
     def _accuracy(self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray) -> float:
-        k = self.config.eval.knn.k
-        return knn(train, labels, test, truth, ks=(k,))[k]
+        """Returns the accuracy over the images that have a class; those beside the class folders have none."""
+        votes, asked = labels >= 0, truth >= 0
+        k = min(self.config.eval.knn.k, int(votes.sum()))
+        return knn(train[votes], labels[votes], test[asked], truth[asked], ks=(k,))[k]
 
     def _features(self, params: Params, source: Source | None, *outputs: str) -> dict[str, np.ndarray]:
         assert source is not None

@@ -1,10 +1,17 @@
 """Turns SIGTERM (preemption) and Ctrl-C into a request to save and stop."""
 
+import contextlib
+import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+
+class Stopped(BaseException):
+    """Ends at once what `StopRequest.at_once` surrounds; no handler of errors takes it for one."""
 
 
 class StopRequest:
@@ -15,7 +22,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested = self._at_once = False
         self._before: dict[int, object] = {}
 
     def now(self, step: int) -> bool:
@@ -24,10 +31,25 @@ class StopRequest:
             self._requested = multihost_utils.reached_preemption_sync_point(step)
         return self._requested
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Surrounds work of which nothing needs to be saved: a signal ends it with `Stopped`."""
+        if self._requested and jax.process_count() == 1:
+            raise Stopped
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
+        if self._at_once:
+            raise Stopped
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step, which is saved; Ctrl-C stops at once\n")
 
     def __enter__(self) -> "StopRequest":
         if jax.process_count() == 1:

@@ -27,7 +27,7 @@ from dino_jax.progress import Progress
 from dino_jax.record import Recorder
 from dino_jax.report import Report
 from dino_jax.state import Networks, Params, TrainState
-from dino_jax.stop import StopRequest
+from dino_jax.stop import Stopped, StopRequest
 from dino_jax.validate import validate
 from dino_jax.workdir import Workdir
 
@@ -51,6 +51,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     shards = sharding.data_shards(mesh)
     for phase in in_order(config):
         check_batch(phase, shards)
+    check_attention(config, mesh)
     networks = build.networks(config, shards=shards)
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
@@ -58,7 +59,18 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
         initial.check_path(config.init.weights)  # before the workdir takes the value on
     with Workdir(folder) as workdir, StopRequest() as stop:
         workdir.adopt(config)
+        workdir.adopt_images(len(source), source.name)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
+
+
+def check_attention(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError when the devices or the precision have not the attention that is asked for."""
+    platform = mesh.devices.flat[0].platform
+    if config.model.get("attention") == "cudnn" and (platform != "gpu" or config.precision != "bfloat16"):
+        raise ValueError(
+            f"model.attention = 'cudnn' needs NVIDIA GPUs and precision = 'bfloat16', here it is {platform} and "
+            f"{config.precision}: use 'xla'"
+        )
 
 
 class Trainer:
@@ -77,7 +89,7 @@ class Trainer:
         self.config, self.workdir, self.mesh, self.networks = config, workdir, mesh, networks
         self.source, self.stop = source, stop
         self.phases, self.centered = in_order(config), build.centered(config)
-        self.started = time.monotonic()
+        self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
         self.report = Report(config, networks, mesh, workdir.path, source, held_out, self.first_backbone)
         dense_score = self.report.scores.dense_score if config.eval.dense.path else None
@@ -102,9 +114,18 @@ class Trainer:
         if stopped:
             self.progress.note(f"stopped after step {int(state.step)}, saved: the same command continues")
             return {}
-        results = self.report.finish(state, started=self.started)
+        try:
+            with self.stop.at_once():
+                results = self.report.finish(state, seconds=self.seconds)
+        except Stopped:
+            self.progress.note("stopped during the evaluation, all steps are saved: the same command evaluates again")
+            return {}
         self.workdir.write_results(results)
         return results
+
+    def seconds(self) -> float:
+        """Returns how long the run has taken so far, in all its processes; what was trained twice counts once."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def run_phase(
         self,
@@ -128,13 +149,16 @@ class Trainer:
                 hyper = build.hyper(names, step - 1 - phase.first)
                 state, metrics, finite = train_step(state, batch, hyper)
                 guard.watch(step, metrics, finite, ids)
-                state = self.gram.after_step(phase, step, state)
+                if self.gram.due(phase, step):
+                    guard.flush()
+                    with record.throughput.paused():
+                        state = self.gram.after_step(phase, step, state)
                 record.after_step(phase, step, state, batch, metrics, hyper)
                 stopped = self.stop.now(step)
                 if stopped or step == phase.last or step % self.config.checkpoint.every == 0:
                     guard.flush()
                     with record.throughput.paused():
-                        checkpoints.save(step, state, batches.get_state())
+                        checkpoints.save(step, state, batches.get_state() | {"seconds": self.seconds()})
                 if stopped:
                     break
         return state, stopped and step < self.phases[-1].last
@@ -151,6 +175,7 @@ class Trainer:
         self.gram.check(self.phases, done=next(iter(checkpoints.steps()), 0))
         restored = checkpoints.restore(like, note=self.progress.note)
         if restored is not None:
+            self.seconds_before = restored.data.get("seconds", 0.0)
             self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
         return restored
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple] = {
     "precision": ("float32", "bfloat16"),
     "remat": ("none", "matmuls", "full"),
     "data.source": ("packaged", "folder", "tar", "arrayrecord"),
@@ -13,8 +13,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dino_head.gain": ("none", "frozen", "trained"),
     "ibot_head.gain": ("none", "frozen", "trained"),
     "model.norm": ("layernorm", "rmsnorm"),
+    "model.attention": ("xla", "cudnn"),
+    "model.in_channels": (3,),  # what photographs and their augmentation have
 }
-PHASE_CHOICES: dict[str, tuple[str, ...]] = {
+PHASE_CHOICES: dict[str, tuple] = {
     "targets": ("sinkhorn_knopp", "centering"),
     "optim.name": ("adamw", "sgd"),
     "optim.clip": ("module", "tensor"),
@@ -27,12 +29,16 @@ POSITIVE = (
     "checkpoint.keep_last log.every log.health_every nonfinite_limit eval.size eval.knn.k eval.knn.images "
     "eval.dense.images eval.quality.images"
 )
-NOT_NEGATIVE = "data.workers checkpoint.keep_every eval.knn.every eval.dense.every eval.quality.every"
+NOT_NEGATIVE = "seed data.workers checkpoint.keep_every eval.knn.every eval.dense.every eval.quality.every"
 SHARES = "model.drop_path data.max_bad_share"
 PHASE_POSITIVE = (
-    "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk"
+    "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk "
+    "student_temperature sinkhorn_iterations optim.clip_norm"
 )
-PHASE_NOT_NEGATIVE = "snapshot_every loss.dino loss.ibot loss.koleo optim.freeze_last_layer optim.freeze_backbone"
+PHASE_NOT_NEGATIVE = (
+    "snapshot_every loss.dino loss.ibot loss.koleo loss.koleo_group_size optim.freeze_last_layer optim.freeze_backbone "
+    "gram.crop_size gram.refresh_every gram.first_refresh gram.max_refreshes"
+)
 PHASE_SHARES = "center_momentum masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
 
 
@@ -50,6 +56,9 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     yield from _values(c, "", CHOICES, POSITIVE, SHARES)
     for key in NOT_NEGATIVE.split():
         yield from _check(c, "", key, lambda v: v >= 0, "0 or more")
+    yield from _check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
+    if "heads" in c.model:
+        yield from _multiple("eval.size", c.eval.size, c.model.patch_size)
     if "heads" in c.model and c.model.width % c.model.heads:
         yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
     if "rope_base" in c.model and c.model.width // c.model.heads % 4:
@@ -115,9 +124,7 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         ("crops.local_size", p.crops.local_size),
         ("gram.crop_size", p.gram.crop_size),
     ):
-        if size % patch:
-            near = max(patch, round(size / patch) * patch)
-            yield f"{prefix}{key} = {size} is not a multiple of model.patch_size = {patch}: use {near}"
+        yield from _multiple(f"{prefix}{key}", size, patch)
     for key, (low, high) in (
         ("crops.global_scale", p.crops.global_scale),
         ("crops.local_scale", p.crops.local_scale),
@@ -125,13 +132,19 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
     ):
         if not 0 <= low <= high <= 1:
             yield f"{prefix}{key} = {(low, high)} must be two shares, 0 <= low <= high <= 1"
-    if p.batch_size % p.masks.group_size:
+    if p.loss.ibot and p.batch_size % p.masks.group_size:
         yield (
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
             "use a divisor of what one device holds"
         )
-    if p.loss.ibot and not p.masks.probability:
-        yield f"{prefix}masks.probability = 0 leaves iBOT no patches to predict: set {prefix}loss.ibot to 0 as well"
+    if p.loss.ibot and int(2 * p.masks.group_size * p.masks.probability) < 1:
+        yield (
+            f"{prefix}masks.probability = {p.masks.probability:g} leaves none of the {2 * p.masks.group_size} crops of "
+            f"a group masked, and iBOT no patches to predict: raise it, or set {prefix}loss.ibot to 0 as well"
+        )
+    temperature = p.schedules.teacher_temperature
+    if min(temperature.start, temperature.peak, temperature.end) <= 0:
+        yield f"{prefix}schedules.teacher_temperature must stay above 0: it divides the teacher's scores"
     group = p.loss.koleo_group_size or p.batch_size
     if p.batch_size % group or p.loss.koleo_topk >= group:
         yield (
@@ -168,19 +181,28 @@ def _gram_problems(prefix: str, p: ConfigDict, known_snapshots: set[str]) -> Ite
         )
 
 
+def _multiple(key: str, size: int, patch: int) -> Iterator[str]:
+    """Finds an image side that patches do not fill."""
+    if size % patch:
+        near = max(patch, round(size / patch) * patch)
+        yield f"{key} = {size} is not a multiple of model.patch_size = {patch}: use {near}"
+
+
 def _multiples(every: int, last: int) -> range:
     return range(every, last + 1, every) if every > 0 else range(0)
 
 
-def _values(
-    c: ConfigDict, prefix: str, choices: dict[str, tuple[str, ...]], positive: str, shares: str
-) -> Iterator[str]:
+def _values(c: ConfigDict, prefix: str, choices: dict[str, tuple], positive: str, shares: str) -> Iterator[str]:
     for key, allowed in choices.items():
-        yield from _check(c, prefix, key, allowed.__contains__, f"one of {', '.join(allowed)}")
+        yield from _check(c, prefix, key, allowed.__contains__, _one_of(allowed))
     for key in positive.split():
         yield from _check(c, prefix, key, lambda v: v > 0, "above 0")
     for key in shares.split():
         yield from _check(c, prefix, key, lambda v: 0 <= v <= 1, "between 0 and 1")
+
+
+def _one_of(allowed: tuple) -> str:
+    return f"one of {', '.join(allowed)}" if len(allowed) > 1 else str(allowed[0])
 
 
 def _check(c: ConfigDict, prefix: str, key: str, good: Callable[[Any], bool], allowed: str) -> Iterator[str]:

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ from ml_collections import ConfigDict
 from dino_jax.metrics import write_json_atomic
 from dino_jax.recipe import flatten
 
-# These change where and how fast a run computes, not what; they may differ when it continues.
-FREE = ("mesh.", "remat", "data.workers", "checkpoint.", "log.pictures")
+# These change where and how fast a run computes, what it reports and what it puts up with, but not what it trains;
+# they may differ when it continues.
+FREE = (
+    *("mesh.", "remat", "model.attention", "data.workers", "data.path", "data.test_path", "data.max_bad_share"),
+    *("checkpoint.", "log.pictures", "nonfinite_limit", "eval.size", "eval.knn.", "eval.quality."),
+)
+IMAGES_COMPARED = 1000
 
 
 class Workdir:
@@ -73,7 +80,34 @@ class Workdir:
 
     def begun(self) -> bool:
         """Tells whether a run has taken a step here, with the configuration that `adopt` compares."""
-        return (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/*"))
+        metrics = self.path / "metrics.jsonl"
+        return (metrics.exists() and metrics.stat().st_size > 0) or any(self.path.glob("checkpoints/*"))
+
+    def adopt_images(self, count: int, name: Callable[[int], str]) -> None:
+        """Stores how many training images there are and a checksum of some names, or checks what is stored.
+
+        The order in which images are drawn depends on their number, so that a run with others would not be continued.
+
+        Args:
+          count: images.
+          name: of an image by its index.
+
+        Raises:
+          ValueError: when a run that has begun had other images.
+        """
+        file = self.path / "images.json"
+        some = {index * count // IMAGES_COMPARED for index in range(IMAGES_COMPARED)}
+        now = {"images": count, "names": zlib.crc32("\n".join(name(index) for index in sorted(some)).encode())}
+        if self.begun() and file.exists():
+            before = json.loads(file.read_text())
+            if before != now:
+                raise ValueError(
+                    f"--workdir {self.path} was trained on {before['images']} images, now there are {count}"
+                    f"{', of other names' if before['images'] == count else ''}: bring the same back to data.path, "
+                    f"or delete {file} to continue with these, in another order"
+                )
+        if jax.process_index() == 0:
+            write_json_atomic(file, now)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json."""

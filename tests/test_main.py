@@ -73,7 +73,7 @@ def test_workdir_of_another_configuration(capsys, program, tmp_path):
     changes = main.overrides([argument for argument in arguments if argument.startswith("--config.")])
     with Workdir(tmp_path) as workdir:
         workdir.adopt(recipe.load("tests/tiny_recipe.py", changes))
-    (tmp_path / "metrics.jsonl").touch()  # a step was taken
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # a step was taken
     line = refused(capsys, *arguments, "--config.seed=3")
     assert "belongs to a run with another config (seed: 0 there, 3 now): use the same values, or another" in line
 
@@ -154,7 +154,7 @@ def test_full_disk_keeps_the_last_checkpoint(program, uninterrupted, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert full.returncode == 2, full.stderr
+    assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stderr
     folder = workdir / "checkpoints"
     assert f"error: checkpoint 14 cannot be written to {folder}: file too large" in full.stderr

@@ -1,6 +1,6 @@
 import pytest
 
-from dino_jax.phases import Phase, in_order
+from dino_jax.phases import Phase, check_batch, in_order
 from tests.tiny_recipe import get_config
 
 
@@ -80,3 +80,12 @@ def test_phases_follow_one_another():
         ("pretrain", 0, 8, 0),
         ("gram", 8, 14, 1),
     ]
+
+
+def test_groups_of_masks_must_fit_a_device_where_there_are_masks():
+    c = get_config()
+    first = in_order(c)[0]
+    with pytest.raises(ValueError, match="group_size = 4 does not divide the 2 samples of a device"):
+        check_batch(first, 4)
+    c.phases.pretrain.loss.ibot = 0.0
+    check_batch(in_order(c)[0], 4)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from dino_jax import recipe
@@ -79,3 +81,30 @@ def test_variant_is_passed_on(tmp_path):
     assert recipe.load(f"{file}:large", {}).data.path == "large"
     with pytest.raises(ValueError, match="has no variants"):
         recipe.load(f"{TINY}:large", {})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.data.worker = 8", r"recipe.py, line 4: AttributeError: .*worker.*did you mean \"workers\""),
+        ("c.phases.a.optim.clipnorm = 3.0", r"line 4: AttributeError: .*clip_norm"),
+        ("c.model.widths = 3", r"line 4: AttributeError: .*width"),
+        ("c.dino_head.prototype = 3", r"line 4: AttributeError: .*prototypes"),
+        ("c.phases.a.schedules.lr.peek = 1.0", r"line 4: AttributeError: .*peak"),
+        ("c.data.workers = '8'", r"line 4: TypeError: .*workers"),
+        ("d.seed = 1", r"line 4: NameError: name 'd' is not defined"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, message):
+    text = [
+        "from dino_jax import config",
+        "def get_config():",
+        "    c = config.default()",
+        f"    {line}",
+        "    return c",
+    ]
+    text[2] += "; config.set_phases(c, a=config.phase(steps=1))"
+    (tmp_path / "recipe.py").write_text("\n".join(text))
+    with pytest.raises(ValueError, match=re.compile(message, re.IGNORECASE)) as raised:
+        recipe.load(str(tmp_path / "recipe.py"), {})
+    assert "\n" not in str(raised.value)

@@ -1,6 +1,7 @@
 """Turns one image file, or its bytes, into 8-bit RGB, or says in a word why it cannot."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,10 @@ from PIL import Image, ImageOps
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+# Of large images and of damaged EXIF data, neither of which keeps an image from being used.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # A crop of a strip a few pixels wide shows a single object stretched beyond recognition. The limits only exclude
 # rulers, separators and tracking pixels; photographs, panoramas included, stay well inside them.

@@ -65,17 +65,29 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no class folders"
         raise ValueError(f"{train_place} holds {found}: classification needs <class>/<image> with two classes or more")
-    unknown = sorted(set(test.class_names) - set(names))
-    if unknown or not test.class_names:
-        what = f"class {unknown[0]}" if unknown else "images without a class"
-        raise ValueError(f"{test_place} holds {what}, which {train_place} does not: name the class folders alike")
-    order = tuple(names.index(name) for name in test.class_names)
-    test = Chosen(test, np.arange(len(test)), order, names)
+    if not test.class_names:
+        raise ValueError(f"{test_place} holds images without a class: put them into class folders, as in {train_place}")
+    test = with_classes(test, names, place=test_place, other=train_place)
     if limit is not None:
         if limit < 2:
             raise ValueError(f"a limit of {limit} images leaves no two classes: give 2 or more")
         train, test = Subset(train, limit), Subset(test, limit)
     return Labelled(train, test, names)
+
+
+def with_classes(source: Source, names: tuple[str, ...], *, place: str, other: str) -> Source:
+    """Returns the images of `source` with labels that count the classes `names`.
+
+    Args:
+      place, other: where these images and those of `names` are, for the message.
+
+    Raises:
+      ValueError: for a class that is not among `names`.
+    """
+    unknown = sorted(set(source.class_names) - set(names))
+    if unknown:
+        raise ValueError(f"{place} holds class {unknown[0]}, which {other} does not: name the class folders alike")
+    return Chosen(source, np.arange(len(source)), tuple(names.index(name) for name in source.class_names), names)
 
 
 def _splits(path: str) -> tuple[str, str]:

@@ -75,7 +75,7 @@ def train_batches(
     Raises:
       ValueError: an empty source or a size that does not divide as it must.
     """
-    local_batch = _local_batch(source, batch_size, process_count, mask_group_size)
+    local_batch = _local_batch(source, batch_size, process_count, mask_group_size if mask_probability else 1)
     if global_size % patch_size:
         raise ValueError(f"global crops of {global_size} px are not a multiple of the patch, {patch_size} px")
     crop = partial(
@@ -198,7 +198,8 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
     for _ in range(ATTEMPTS):
         try:
             sample = source[index]
-        except BadImage:
+        except BadImage as error:
+            last = f"{source.name(index)} ({error})"
             replaced = index if replaced < 0 else replaced
             index = int(rng.integers(len(source)))
             continue
@@ -208,7 +209,7 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
             "ids": np.int32(sample["id"]),
             "replaced": np.int32(replaced),
         }
-    raise ValueError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {source.name(index)}")
+    raise ValueError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {last}")
 
 
 def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int) -> Batch:

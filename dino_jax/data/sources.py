@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dino_jax.data.arrayrecord import EXTENSIONS, ArrayRecordSource
-from dino_jax.data.decode import IMAGE_EXTENSIONS, decode
+from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.folder import FolderSource
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.tar import TarSource
@@ -32,6 +32,16 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """Returns what a person would look for: the file, or the member of an archive."""
+
+
+def has_labels(source: Source) -> bool:
+    """Tells whether images have labels: named classes, or the numbers of records."""
+    if source.class_names:
+        return True
+    try:
+        return source[0]["label"] >= 0
+    except BadImage:
+        return False
 
 
 def open_source(

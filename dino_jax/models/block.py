@@ -47,7 +47,7 @@ class Block(nn.Module):
     drop_path: float
     shards: int
     dtype: Any
-    attention: str | None
+    attention: str
 
     def setup(self):
         options = {"epsilon": self.norm_epsilon, "dtype": self.dtype}

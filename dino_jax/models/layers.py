@@ -1,7 +1,7 @@
 """Building blocks of the networks: norms, LayerScale, attention, feed-forward, stochastic depth."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ class Attention(nn.Module):
     mask_key_bias: bool
     proj_bias: bool
     dtype: Dtype
-    implementation: Literal["xla", "cudnn"] | None = None
+    implementation: str = "xla"  # or "cudnn"
 
     def setup(self):
         self.qkv = QKV(self.width, self.qkv_bias, self.mask_key_bias, self.dtype)

@@ -53,7 +53,7 @@ class VisionTransformer(nn.Module):
         independently (DINO), which saves no time.
       shards: data shards of the mesh, each of which draws its own stochastic-depth subset.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
-      attention: implementation for `jax.nn.dot_product_attention` (None chooses; "xla", "cudnn").
+      attention: "xla" (plain products) or "cudnn" (fused, by `jax.nn.dot_product_attention`; NVIDIA GPUs, bfloat16).
     """
 
     patch_size: int
@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
     rope_rescale: float = 1.0
     shards: int = 1
     remat: str = "none"
-    attention: str | None = None
+    attention: str = "xla"
     dtype: Any = jnp.float32
 
     def grid(self, image_size: tuple[int, ...], layer: int = -1) -> tuple[int, int]:

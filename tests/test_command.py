@@ -1,0 +1,35 @@
+import pytest
+
+from dino_jax import command
+
+
+def failing(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("no such\n key"), 2, "error: no such key"),
+        (OSError("disk is full"), 1, "error: disk is full"),
+        (FloatingPointError("not finite"), 1, "stopped: not finite"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte."),
+            1,
+            "error: the device has too little memory (Out of memory while trying to allocate 1 byte.): take a smaller "
+            "batch; in training also remat=full, or a larger mesh.fsdp",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_a_code(error, code, line, capsys):
+    assert command.run(failing(error)) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a defect"):
+        command.run(failing(RuntimeError("a defect")))
