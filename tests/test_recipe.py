@@ -5,6 +5,12 @@ import pytest
 from dino_jax import recipe
 
 TINY = "tests/tiny_recipe.py"
+RECIPE = """from dino_jax import config
+def get_config():
+    c = config.default(); config.set_phases(c, a=config.phase(steps=1))
+    {line}
+    return c
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -96,15 +102,7 @@ def test_variant_is_passed_on(tmp_path):
     ],
 )
 def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, message):
-    text = [
-        "from dino_jax import config",
-        "def get_config():",
-        "    c = config.default()",
-        f"    {line}",
-        "    return c",
-    ]
-    text[2] += "; config.set_phases(c, a=config.phase(steps=1))"
-    (tmp_path / "recipe.py").write_text("\n".join(text))
+    (tmp_path / "recipe.py").write_text(RECIPE.format(line=line))
     with pytest.raises(ValueError, match=re.compile(message, re.IGNORECASE)) as raised:
         recipe.load(str(tmp_path / "recipe.py"), {})
     assert "\n" not in str(raised.value)
