@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def start(options: argparse.Namespace) -> None:
     """Measures, and writes the numbers if asked to."""
     _, measure, _ = VERBS[options.verb]
+    command.check_output(options.json)
     numbers = measure(options)
     if options.json:
         write_json_atomic(options.json, numbers)

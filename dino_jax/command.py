@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Options of glibc's mallopt, and what each shall be: one heap for all threads, no mappings of their own for large
@@ -54,6 +55,22 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int
 def one_line(error: BaseException) -> str:
     """Returns an error's message as one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_output(file: str | Path | None) -> None:
+    """Makes the folder of a file that will be written after long work.
+
+    Raises:
+      ValueError: when the file cannot be there.
+    """
+    if file is None:
+        return
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written: {Path(file).parent}: {error.strerror}") from None
+    if Path(file).is_dir():
+        raise ValueError(f"{file} cannot be written: it is a folder, give a file in it")
 
 
 def only_our_lines() -> None:

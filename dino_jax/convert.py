@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--branch", choices=("teacher", "student"), default="teacher", help="of a training checkpoint")
     out.add_argument("--heads", type=int, metavar="N", help="attention heads, where nothing else tells them")
     out.add_argument("--check", action="store_true", help="run both sides on a random image (extra: reference)")
-    out.add_argument("--force", action="store_true", help="replace what is at --out")
+    out.add_argument("--force", action="store_true", help="replace the weights at --out")
     out.add_argument("--manifest", type=Path, metavar="FILE", help="write what became of every tensor there, as JSON")
     out.add_argument("--json", type=Path, metavar="FILE", help="write counts, differences and seconds there")
     return out
@@ -64,8 +64,9 @@ def convert(options: argparse.Namespace) -> None:
     from dino_jax.weights import store
     from dino_jax.weights.files import refuse_existing
 
+    command.check_output(options.json)
     if options.out:
-        refuse_existing(options.out, force=options.force)
+        refuse_existing(options.out, folder=options.to != "official", force=options.force)
     started = time.monotonic()
     heads = {"heads": options.heads} if options.heads else {}
     try:

@@ -1,6 +1,7 @@
 """Evaluates weights: `python -m dino_jax.evaluate TASK --weights PATH --data ...`."""
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -62,11 +63,17 @@ def start(arguments: list[str]) -> None:
         raise ValueError(f"which task? There are {', '.join(TASKS)}")
     task = open_task(name)
     options = task_parser(name, task.add_arguments).parse_args(arguments)
+    command.check_output(options.json)
     model = load(options.weights, options.model)
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    result = task.run(model, options, folder)
+    try:
+        result = task.run(model, options, folder)
+    finally:
+        for empty in (folder, options.out):
+            with contextlib.suppress(OSError):  # it holds pictures
+                empty.rmdir()
     print(table(result.rows))
     for picture in result.pictures:
         print(f"picture: {picture}")
@@ -79,6 +86,7 @@ def load(weights: str, architecture: str | None) -> Extractor:
     command.only_our_lines()
     from dino_jax import pretrained
 
+    pretrained.check_path(weights)
     model, _ = pretrained.load(architecture, weights=weights) if architecture else pretrained.load(weights)
     return model
 

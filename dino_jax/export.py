@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 def start(options: argparse.Namespace) -> None:
     """Loads the model, exports it and says how far the file is from it."""
     command.only_our_lines()
+    command.check_output(options.json)
     if len(options.size) > 2:
         raise ValueError(f"--size takes a side, or height and width, got {len(options.size)} numbers")
     model = model_options.load_model(options)

@@ -40,7 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--outputs", default="cls", metavar="A,B", help=f"some of {','.join(OUTPUTS)} (default cls)")
     parser.add_argument("--layers", type=int, default=1, metavar="N", help="how many of the last blocks (default 1)")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the images (default 224)")
-    parser.add_argument("--fit", default="crop", choices=FITS, help="how images get that size (default crop)")
+    parser.add_argument(
+        "--fit",
+        default="crop",
+        choices=FITS,
+        help="how images get that size (default crop; centre is that of the k-NN and linear tasks)",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default 64)")
     text = "images of a part, which a kill can cost (default: what fills 256 MiB, at most 4096)"
     parser.add_argument("--part", type=int, metavar="N", help=text)
@@ -54,6 +59,7 @@ def start(options: argparse.Namespace) -> None:
     """Loads the model, opens the images and writes the parts that are missing."""
     command.only_our_lines()
     feature_files.require(options.format)
+    command.check_output(options.json)
     command.join_cluster()
     import jax
 

@@ -1,7 +1,7 @@
 """The backbone that a run starts from: drawn from the seed, or released or earlier weights to continue with."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dino_jax import sharding
 from dino_jax.state import Networks, Params
 
-# Reads weights from a path: (model with the attributes `name` and `backbone`, parameters).
+# Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, parameters).
 Load = Callable[[str], tuple[Any, Params]]
 # Options that change no function a trained network computes: how it is trained, and how it runs.
 FREE = (
@@ -32,19 +32,24 @@ def drawn(networks: Networks, mesh: Mesh, *, seed: int) -> Params:
     return jax.jit(draw, out_shardings=sharding.of_state(jax.eval_shape(draw), mesh))()
 
 
-def loaded(weights: str, networks: Networks, mesh: Mesh, *, load: Load) -> Params:
+def loaded(
+    weights: str, networks: Networks, mesh: Mesh, *, load: Load, statistics: tuple[Sequence[float], Sequence[float]]
+) -> Params:
     """Reads a backbone's parameters to where they belong on the mesh.
 
     Args:
       weights: file or folder that `load` reads.
       load: `dino_jax.load`, or anything like it.
+      statistics: mean and standard deviation by which the run normalises images.
 
     Raises:
-      ValueError: when there is nothing at `weights`, or when it is of another architecture than the run's.
+      ValueError: when there is nothing at `weights`, when it is of another architecture than the run's, or for images that
+        are normalised otherwise.
     """
     check_path(weights)
     model, params = load(weights)
     check_architecture(weights, model, networks.backbone)
+    check_statistics(weights, model, statistics)
     shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0))["backbone"])
     check_parameters(weights, model.name, params, shapes)
 
@@ -73,6 +78,17 @@ def check_architecture(weights: str, model: Any, expected: Any) -> None:
         theirs, ours = getattr(model.backbone, option.name), getattr(expected, option.name)
         if theirs != ours:
             raise ValueError(f"{problem}: model.{option.name} is {theirs!r} there and {ours!r} here: {fix}")
+
+
+def check_statistics(weights: str, model: Any, statistics: tuple[Sequence[float], Sequence[float]]) -> None:
+    """Raises ValueError when the run normalises images otherwise than the weights were trained with."""
+    theirs = tuple(model.mean), tuple(model.std)
+    if not np.allclose(theirs, statistics, rtol=0, atol=1e-4):
+        mean, std = (",".join(f"{value:g}" for value in values) for values in theirs)
+        raise ValueError(
+            f"init.weights = {weights!r} takes images of other statistics, mean {mean} and deviation {std}, than the run's: "
+            f"set --config.data.mean={mean} --config.data.std={std}"
+        )
 
 
 def check_parameters(weights: str, name: str, params: Params, expected: Params) -> None:

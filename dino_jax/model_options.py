@@ -33,6 +33,7 @@ def load_model(options: argparse.Namespace) -> Extractor:
     """
     from dino_jax import pretrained
 
+    pretrained.check_path(options.weights)
     first = options.model or options.weights
     weights = options.weights if options.model else None
     model, _ = pretrained.load(first, weights=weights, in_chans=options.in_chans)

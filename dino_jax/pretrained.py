@@ -68,7 +68,8 @@ def load(
         is named), damaged, incomplete or hostile files, and channels that do not fit.
     """
     text = str(name_or_path)
-    if text.startswith(RANDOM) or (weights is None and text in VARIANTS):
+    named = weights is None and text in VARIANTS and not Path(text).exists()
+    if text.startswith(RANDOM) or named:
         if not text.startswith(RANDOM):
             warnings.warn(f"{text} has random weights (seed {seed}): give weights=PATH for trained ones", stacklevel=2)
         found = drawn(text.removeprefix(RANDOM), seed=seed, in_chans=in_chans, **options)
@@ -82,6 +83,15 @@ def load(
     params, stats = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (found.tree(), found.stats()))
     model = Extractor(found.architecture.name, backbone, params, found.mean, found.std, batch_stats=stats)
     return model, params
+
+
+def check_path(weights: str) -> None:
+    """Raises ValueError when a command is given an architecture's name instead of weights."""
+    if weights in VARIANTS and not Path(weights).exists():
+        raise ValueError(
+            f"--weights {weights} names an architecture: give the path of weights (--model {weights} says what they "
+            f"are of), or random:{weights}"
+        )
 
 
 def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:
@@ -207,7 +217,9 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
       ValueError: when it is damaged.
     """
     config = json.loads((workdir / "config.json").read_text())
-    architecture = architecture_of_run({k.removeprefix("model."): x for k, x in config.items() if k[:6] == "model."})
+    options = {key.removeprefix("model."): x for key, x in config.items() if key.startswith("model.")}
+    options.pop("attention", None)  # that of the devices it was trained on
+    architecture = architecture_of_run(options)
     if (folder / "state").is_dir():
         wanted = [(branch, "backbone"), *([(STATS, branch)] if architecture.family == "resnet" else [])]
         tree = orbax.read_tree(folder / "state", [(part, *path) for part in SEALED for path in wanted])

@@ -195,7 +195,9 @@ class Trainer:
             return states.with_backbone(state, backbone)
         from dino_jax.pretrained import load  # with it come readers of many formats, which other runs need not
 
-        state = states.with_backbone(state, initial.loaded(weights, self.networks, self.mesh, load=load))
+        statistics = tuple(self.config.data.mean), tuple(self.config.data.std)
+        backbone = initial.loaded(weights, self.networks, self.mesh, load=load, statistics=statistics)
+        state = states.with_backbone(state, backbone)
         self.progress.note(f"student and teacher: from {weights}; heads: new, from seed {seed}")
         self.gram.snapshot(0, state)
         return state

@@ -72,7 +72,22 @@ def test_a_failing_task_writes_no_numbers(planted, monkeypatch, tmp_path, capsys
         evaluate.main(["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}", "--json", f"{tmp_path}/n"]) == 2
     )
     assert capsys.readouterr().err == "error: the masks are missing\n"
-    assert not (tmp_path / "n").exists()
+    assert not any(tmp_path.iterdir()) if tmp_path.exists() else True
+
+
+def test_where_the_numbers_go_is_checked_first(planted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("the weights were loaded"))
+    arguments = ["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out", "--json"]
+    assert evaluate.main([*arguments, f"{tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} cannot be written: it is a folder, give a file in it\n"
+    (tmp_path / "file").touch()
+    assert evaluate.main([*arguments, f"{tmp_path}/file/n.json"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_architecture_is_no_weights(capsys):
+    assert evaluate.main(["knn", "--weights", "dinov3_vits16", "--data", "D"]) == 2
+    assert "--weights dinov3_vits16 names an architecture: give the path of weights" in capsys.readouterr().err
 
 
 def test_the_outline_explains_all_tasks(capsys):

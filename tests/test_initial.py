@@ -26,9 +26,13 @@ def mesh():
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
+STATISTICS = ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+
+
 def loader(backbone, params, name="tiny"):
     """Returns what stands in for `dino_jax.load`."""
-    return lambda path: (SimpleNamespace(name=name, backbone=backbone), params)
+    mean, std = STATISTICS
+    return lambda path: (SimpleNamespace(name=name, backbone=backbone, mean=mean, std=std), params)
 
 
 def test_drawn_is_what_a_new_state_holds(networks, mesh):
@@ -38,7 +42,9 @@ def test_drawn_is_what_a_new_state_holds(networks, mesh):
 
 def test_loaded_goes_into_student_and_teacher(networks, mesh, tmp_path):
     weights = initial.drawn(networks, mesh, seed=5)
-    found = initial.loaded(str(tmp_path), networks, mesh, load=loader(networks.backbone, weights))
+    found = initial.loaded(
+        str(tmp_path), networks, mesh, load=loader(networks.backbone, weights), statistics=STATISTICS
+    )
     state = states.init(networks, build.optimizer(get_config().phases["pretrain"]), mesh, seed=3)
     after = states.with_backbone(state, found)
     for network in (after.student, after.teacher):
@@ -59,7 +65,7 @@ def test_problems_in_one_line(networks, mesh, tmp_path):
 
     def message(where, model, params):
         with pytest.raises(ValueError) as raised:
-            initial.loaded(where, networks, mesh, load=loader(model, params, "dinov3_vitb16"))
+            initial.loaded(where, networks, mesh, load=loader(model, params, "dinov3_vitb16"), statistics=STATISTICS)
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
@@ -72,6 +78,9 @@ def test_problems_in_one_line(networks, mesh, tmp_path):
     assert "(a VisionTransformer): choose" in message(path, SimpleNamespace(), weights)
     short = {name: leaf for name, leaf in weights.items() if name != "cls_token"}
     assert "cls_token is absent there and (32,) here" in message(path, networks.backbone, short)
+    load = loader(networks.backbone, weights)
+    with pytest.raises(ValueError, match=r"set --config.data.mean=0.4,0.5,0.6 --config.data.std=0.2,0.2,0.3$"):
+        initial.loaded(path, networks, mesh, load=load, statistics=((0.5,) * 3, (0.25,) * 3))
 
 
 def lines(workdir):

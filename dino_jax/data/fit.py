@@ -5,7 +5,8 @@ from PIL import Image
 
 from dino_jax.data.decode import BadImage
 
-FITS = ("crop", "squash", "native")
+FITS = ("centre", "crop", "squash", "native")
+PUBLISHED = 256 / 224  # the shorter side of an image, by the side of the square that is cut from its centre
 
 
 def fit(image: np.ndarray, *, size: int, how: str = "crop", multiple: int = 1) -> np.ndarray:
@@ -13,14 +14,17 @@ def fit(image: np.ndarray, *, size: int, how: str = "crop", multiple: int = 1) -
 
     Args:
       size: side of the result in pixels; not used by "native".
-      how: "crop" resizes the shorter side to `size` and cuts the centre, as the papers evaluate; "squash" resizes both
-        sides to `size`; "native" keeps the pixels and cuts the centre to multiples of `multiple`.
+      how: "centre" resizes the shorter side to 256 / 224 of `size` and cuts the centre, as the papers classify; "crop"
+        resizes it to `size`, so that less is lost; "squash" resizes both sides to `size`; "native" keeps the pixels
+        and cuts the centre to multiples of `multiple`.
       multiple: the network's patch.
 
     Raises:
       ValueError: an unknown `how`.
       BadImage: an image smaller than one patch.
     """
+    if how == "centre":
+        return cut(_shorter(image, round(size * PUBLISHED)), height=size, width=size)
     if how == "crop":
         return centre_crop(image, size=size)
     if how == "squash":
@@ -35,10 +39,14 @@ def fit(image: np.ndarray, *, size: int, how: str = "crop", multiple: int = 1) -
 
 def centre_crop(image: np.ndarray, *, size: int) -> np.ndarray:
     """Resizes the shorter side to `size` (bicubic, antialiased) and cuts the centre: `(size, size, channels)`."""
+    return cut(_shorter(image, size), height=size, width=size)
+
+
+def _shorter(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes the shorter side to `size`, the other one in proportion, rounded down."""
     height, width = image.shape[:2]
     shorter = min(height, width)
-    resized = resize(image, height=max(size, height * size // shorter), width=max(size, width * size // shorter))
-    return cut(resized, height=size, width=size)
+    return resize(image, height=max(size, height * size // shorter), width=max(size, width * size // shorter))
 
 
 def cut(image: np.ndarray, *, height: int, width: int) -> np.ndarray:

@@ -26,12 +26,6 @@ def group_targets(*, crops: int, patches: int, ratio: tuple[float, float], proba
     return (np.float32(patches) * ratios).astype(np.int64)
 
 
-def mask_bound(*, crops: int, patches: int, ratio: tuple[float, float], probability: float) -> int:
-    """Returns the number of masked patches in every group, rounded up to a multiple of 8."""
-    total = int(group_targets(crops=crops, patches=patches, ratio=ratio, probability=probability).sum())
-    return -(-total // ALIGNMENT) * ALIGNMENT
-
-
 def draw_masks(
     rng: np.random.Generator,
     *,

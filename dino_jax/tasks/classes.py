@@ -27,6 +27,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="PATH", help="training images, or a folder with train and val")
     parser.add_argument("--test", default="", metavar="PATH", help="test images, unless --data holds them")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N images of each, spread evenly")
+    parser.add_argument(
+        "--fit",
+        default="centre",
+        choices=("centre", "crop"),
+        help="centre: shorter side to 256/224 of --size, then the centre, as the papers; crop: shorter side to --size",
+    )
     add_extraction_arguments(parser)
 
 
@@ -43,9 +49,15 @@ def open_data(options: argparse.Namespace) -> Labelled:
 
 
 def features_of(
-    model: Extractor, source: Source, options: argparse.Namespace, *, outputs: Sequence[str] = ("cls",), layers: int = 1
+    model: Extractor,
+    source: Source,
+    options: argparse.Namespace,
+    *,
+    outputs: Sequence[str] = ("cls",),
+    layers: int = 1,
+    how: str | None = None,
 ) -> Features:
-    """Extracts features of labelled images.
+    """Extracts features of labelled images, brought to size as the options say or by `how`, see `fit.fit`.
 
     Raises:
       ValueError: when an image has no label.
@@ -59,6 +71,7 @@ def features_of(
         batch_size=options.batch_size,
         cache=options.cache,
         progress=True,
+        how=how or options.fit,
     )
     unlabelled = np.flatnonzero(features["labels"] < 0)
     if len(unlabelled):

@@ -37,6 +37,9 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     check_ks(options.k, len(data.train))
     if min(options.temperatures) <= 0:
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
+    most = len(data.train) // len(data.class_names)
+    if options.shots and not 1 <= min(options.shots) <= max(options.shots) <= most:
+        raise ValueError(f"--shots {options.shots} must be 1 to {most}, as many as a class has training images")
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     cosines, indices = nearest(train["cls"], test["cls"], k=max(options.k))
     winners = vote(

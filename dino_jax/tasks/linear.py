@@ -16,7 +16,7 @@ from dino_jax.data.labelled import Chosen
 from dino_jax.data.reading import read_batches
 from dino_jax.evals import linear
 from dino_jax.extraction import Features
-from dino_jax.models import ConvNext, Extractor
+from dino_jax.models import Extractor, VisionTransformer
 from dino_jax.pictures.rates import over_setting
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
@@ -52,7 +52,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if min(options.epochs, options.train_batch) < 1 or options.views < 0 or min(options.rates) <= 0:
         raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views not below")
     data = open_data(options)
-    blocks = 1 if isinstance(model.backbone, ConvNext) else min(linear.BLOCKS, model.backbone.depth)
+    backbone = model.backbone
+    blocks = min(linear.BLOCKS, backbone.depth) if isinstance(backbone, VisionTransformer) else 1
     # Whatever their classes: to know them all here, every image would have to be decoded.
     kept, held = linear.hold_out(np.zeros(len(data.train)), share=options.validation, seed=options.seed)
     train, validation = Chosen(data.train, kept), Chosen(data.train, held)
@@ -117,6 +118,9 @@ def _on_the_fly(
         orders = _orders(len(train), batch_size, options.seed, epoch)
         padded = np.pad(orders, ((0, 0), (0, rows - batch_size)), constant_values=-1).ravel().tolist()
         for batch in read_batches(views, padded, batch_size=rows, prepare=lambda image: image):
+            stray = batch["ids"][batch["valid"] & (batch["labels"] < 0)]
+            if len(stray):
+                raise ValueError(f"{train.name(int(stray[0]))} has no class: put each image into a folder of its class")
             images = sharding.place({"images": batch["images"]}, mesh)["images"]
             yield features(model, images), np.maximum(batch["labels"], 0), batch["valid"].astype(np.float32)
 
@@ -125,10 +129,9 @@ def _from_cache(
     model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int
 ) -> Iterator[Step]:
     """Yields features of `--views` views of every image, which are extracted once and taken in turn."""
-    found = [
-        features_of(model, Augmented(train, options.size, options.seed, view), options, outputs=OUTPUTS, layers=blocks)
-        for view in range(min(options.views, options.epochs))
-    ]
+    # Views have their size already: "crop" leaves them as they are.
+    views = [Augmented(train, options.size, options.seed, view) for view in range(min(options.views, options.epochs))]
+    found = [features_of(model, view, options, outputs=OUTPUTS, layers=blocks, how="crop") for view in views]
     for epoch in range(options.epochs):
         features = found[epoch % len(found)]
         for order in _orders(len(features["labels"]), min(batch_size, len(features["labels"])), options.seed, epoch):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dino_jax.data.crops import multi_crop, random_window, resized_crop
-from dino_jax.data.fit import centre_crop
+from dino_jax.data.fit import centre_crop, fit
 from tests.data.images import photograph
 
 OPTIONS = {
@@ -102,3 +102,10 @@ def test_centre_crop(shape):
     assert result.shape == (16, 16, 3)
     if shape == (16, 16):
         np.testing.assert_array_equal(result, image)
+
+
+def test_centre_is_the_published_cut():
+    """The shorter side of 256 is kept, and 224 of it remain: Resize(256), CenterCrop(224)."""
+    image = photograph(256, 300)
+    np.testing.assert_array_equal(fit(image, size=224, how="centre"), image[16:240, 38:262])
+    assert fit(photograph(100, 50), size=96, how="centre").shape == (96, 96, 3)

@@ -1,6 +1,12 @@
 """k-NN, linear probe and logistic regression as commands, on colours that even a drawn network tells apart."""
 
+import shutil
+
 import pytest
+
+import dino_jax
+from dino_jax.tasks import open_task
+from tests.tasks.planted import options
 
 SMALL = ("--size", 16, "--batch-size", 8)
 
@@ -23,7 +29,7 @@ def test_knn(evaluate, colors, tmp_path):
 def test_knn_refuses_a_k_larger_than_the_set(evaluate, colors):
     with pytest.raises(ValueError, match=r"k = \[25\] for 24 training samples"):
         evaluate("knn", "--data", colors, "--k", 5, 25, *SMALL)
-    with pytest.raises(ValueError, match="class 0 has 8 training images"):
+    with pytest.raises(ValueError, match=r"--shots \[9\] must be 1 to 8, as many as a class has"):
         evaluate("knn", "--data", colors, "--k", 5, "--shots", 9, *SMALL)
     with pytest.raises(ValueError, match="must be above 0"):
         evaluate("knn", "--data", colors, "--k", 5, "--temperatures", 0, *SMALL)
@@ -45,6 +51,23 @@ def test_linear(evaluate, colors, views):
     # The tiny network has three blocks.
     assert {"linear/cls_1", "linear/cls_1+patch", "linear/cls_3", "linear/cls_3+patch"} <= set(result.numbers)
     assert "rates.png" in {path.name for path in result.pictures}
+
+
+def test_linear_refuses_images_without_a_class(evaluate, colors, tmp_path):
+    data = tmp_path / "strayed"
+    shutil.copytree(colors, data)
+    for number in range(4):
+        shutil.copy(next((colors / "train").rglob("*.png")), data / "train" / f"stray{number}.png")
+    for seed in range(3):  # whether they fall into the held-out part or not
+        with pytest.raises(ValueError, match=r"stray\d.png"):
+            evaluate("linear", "--data", data, "--epochs", 1, "--train-batch", 8, "--seed", seed, *SMALL)
+
+
+def test_linear_on_a_convolutional_network(colors, tmp_path):
+    model, _ = dino_jax.load("random:dino_resnet50", depths=(1, 1, 1, 1))
+    found = options("linear", "--data", colors, "--epochs", 1, "--train-batch", 8, "--size", 32, "--batch-size", 8)
+    result = open_task("linear").run(model, found, tmp_path)
+    assert {"linear/cls_1", "linear/cls_1+patch"} <= set(result.numbers)
 
 
 def test_linear_refuses_wrong_settings(evaluate, colors):
