@@ -354,6 +354,8 @@ def _check(
     unknown = [name for name in outputs if name not in OUTPUTS]
     if unknown or not outputs or len(set(outputs)) != len(outputs):
         raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, each once, got {', '.join(outputs) or 'none'}")
+    if "registers" in outputs and not getattr(model.backbone, "registers", 0):
+        raise ValueError(f"{model.name} has no registers: leave registers out of the outputs")
     if how not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {how!r}")
     if layers < 1 or batch_size < 1:

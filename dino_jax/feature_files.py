@@ -118,10 +118,17 @@ def _read_arrayrecord(path: Path, outputs: Mapping[str, tuple[int, ...]]) -> dic
         reader = array_record_module.ArrayRecordReader(str(path))
         rows = [_record(record) for record in reader.read_all()]
         reader.close()
-        columns = {name: np.array([row[name] for row in rows]) for name in names}
+        columns = {name: _column(rows, name) for name in names}
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())})") from None
     return columns | {name: columns[name].reshape(-1, *outputs[name]) for name in outputs}
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    """Stacks an entry of all records; of none, it has a type that does not change that of the other parts."""
+    if rows:
+        return np.array([row[name] for row in rows])
+    return np.zeros(0, {"names": np.str_, "labels": np.int32, "ids": np.int32}.get(name, np.float16))
 
 
 def _record(record: bytes) -> dict[str, Any]:

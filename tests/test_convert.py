@@ -51,6 +51,38 @@ def test_nothing_is_overwritten_unless_forced(file, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_force_replaces_folders_of_weights_in_any_format(file, tmp_path):
+    for to in ("orbax", "hf", "timm", "orbax"):
+        arguments = [str(file), "--heads", "3", "--to", to, "--out", str(tmp_path / "x"), "--force"]
+        assert convert.main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("there", "to", "message"),
+    [
+        ("x/thesis.txt", "hf", "x holds thesis.txt, which is no part of weights: choose another --out"),
+        ("x/arrays/thesis.txt", "orbax", "x holds arrays, which is no part of weights"),
+        ("x/config.json", "timm", "x is not a folder of weights (config.json)"),
+        ("x/model.safetensors", "official", "x is a folder, which no file replaces"),
+        ("x", "orbax", "x is a file or a link, which no folder replaces"),
+    ],
+)
+def test_force_replaces_nothing_but_weights(file, there, to, message, tmp_path, capsys):
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    out = tmp_path / "x"
+    assert convert.main([str(file), "--heads", "3", "--to", to, "--out", str(out), "--force"]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_manifest_does_not_replace_a_folder(file, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert convert.main([str(file), "--heads", "3", "--manifest", str(tmp_path)]) == 2
+    assert "is a folder, which no file replaces: give the path of a file" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
 def test_a_failure_leaves_nothing_half_written(file, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -66,6 +98,7 @@ def test_a_failure_leaves_nothing_half_written(file, tmp_path, capsys):
         (["FILE", "--heads", "3", "--arch", "dinov2_vits14"], "not like dinov2_vits14 (width 384"),
         (["FILE", "--heads", "3", "--arch", "dinov2_vits15"], "did you mean dinov2_vits14"),
         (["/nowhere"], "there are no weights at /nowhere: check the path"),
+        (["FILE", "--heads", "5"], "width 48 cannot have 5 heads: give a divisor of 48"),
         (["FILE"], "shapes do not show the number of heads: give it (heads=N)"),
     ],
 )

@@ -147,7 +147,7 @@ def test_fingerprint_sees_names_and_pixels():
         ({"size": 20}, "size 20 is not a multiple of the patch of tiny, 8 px: take 16"),
         ({"outputs": ("cls", "clss")}, "outputs must be some of cls, mean_patch, patches, registers"),
         ({"outputs": ()}, "got none"),
-        ({"how": "stretch"}, "fit must be one of crop, squash, native"),
+        ({"how": "stretch"}, "fit must be one of centre, crop, squash, native"),
         ({"how": "native", "outputs": ("patches",)}, "do not stack"),
         ({"layers": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
@@ -157,6 +157,11 @@ def test_wrong_settings_are_one_line(model, options, message):
     with pytest.raises(ValueError, match=message) as error:
         extract_features(model, Photographs(), **({"size": 16} | options))
     assert "\n" not in str(error.value)
+
+
+def test_registers_of_a_network_without_any():
+    with pytest.raises(ValueError, match="tiny has no registers: leave registers out of the outputs"):
+        extract_features(tiny_model(registers=0), Photographs(), size=16, outputs=("cls", "registers"))
 
 
 def test_a_source_without_usable_images(model):

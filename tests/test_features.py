@@ -78,6 +78,17 @@ def test_missing_and_damaged_parts_are_made_again_to_the_same_bytes(model, tmp_p
     assert not set(source.read) >= set(range(8, 16)), "the whole part in the middle was not read again"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_without_usable_images_does_not_change_types(model, tmp_path, kind, dtype):
+    require(kind)
+    one_bad = Extraction(model, Photographs(), size=16, mesh=sharding.make_mesh(), images_per_shard=1)
+    features.write_parts(one_bad, tmp_path, kind=kind, dtype=dtype)
+    found = features.read(tmp_path)
+    assert found["cls"].shape == (20, 16)
+    assert [found[name].dtype for name in ("ids", "labels", "cls")] == [np.int32, np.int32, np.dtype(dtype)]
+
+
 def test_half_floats_are_stored(model, tmp_path):
     features.write_parts(work(model), tmp_path, kind="npz", dtype="float16")
     assert features.read(tmp_path)["cls"].dtype == np.float16

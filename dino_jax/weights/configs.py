@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dino_jax.models.layers import swiglu_hidden
@@ -48,17 +49,17 @@ TIMM = {
 }
 
 
-def options_of(config: Config) -> Options:
-    """Returns what the config.json of Hugging Face says that tensors do not show.
+def options_of(config: Config, folder: Path) -> Options:
+    """Returns what the config.json of Hugging Face in `folder` says that tensors do not show.
 
     Raises:
-      ValueError: for a model that is none of DINO's.
+      ValueError: for a model that is none of DINO's, or where it does not say all.
     """
     kind = config.get("model_type")
     if kind not in [name for name, _ in CLASSES.values()]:
         known = ", ".join(name for name, _ in CLASSES.values())
         raise ValueError(f"model_type {kind!r} in config.json is not among those read here: {known}")
-    epsilon = config["layer_norm_eps"]
+    epsilon = _number(config, "layer_norm_eps", folder)
     if kind == "dinov3_convnext":
         if not math.isclose(epsilon, 1e-6):
             raise ValueError(f"layer_norm_eps = {epsilon} in config.json: only 1e-6 is supported for ConvNeXt")
@@ -66,10 +67,18 @@ def options_of(config: Config) -> Options:
     act = "silu" if config.get("use_gated_mlp") else "gelu"
     if config.get("hidden_act", act) != act:
         raise ValueError(f"hidden_act = {config['hidden_act']!r} in config.json: only {act!r} is supported")
-    options: Config = {"heads": config["num_attention_heads"], "norm_epsilon": epsilon}
+    options: Config = {"heads": _number(config, "num_attention_heads", folder), "norm_epsilon": epsilon}
     if kind == "dinov3_vit":
-        options["rope_base"] = float(config["rope_theta"])
+        # Newer versions of transformers gather what concerns RoPE.
+        rope = {"rope_theta": config.get("rope_theta"), **(config.get("rope_parameters") or {})}
+        options["rope_base"] = float(_number(rope, "rope_theta", folder))
     return options
+
+
+def _number(config: Options, key: str, folder: Path) -> Any:
+    if not isinstance(config.get(key), int | float):
+        raise ValueError(f"config.json of {folder} lacks {key}: fetch it again, or add the number")
+    return config[key]
 
 
 def hugging_face(architecture: Architecture, layout: Layout) -> Config:

@@ -14,6 +14,16 @@ StateDict = Mapping[str, np.ndarray]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+# All that converters put into a folder, beside the Orbax checkpoint `ARRAYS` of our own format.
+WRITTEN = (
+    "dino_jax.json",
+    "dino_jax.safetensors",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+)
+ARRAYS = "arrays"
+
 
 def bytes_of(path: Path) -> np.ndarray:
     """Maps a file into memory, uint8 `(size,)`; nothing is read yet.
@@ -51,10 +61,45 @@ def check_finite(state: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: tensor {name} {array.shape} holds NaN or infinity: these weights are damaged")
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raises ValueError when something stands at `path` and must not be replaced."""
+def refuse_existing(path: Path, *, folder: bool, force: bool) -> None:
+    """Makes sure that nothing stands at `path` that must not be replaced.
+
+    Args:
+      folder: whether a folder is to be written, not a file.
+      force: whether weights, or a file by a file, may be replaced.
+
+    Raises:
+      ValueError: when something does.
+    """
     if path.exists() and not force:
         raise ValueError(f"{path} exists: choose another --out, or replace it with --force")
+    _check_replaceable(path, folder=folder)
+
+
+def _check_replaceable(path: Path, *, folder: bool) -> None:
+    """Raises ValueError when replacing `path` would remove more than a file, or a folder of nothing but weights."""
+    if not path.exists():
+        return
+    if not folder:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, which no file replaces: give the path of a file")
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise ValueError(f"{path} is a file or a link, which no folder replaces: choose another --out")
+    entries = sorted(path.iterdir())
+    foreign = [entry.name for entry in entries if not _is_written(entry)]
+    if foreign:
+        raise ValueError(f"{path} holds {foreign[0]}, which is no part of weights: choose another --out")
+    names = {entry.name for entry in entries}
+    if names and "dino_jax.json" not in names and not names >= {"config.json", "model.safetensors"}:
+        raise ValueError(f"{path} is not a folder of weights ({', '.join(sorted(names))}): choose another --out")
+
+
+def _is_written(entry: Path) -> bool:
+    """Says whether something in a folder looks as if a converter had written it."""
+    if entry.name == ARRAYS:
+        return (entry / "_CHECKPOINT_METADATA").is_file()
+    return entry.name in WRITTEN and entry.is_file()
 
 
 @contextlib.contextmanager
@@ -62,13 +107,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` for a file or folder; it takes the place of `path` if all goes well.
 
     Raises:
-      ValueError: when it cannot be written.
+      ValueError: when it cannot be written, or what is at `path` is no such thing (see `refuse_existing`).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir() and not path.is_symlink():
+        _check_replaceable(path, folder=temporary.is_dir())
+        if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
     except OSError as error:

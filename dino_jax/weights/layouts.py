@@ -71,6 +71,7 @@ SHIFTED = {"pos_offset": 0.1, "pos_antialias": False}
 
 BATCHES = (r".*\.num_batches_tracked",)
 CLASSIFIER = {r"head\.(weight|bias|fc\.weight|fc\.bias)": "a classifier"}
+HF_CLASSIFIER = {r"classifier\.(weight|bias)": "a classifier"}
 POOLER = {r"pooler\.dense\.(weight|bias)": "a pooler, which DINO has not"}
 
 LAYOUTS = {
@@ -82,6 +83,7 @@ LAYOUTS = {
             official.V1,
             marks=(r"pos_embed", r"blocks\.0\.norm1\.weight"),
             never=(r".*\.ls1\.gamma", r"mask_token", r"reg_token", r"register_tokens"),
+            skipped=CLASSIFIER,
             options=SHIFTED,
         ),
         Layout(
@@ -89,6 +91,7 @@ LAYOUTS = {
             "dinov2",
             official.V2,
             marks=(r"pos_embed", r"mask_token"),
+            skipped=CLASSIFIER,
         ),
         Layout(
             "official_v3",
@@ -96,8 +99,15 @@ LAYOUTS = {
             official.V3,
             marks=(r"rope_embed\.periods", r"blocks\.0\.norm1\.weight"),
             buffers={r"rope_embed.periods": rope_periods, r"blocks.{i}.attn.qkv.bias_mask": bias_mask},
+            skipped=CLASSIFIER,
         ),
-        Layout("official_convnext", "convnext", official.CONVNEXT, marks=(r"downsample_layers\.0\.0\.weight",)),
+        Layout(
+            "official_convnext",
+            "convnext",
+            official.CONVNEXT,
+            marks=(r"downsample_layers\.0\.0\.weight",),
+            skipped=CLASSIFIER,
+        ),
         Layout(
             "official_resnet",
             "resnet",
@@ -111,7 +121,7 @@ LAYOUTS = {
             "dino",
             hugging_face.DINO,
             marks=(r"encoder\.layer\.0\.layernorm_before\.weight",),
-            skipped=POOLER,
+            skipped=POOLER | HF_CLASSIFIER,
             options=BY_SIZE,
         ),
         Layout(
@@ -120,6 +130,7 @@ LAYOUTS = {
             hugging_face.DINOV2,
             marks=(r"encoder\.layer\.0\.norm1\.weight",),
             never=(r"embeddings\.register_tokens",),
+            skipped=HF_CLASSIFIER,
             options=BY_SIZE,
         ),
         Layout(
@@ -127,14 +138,22 @@ LAYOUTS = {
             "dinov2",
             hugging_face.DINOV2,
             marks=(r"encoder\.layer\.0\.norm1\.weight", r"embeddings\.register_tokens"),
+            skipped=HF_CLASSIFIER,
             options=BY_SIZE_ANTIALIASED,
         ),
-        Layout("hf_dinov3", "dinov3", hugging_face.DINOV3, marks=(r"layer\.0\.attention\.q_proj\.weight",)),
+        Layout(
+            "hf_dinov3",
+            "dinov3",
+            hugging_face.DINOV3,
+            marks=(r"layer\.0\.attention\.q_proj\.weight",),
+            skipped=HF_CLASSIFIER,
+        ),
         Layout(
             "hf_convnext",
             "convnext",
             hugging_face.CONVNEXT,
             marks=(r"stages\.0\.downsample_layers\.0\.weight",),
+            skipped=HF_CLASSIFIER,
         ),
         Layout(
             "timm_dino",

@@ -34,11 +34,22 @@ class Architecture:
       name: published, or "<family>_custom".
       family: a key of `BASES`.
       options: all options of its class.
+
+    Raises:
+      ValueError: when the heads do not divide the width.
     """
 
     name: str
     family: str
     options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Checks the one option that no shape of a tensor shows and that need not fit."""
+        heads, width = self.options.get("heads"), self.options.get("width")
+        if heads is not None and width is not None and (heads < 1 or width % heads):
+            raise ValueError(
+                f"{self.name} of width {width} cannot have {heads} heads: give a divisor of {width} (heads=N)"
+            )
 
     def build(self) -> Any:
         """Returns the Flax module."""

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dino_jax.weights.files import replacing
+from dino_jax.weights.files import ARRAYS, replacing
 from dino_jax.weights.network import Flat, Tree, flatten
 
 FACTS = "dino_jax.json"
-ARRAYS = "arrays"
 
 
 def is_ours(path: Path) -> bool:
@@ -45,7 +44,9 @@ def read(path: Path) -> tuple[Flat, dict[str, Any]]:
     try:
         facts = json.loads((path / FACTS).read_text())
     except ValueError:
-        raise ValueError(f"{path / FACTS} is damaged, it is no JSON: write the weights again") from None
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path / FACTS} is damaged, it is no JSON: write the weights again")
     return flatten(read_tree(path / ARRAYS)), facts
 
 

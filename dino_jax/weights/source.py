@@ -156,7 +156,7 @@ def split_heads(state: StateDict) -> tuple[dict[str, np.ndarray], dict[str, np.n
 
 
 def _short(name: str) -> str:
-    for prefix in ("backbone.", "model.", "vit.", "dinov2."):
+    for prefix in ("backbone.", "model.", "vit.", "dinov2.", "dinov2_with_registers."):
         name = name.removeprefix(prefix)
     # FSDP in DINOv2 puts blocks into chunks: blocks.<chunk>.<block>.
     return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)

@@ -98,10 +98,11 @@ def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) ->
       What became of every tensor; None for our own format, which holds them as they are.
 
     Raises:
-      ValueError: when something exists at `path` and `force` is off, or the layout cannot hold this network.
+      ValueError: when something exists at `path` and `force` is off or it is not weights, or the layout cannot hold
+        this network.
     """
     path = Path(path).expanduser()
-    refuse_existing(path, force=force)
+    refuse_existing(path, folder=to != "official", force=force)
     if to == "orbax":
         orbax.write(path, {"params": unflatten(weights.params), "leftover": weights.leftover}, _facts(weights))
         return None
@@ -153,7 +154,7 @@ def _read_ours(path: Path) -> Weights:
     content, facts = orbax.read(path)
     flat = {key: x for key, x in content.items() if key.startswith("params/")}
     manifest = Manifest("orbax")
-    architecture = _from_facts(facts)
+    architecture = _from_facts(facts, path / orbax.FACTS)
     params = {key.removeprefix("params/"): x for key, x in flat.items()}
     for key, shape in architecture.shapes().items():
         there = params[key].shape if key in params else None
@@ -177,9 +178,9 @@ def _recognise(source: Source) -> Layout:
 
 def _architecture(source: Source, layout: Layout, options: Mapping[str, Any]) -> Architecture:
     if source.beside:
-        architecture = _from_facts(source.beside)
+        architecture = _from_facts(source.beside, source.path / BESIDE)
         return architecture.with_options(**{**_positions(layout), **options})
-    known = configs.options_of(dict(source.config)) if source.whose == "hf" else {}
+    known = configs.options_of(dict(source.config), source.path) if source.whose == "hf" else {}
     try:
         return infer.architecture(source.state, layout, {**known, **options})
     except KeyError as error:
@@ -208,7 +209,10 @@ def _facts(weights: Weights) -> dict[str, Any]:
     return facts | {"mean": list(weights.mean), "std": list(weights.std)}
 
 
-def _from_facts(facts: Mapping[str, Any]) -> Architecture:
+def _from_facts(facts: Mapping[str, Any], file: Path) -> Architecture:
+    lacking = [key for key in ("name", "family", "options", "mean", "std") if key not in facts]
+    if lacking:
+        raise ValueError(f"{file} lacks {', '.join(lacking)}: write the weights again")
     return Architecture(facts["name"], facts["family"], facts["options"])
 
 

@@ -141,6 +141,8 @@ def test_a_class_that_cannot_hold_a_network_says_which_option(tmp_path):
     [
         ({"model_type": "clip"}, "model_type 'clip' in config.json is not among those read here: vit, dinov2"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"layer_norm_eps": None}, r"config\.json of .*x lacks layer_norm_eps: fetch it again"),
+        ({"num_attention_heads": None}, r"config\.json of .*x lacks num_attention_heads"),
     ],
 )
 def test_configurations_that_are_not_dinos(change, message, tmp_path):
@@ -150,3 +152,29 @@ def test_configurations_that_are_not_dinos(change, message, tmp_path):
     (tmp_path / "x" / "dino_jax.json").unlink()
     with pytest.raises(ValueError, match=message):
         store.read(tmp_path / "x")
+
+
+def test_rope_theta_stands_in_either_of_two_places(tmp_path):
+    store.save(tiny.weights("dinov3"), tmp_path / "x", "hf")
+    (tmp_path / "x" / "dino_jax.json").unlink()
+    file = tmp_path / "x" / "config.json"
+    config = json.loads(file.read_text())
+    del config["rope_theta"]
+    file.write_text(json.dumps(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 50}}))
+    assert store.read(tmp_path / "x").architecture.options["rope_base"] == 50.0
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json of .*x lacks rope_theta"):
+        store.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("case", ["vit", "dinov2", "registers"])
+def test_a_classifier_of_transformers_is_skipped(case, tmp_path):
+    transformers = library("transformers")
+    name, arguments = CASES[case]
+    config = getattr(transformers, f"{name}Config")(**arguments, num_labels=5)
+    network = getattr(transformers, f"{name}ForImageClassification")(config)
+    network.save_pretrained(tmp_path)
+    weights = store.read(tmp_path)
+    assert weights.manifest.counts()["skipped"] == 2
+    expected = network.state_dict()[f"{network.base_model_prefix}.embeddings.cls_token"].numpy()
+    np.testing.assert_array_equal(weights.params["cls_token"].reshape(-1), expected.reshape(-1))

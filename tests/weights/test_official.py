@@ -183,6 +183,18 @@ def test_a_second_name_must_be_of_the_same_tensor(tmp_path):
         store.read(tmp_path / "y.pth")
 
 
+@pytest.mark.parametrize("kind", ["dino", "dinov2", "dinov3", "convnext"])
+def test_a_linear_classifier_beside_a_backbone_is_skipped(kind, tmp_path):
+    drawn = tiny.weights(kind)
+    store.save(drawn, tmp_path / "x.pth", "official")
+    width = 32 if kind == "convnext" else 48
+    classifier = {"head.weight": np.zeros((5, width), np.float32), "head.bias": np.zeros(5, np.float32)}
+    pth_writer.write(tmp_path / "y.pth", {**pth.read(tmp_path / "x.pth"), **classifier})
+    weights = store.read(tmp_path / "y.pth", **({} if kind == "convnext" else {"heads": 3}))
+    assert weights.manifest.counts()["skipped"] == 2
+    assert all(same_bits(weights.params[path], x) for path, x in drawn.params.items())
+
+
 def test_tensors_of_nobody(tmp_path):
     pth_writer.write(tmp_path / "x.pth", {"a.weight": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)})
     with pytest.raises(ValueError, match=r"of no known layout \(2 names, such as a\.weight, b\)"):

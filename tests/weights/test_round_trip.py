@@ -87,3 +87,14 @@ def test_timm_networks_without_biases_are_for_weights_whose_biases_are_zero(tmp_
     read = store.read(tmp_path / "timm")
     assert not [name for row in read.manifest.rows for name in row.theirs if "q_bias" in name]
     assert_same(read.params, drawn.params)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", r"dino_jax\.json lacks name, family, options, mean, std"), ("[]", "is damaged"), ("{", "is damaged")],
+)
+def test_a_damaged_description_of_our_own(content, message, tmp_path):
+    store.save(tiny.weights("dinov3"), tmp_path / "x", "orbax")
+    (tmp_path / "x" / "dino_jax.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        store.read(tmp_path / "x")
