@@ -88,7 +88,7 @@ def cls_attention(config: ConfigDict, networks: Networks, mesh: Mesh, params: Pa
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def weights(params: Params, images: Array) -> Array:
         normalized = normalize(images, config.data.mean, config.data.std)
-        return last_attention(backbone, params, normalized)[:, :, 0, 1 + backbone.registers :]
+        return last_attention(backbone, params, normalized, queries=1)[:, :, 0, 1 + backbone.registers :]
 
     return np.asarray(weights(params, images), np.float32)
 

@@ -1,8 +1,10 @@
 """What a network sees of single images of any size: patch features and the attention of CLS."""
 
+import bisect
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 import jax
@@ -41,17 +43,37 @@ def to_patches(image: np.ndarray, *, size: int, patch: int) -> np.ndarray:
     return resize(image, height=height, width=width)
 
 
-def open_all(source: Source, indices: Sequence[int], *, size: int, patch: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name and the pixels of images, see `to_patches`.
+def open_some(
+    source: Source, indices: Sequence[int], places: Iterable[int], *, size: int, patch: int
+) -> list[tuple[str, np.ndarray]]:
+    """Opens images; for one that cannot be used, which a line on stderr names, it takes the next that is free.
+
+    Args:
+      indices: of the images that may be taken.
+      places: in `indices`, of those that are wanted.
+      size, patch: see `to_patches`.
+
+    Returns:
+      The name and the pixels of each, in the order of `indices`.
 
     Raises:
-      ValueError: naming an image that cannot be used.
+      ValueError: when no image can be used.
     """
-    for index in indices:
+    opened: dict[int, tuple[str, np.ndarray]] = {}
+    waiting = list(places)
+    free = sorted(set(range(len(indices))) - set(waiting))
+    while waiting:
+        place = waiting.pop(0)
+        name = source.name(indices[place])
         try:
-            yield source.name(index), to_patches(source[index]["image"], size=size, patch=patch)
+            opened[place] = name, to_patches(source[indices[place]]["image"], size=size, patch=patch)
         except BadImage as error:
-            raise ValueError(f"{source.name(index)} cannot be used: {error}") from None
+            print(f"{name} cannot be used and is left out: {error}", file=sys.stderr)
+            if free:
+                waiting.append(free.pop(bisect.bisect(free, place) % len(free)))
+    if not opened:
+        raise ValueError(f"none of the {len(indices)} images can be used: the lines above say why")
+    return [opened[place] for place in sorted(opened)]
 
 
 def patch_features(model: Extractor, image: np.ndarray) -> np.ndarray:
@@ -79,7 +101,7 @@ def _patches(model: Extractor, images: Array) -> Array:
 
 @jax.jit
 def _first_row(model: Extractor, images: Array) -> Array:
-    return model.attention(model.normalize(images))[:, :, 0]
+    return model.attention(model.normalize(images), queries=1)[:, :, 0]
 
 
 def sequences(source: Source) -> dict[str, list[int]]:

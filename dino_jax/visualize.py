@@ -13,7 +13,7 @@ from dino_jax.models import Extractor
 from dino_jax.pictures import film, tiles
 from dino_jax.pictures.components import Components, shared_components
 from dino_jax.pictures.similarity import similarity_page
-from dino_jax.views import Attention, cls_attention, open_all, patch_features, sequences
+from dino_jax.views import Attention, cls_attention, open_some, patch_features, sequences
 
 KINDS = {
     "pca": "principal components of the patch features as colours, one basis for all images",
@@ -92,8 +92,8 @@ def draw_similarity(model: Extractor, source: Source, options: argparse.Namespac
 def draw_video(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
     """Draws every frame beside its attention and its components, with one scale and one basis for the whole film."""
     name, indices = _sequence(source, options.sequence)
-    chosen = indices[:: -(-len(indices) // options.number)]
-    opened = [image for _, image in open_all(source, chosen, size=options.size, patch=model.patch_size)]
+    places = range(0, len(indices), -(-len(indices) // options.number))
+    opened = [image for _, image in open_some(source, indices, places, size=options.size, patch=model.patch_size)]
     if len({image.shape for image in opened}) > 1:
         raise ValueError(f"the frames of {name!r} differ in size: choose a folder of one video by --sequence")
     maps = [cls_attention(model, image).maps.mean(0) for image in opened]
@@ -140,8 +140,8 @@ def _components(image: np.ndarray, grid: np.ndarray, components: Components) -> 
 def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
     """Opens at most `--number` images, spread evenly over the source."""
     count = min(options.number, len(source))
-    chosen = [(2 * number + 1) * len(source) // (2 * count) for number in range(count)]
-    return list(open_all(source, chosen, size=options.size, patch=model.patch_size))
+    places = [(2 * number + 1) * len(source) // (2 * count) for number in range(count)]
+    return open_some(source, range(len(source)), places, size=options.size, patch=model.patch_size)
 
 
 def _shown(image: np.ndarray) -> np.ndarray:

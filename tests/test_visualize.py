@@ -116,8 +116,24 @@ def test_bad_input_is_one_line(draw, folder, tmp_path):
     different = draw("video", folder, "--sequence", "cats")
     assert (different.code, different.error.count("\n")) == (2, 1)
     assert "differ in size: choose a folder of one video" in different.error
+
+
+def test_images_that_cannot_be_used_are_left_out(draw, folder):
+    (folder / "cats" / "b.png").write_bytes(b"damaged")
+    line = "cats/b.png cannot be used and is left out: not an image of a known format\n"
+    done = draw("pca", folder)
+    assert (done.code, done.error) == (0, line)
+    assert done.files == ["pca.png", "pca/cats-a.png", "pca/dogs-a.png"]
+    done = draw("attention", folder, "--number", "1")  # takes the next
+    assert (done.code, done.error, done.files) == (0, line, ["attention/dogs-a.png"])
+    (folder / "dogs" / "a.png").write_bytes(b"damaged")
+    assert draw("attention", folder, "--number", "1").files == ["attention/cats-a.png"]  # there is none behind
+    done = draw("video", folder, "--sequence", "cats")
+    assert (done.code, done.error.count(line), done.files[0]) == (0, 1, "video-cats.gif")
     (folder / "cats" / "a.png").write_bytes(b"damaged")
-    assert draw("pca", folder).error == "error: cats/a.png cannot be used: not an image of a known format\n"
+    done = draw("similarity", folder)
+    assert (done.code, done.error.count("\n"), done.files) == (2, 4, [])
+    assert done.error.endswith("error: none of the 3 images can be used: the lines above say why\n")
 
 
 def test_deep_images_are_shown_in_8_bits():

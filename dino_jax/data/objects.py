@@ -50,12 +50,15 @@ class Objects:
         return self.read(index)
 
 
-def open_objects(path: str | os.PathLike) -> Objects:
+def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
     """Opens a data set told by its folders:
 
     - VOC: `JPEGImages`, `Annotations/<id>.xml`, those in `ImageSets/Main/trainval.txt` (all without that list);
     - videos as `open_videos` reads them, every frame with an object an image of its own;
     - `images/<id>.jpg` and `masks/<id>.png`, where all that is not 0 is the object.
+
+    Args:
+      year: of DAVIS, see `open_videos`.
 
     Raises:
       ValueError: when the layout is unknown, or an image has neither boxes nor a mask.
@@ -65,7 +68,7 @@ def open_objects(path: str | os.PathLike) -> Objects:
     if voc is not None and any(name.startswith(f"{voc}Annotations/") and name.endswith(".xml") for name in files.names):
         return _voc(files, voc)
     if any("/frames/" in name for name in files.names) or below(files, "JPEGImages") is not None:
-        return _videos(path)
+        return _videos(path, year)
     root = below(files, "images")
     if root is None:
         raise ValueError(
@@ -100,9 +103,9 @@ def _box(mask: np.ndarray) -> Box:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def _videos(path: str | os.PathLike) -> Objects:
+def _videos(path: str | os.PathLike, year: int) -> Objects:
     """Lists all frames; those where the object is out of sight are left out."""
-    videos = open_videos(path)
+    videos = open_videos(path, year=year)
     found = []
     for number, video in enumerate(videos.videos):
         masks = videos.masks(number)
@@ -127,10 +130,13 @@ def _voc(files: Files, root: str) -> Objects:
 
 
 def _annotated(files: Files, image_name: str, note_name: str) -> ObjectImage:
-    """Reads the boxes of an XML file; VOC counts pixels from 1 and includes the last one."""
+    """Reads the boxes of an XML file; VOC counts pixels from 1 and includes the last one.
+
+    Boxes of parts (heads, hands, feet), which stand inside an object, are left out.
+    """
     try:
         boxes = []
-        for found in ElementTree.fromstring(files.read(note_name)).iter("bndbox"):
+        for found in ElementTree.fromstring(files.read(note_name)).findall("object/bndbox"):
             left, top, right, bottom = (float(found.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
             boxes.append((left - 1, top - 1, right, bottom))
     except (ElementTree.ParseError, ValueError) as error:

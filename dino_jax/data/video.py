@@ -9,6 +9,8 @@ from dino_jax.data.dense import IMAGES, read_image, read_values
 from dino_jax.data.files import Files, below, in_folder, open_files
 
 VOID = 255
+# Folders of ImageSets with the list of a year; DAVIS 2017 brings both years, DAVIS 2016 its own under 480p.
+LISTS = {2016: ("480p", "2016"), 2017: ("2017",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,15 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Videos:
-    """Sequences of frames with masks."""
+    """Sequences of frames with masks.
+
+    Attributes:
+      one_object: whether all objects of a mask count as object 1.
+    """
 
     files: Files
     videos: list[Video]
+    one_object: bool
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -47,6 +54,8 @@ class Videos:
         """
         video = self.videos[index]
         masks = self._stack("mask", video.masks, [_objects(read_values(self.files, name)) for name in video.masks])
+        if self.one_object:
+            masks = np.where(masks == VOID, masks, np.minimum(masks, 1))
         frame = read_image(self.files, video.frames[0])
         if masks.shape[1:] != frame.shape[:2]:
             raise ValueError(
@@ -68,12 +77,18 @@ def open_videos(path: str | os.PathLike, *, year: int = 2017) -> Videos:
     """Opens annotated videos, told by their folders:
 
     - DAVIS: `JPEGImages/480p/<sequence>`, `Annotations/480p/<sequence>`, those named in `ImageSets/<year>/val.txt`
-      (2016: `ImageSets/480p/val.txt`); all when there is no list;
+      (2016: also `ImageSets/480p/val.txt`); all when there is no `ImageSets`;
     - `<sequence>/frames/<n>.jpg`, `<sequence>/masks/<n>.png`.
 
+    Args:
+      year: of DAVIS; in 2016, all objects of a mask are one.
+
     Raises:
-      ValueError: when the layout is unknown, a sequence has fewer than three frames, or a mask is missing.
+      ValueError: when the layout is unknown, the list of the year is missing, a sequence has fewer than three frames,
+        or a mask is missing.
     """
+    if year not in LISTS:
+        raise ValueError(f"year {year} is none of DAVIS: choose among {', '.join(map(str, LISTS))}")
     files = open_files(path)
     davis = below(files, "JPEGImages")
     folders = _davis(files, davis, year) if davis is not None else _sequences(files)
@@ -81,7 +96,8 @@ def open_videos(path: str | os.PathLike, *, year: int = 2017) -> Videos:
         raise ValueError(
             f"{files.path} holds no videos: it needs <sequence>/frames and <sequence>/masks, or the folders of DAVIS"
         )
-    return Videos(files, [_video(files, name, *pair) for name, pair in sorted(folders.items())])
+    videos = [_video(files, name, *pair) for name, pair in sorted(folders.items())]
+    return Videos(files, videos, one_object=year == 2016)
 
 
 def _sequences(files: Files) -> dict[str, tuple[str, str]]:
@@ -94,8 +110,8 @@ def _davis(files: Files, root: str, year: int) -> dict[str, tuple[str, str]]:
     images = "480p" if below(files, "JPEGImages/480p") is not None else "Full-Resolution"
     start = f"{root}JPEGImages/{images}/"
     names = {name.removeprefix(start).partition("/")[0] for name in files.names if name.startswith(start)}
-    listed = f"{root}ImageSets/{'480p' if year == 2016 else year}/val.txt"
-    if listed in files.names:
+    listed = _list_of(files, f"{root}ImageSets/", year)
+    if listed is not None:
         words = files.read(listed).decode().split()
         # The list of 2016 holds the files themselves: /JPEGImages/480p/<sequence>/<n>.jpg and the annotation's.
         wanted = {word.split("/")[-2] if "/" in word else word for word in words}
@@ -103,6 +119,22 @@ def _davis(files: Files, root: str, year: int) -> dict[str, tuple[str, str]]:
             raise ValueError(f"{files.path} lacks the frames of {min(wanted - names)}, which {listed} names")
         names = wanted
     return {name: (start + name, f"{root}Annotations/{images}/{name}") for name in names}
+
+
+def _list_of(files: Files, folder: str, year: int) -> str | None:
+    """Returns the file that names the sequences of a year; None when there are no lists at all."""
+    there = [name for name in files.names if name.startswith(folder)]
+    lists = {y: [f"{folder}{name}/val.txt" for name in names] for y, names in LISTS.items()}
+    for listed in lists[year]:
+        if listed in there:
+            return listed
+    if not there:
+        return None
+    fixes = [f"choose --year {y}" for y, names in lists.items() if set(names) & set(there)]
+    raise ValueError(
+        f"{files.path} lacks {lists[year][-1]}, which lists the sequences of {year}; there are {', '.join(there)}: "
+        f"{' or '.join([*fixes, 'add the list'])}"
+    )
 
 
 def _video(files: Files, name: str, frames: str, masks: str) -> Video:

@@ -97,6 +97,6 @@ class Block(nn.Module):
             return layers.residual_per_sample(branch, x, key, rate=rate)
         return layers.residual_on_subset(branch, x, key, rate=self.drop_path, shards=self.shards)
 
-    def attention_probabilities(self, x: Array, table: layers.Table | None) -> Array:
-        """Returns the attention weights `(batch, heads, tokens, tokens)` of this block for its input."""
-        return self.attn.probabilities(self.norm1(x), table)
+    def attention_probabilities(self, x: Array, table: layers.Table | None, queries: int | None) -> Array:
+        """Returns this block's attention weights for its input, see `layers.Attention.probabilities`."""
+        return self.attn.probabilities(self.norm1(x), table, queries)

@@ -107,8 +107,11 @@ class Extractor:
             blocks = intermediate_stages(self.backbone, params, images, wanted, norm=norm, batch_stats=stats)
         return [self._on_grid(block, images, layer=layer) for block, layer in zip(blocks, wanted, strict=True)]
 
-    def attention(self, images: Array, params: Params | None = None) -> Array:
-        """Returns the last block's attention `(batch, heads, tokens, tokens)`; tokens are CLS, registers, patches.
+    def attention(self, images: Array, params: Params | None = None, *, queries: int | None = None) -> Array:
+        """Returns the last block's attention `(batch, heads, queries, tokens)`; tokens are CLS, registers, patches.
+
+        Args:
+          queries: how many of the first tokens; all by default.
 
         Raises:
           ValueError: for a network without attention.
@@ -116,7 +119,8 @@ class Extractor:
         if not isinstance(self.backbone, VisionTransformer):
             raise ValueError(f"{self.name} has no attention: it is no transformer")
         self._check(images)
-        return last_attention(self.backbone, self.params if params is None else params, images)
+        params = self.params if params is None else params
+        return last_attention(self.backbone, params, images, queries=queries)
 
     def _on_grid(self, tokens: dict[str, Array], images: Array, *, layer: int) -> dict[str, Array]:
         patches = tokens["patches"]

@@ -17,6 +17,11 @@ Table = tuple[Array, Array]
 # PyTorch's trunc_normal_(std=0.02) cuts at an absolute +-2, a hundred deviations away: it is a plain normal.
 normal_init = nn.initializers.normal(0.02)
 
+# Above, attention is computed in blocks: of the 47,600 tokens of a photograph of 12 megapixels, one head has 9 GB of
+# weights. Crops in training stay below; those of DINOv3's last phase, of 768 pixels, have 2309 tokens.
+MOST_WHOLE = 4096  # keys
+QUERY_BLOCK = 256
+
 
 class Dense(nn.Module):
     """A linear layer with the initialisation of the DINO transformers (normal 0.02, zero bias)."""
@@ -108,12 +113,32 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
     Equal to `jax.nn.dot_product_attention`, and faster on CPUs: heads stand before tokens, so that the products are
     plain matrices, and the sum of the softmax divides the small product instead of the weights.
+
+    Above `MOST_WHOLE` keys, the weights are formed for `QUERY_BLOCK` queries at a time.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    y = attend_heads(q, k, v) if k.shape[2] <= MOST_WHOLE else attend_by_blocks(q, k, v, block=QUERY_BLOCK)
+    return jnp.swapaxes(y, 1, 2).astype(v.dtype)
+
+
+def attend_heads(q: Array, k: Array, v: Array) -> Array:
+    """Computes `attend` for `(batch, heads, tokens, head_dim)`, in float32."""
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return jnp.swapaxes(y / weights.sum(axis=-1, keepdims=True), 1, 2).astype(v.dtype)
+    return y / weights.sum(axis=-1, keepdims=True)
+
+
+def attend_by_blocks(q: Array, k: Array, v: Array, *, block: int) -> Array:
+    """Computes `attend_heads` for `block` queries after another, each over all keys: the same result, less memory.
+
+    The backward pass forms the weights of a block again.
+    """
+    batch, heads, tokens, dim = q.shape
+    padded = jnp.pad(q, ((0, 0), (0, 0), (0, -tokens % block), (0, 0)))
+    blocks = jnp.moveaxis(padded.reshape(batch, heads, padded.shape[2] // block, block, dim), 2, 0)
+    y = jax.lax.map(jax.checkpoint(lambda rows: attend_heads(rows, k, v), prevent_cse=False), blocks)
+    return jnp.moveaxis(y, 0, 2).reshape(batch, heads, padded.shape[2], dim)[:, :, :tokens]
 
 
 class Attention(nn.Module):
@@ -148,10 +173,10 @@ class Attention(nn.Module):
             y = attend(q, k, v)
         return self.proj(y.reshape(x.shape))
 
-    def probabilities(self, x: Array, table: Table | None) -> Array:
-        """Returns the attention weights `(batch, heads, query tokens, key tokens)` in float32."""
+    def probabilities(self, x: Array, table: Table | None, queries: int | None) -> Array:
+        """Returns the attention weights `(batch, heads, queries, tokens)` of the first tokens or all, in float32."""
         q, k, _ = self.queries_keys_values(x, table)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q[:, :queries], k, preferred_element_type=jnp.float32)
         return jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1)
 
 

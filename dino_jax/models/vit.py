@@ -260,11 +260,13 @@ def intermediate_layers(
     return out
 
 
-def last_attention(model: VisionTransformer, params: Any, images: Array) -> Array:
-    """Returns the last block's attention weights `(batch, heads, tokens, tokens)`, float32.
+def last_attention(model: VisionTransformer, params: Any, images: Array, *, queries: int | None = None) -> Array:
+    """Returns the last block's attention weights `(batch, heads, queries, tokens)`, float32.
 
     Args:
       images: `(batch, height, width, channels)`.
+      queries: how many of the first tokens, CLS being the first; all by default, which takes much memory for large
+        images.
     """
     variables = {"params": params}
     if model.depth > 1:
@@ -273,4 +275,4 @@ def last_attention(model: VisionTransformer, params: Any, images: Array) -> Arra
         x = model.apply(variables, images, method="embed")
     table = model.apply(variables, images.shape[1:3], False, method="rope_table")
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
-    return Block(**model.block_options()).apply({"params": last}, x, table, method="attention_probabilities")
+    return Block(**model.block_options()).apply({"params": last}, x, table, queries, method="attention_probabilities")

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="warps",
         help="warps: find points in a distorted copy, PCK; videos: find an object's points in later frames",
     )
+    parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help="of DAVIS: one object, or several")
     parser.add_argument("--other", type=Path, metavar="IMAGE", help="match the image --data with this one, and draw it")
     parser.add_argument("--points", type=int, default=64, help="sought in each pair")
     parser.add_argument("--seed", type=int, default=0, help="of distortions and points")
@@ -135,7 +136,7 @@ def _is_label(name: str) -> bool:
 
 def _frames(options: argparse.Namespace) -> Iterator[Pair]:
     """Makes pairs of the first frame, with points on its object, and later frames that show the object."""
-    videos = open_videos(options.data)
+    videos = open_videos(options.data, year=options.year)
     for number in patches.evenly(len(videos), options.limit):
         frames, masks, name = videos.frames(number), videos.masks(number), videos.videos[number].name
         label = np.unique(masks[0][(masks[0] > 0) & (masks[0] != VOID)])[0]

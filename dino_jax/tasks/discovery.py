@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     layouts = "VOC (boxes), DAVIS or <sequence>/{frames,masks}, or images and masks: a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=480)
+    parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help="of DAVIS: one object, or several")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="cosine above which patches are joined")
 
 
@@ -41,7 +42,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a model without patches.
     """
     patches.check(options)
-    data = open_objects(options.data)
+    data = open_objects(options.data, year=options.year)
     indices = patches.evenly(len(data), options.limit)
     found = {f.name: (f.key, _discover(f, data, indices, options)) for f in patches.compared(model, options)}
     numbers: dict[str, float] = {}

@@ -4,7 +4,7 @@ from PIL import Image
 
 from dino_jax.data.objects import open_objects
 from tests.data.test_dense import labels, photograph, write
-from tests.data.test_video import clip
+from tests.data.test_video import clip, davis
 
 
 def xml(*boxes):
@@ -34,6 +34,13 @@ def test_voc_boxes_count_from_one(tmp_path):
     assert data[0].boxes == [(0, 0, 24, 16), (3, 2, 10, 6)]
 
 
+def test_voc_boxes_of_parts_are_left_out(tmp_path):
+    head = "<part><name>head</name><bndbox><xmin>5</xmin><ymin>4</ymin><xmax>6</xmax><ymax>5</ymax></bndbox></part>"
+    note = xml((4, 3, 10, 6)).replace("</object>", f"{head}</object>")
+    data = open_objects(write(tmp_path, {"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": note}))
+    assert data[0].boxes == [(3, 2, 10, 6)]
+
+
 def test_masks_of_images(tmp_path):
     example = open_objects(write(tmp_path, {"images/a.jpg": photograph(), "masks/a.png": rectangle()}))[0]
     assert example.boxes == [(3, 2, 10, 6)] and example.mask.sum() == 28
@@ -43,6 +50,14 @@ def test_frames_of_videos_without_an_object_are_left_out(tmp_path):
     data = open_objects(write(tmp_path, clip(**{"dog/masks/00001.png": labels(0)})))
     assert len(data) == 2
     assert data[1].name == "dog/frames/00002.jpg" and data[1].boxes == [(0, 0, 24, 16)]
+
+
+def test_davis_2016_has_one_object(tmp_path):
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:4, :6], mask[4:8, 6:9] = 1, 2
+    write(tmp_path, davis(Image.fromarray(mask)) | {f"ImageSets/{year}/val.txt": "dog\n" for year in (2016, 2017)})
+    assert open_objects(tmp_path)[0].boxes == [(0, 0, 6, 4), (6, 4, 9, 8)]
+    assert open_objects(tmp_path, year=2016)[0].boxes == [(0, 0, 9, 8)]
 
 
 @pytest.mark.parametrize(

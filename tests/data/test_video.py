@@ -45,6 +45,45 @@ def test_davis_2017_marks_void_by_255(tmp_path):
     np.testing.assert_array_equal(videos.masks(0)[2], mask)
 
 
+def test_davis_2017_read_as_2016_has_its_list_and_one_object(tmp_path):
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:4], mask[4:8], mask[8] = 1, 2, 255
+    lists = {"ImageSets/2016/val.txt": "cow\n", "ImageSets/2017/val.txt": "dog\n"}
+    videos = open_videos(write(tmp_path, davis(Image.fromarray(mask)) | lists), year=2016)
+    assert [video.name for video in videos.videos] == ["cow"]
+    found = videos.masks(0)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[1], np.where(mask == 2, 1, mask))
+
+
+@pytest.mark.parametrize(
+    "listed, year, message",
+    [
+        (
+            "480p",
+            2017,
+            r"lacks ImageSets/2017/val.txt, .*; there are ImageSets/480p/val.txt: choose --year 2016 or add",
+        ),
+        (
+            "2017",
+            2016,
+            r"lacks ImageSets/2016/val.txt, .*; there are ImageSets/2017/val.txt: choose --year 2017 or add",
+        ),
+        ("2019", 2017, r"there are ImageSets/2019/val.txt: add the list"),
+        ("2019", 2019, r"year 2019 is none of DAVIS: choose among 2016, 2017"),
+    ],
+)
+def test_davis_without_the_list_of_the_year(tmp_path, listed, year, message):
+    write(tmp_path, davis(labels(1)) | {f"ImageSets/{listed}/val.txt": "dog\n"})
+    with pytest.raises(ValueError, match=message):
+        open_videos(tmp_path, year=year)
+
+
+@pytest.mark.parametrize("year", [2016, 2017])
+def test_davis_without_any_list_is_all_sequences(tmp_path, year):
+    assert [video.name for video in open_videos(write(tmp_path, davis(labels(1))), year=year).videos] == ["cow", "dog"]
+
+
 def test_the_shared_tar(shared_data):
     videos = open_videos(shared_data / "video.tar.gz")
     assert len(videos) == 12 and videos.frames(3).shape == (23, 192, 336, 3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from dino_jax.models import layers
 from dino_jax.models.layers import attend, gelu
 
 SHAPE = (2, 7, 3, 8)
@@ -40,6 +41,27 @@ def test_equal_keys_average_the_values():
     q, k, v = qkv()
     found = attend(q, jnp.ones_like(k), v)
     np.testing.assert_allclose(found, jnp.broadcast_to(v.mean(1, keepdims=True), SHAPE), atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 16])
+def test_blocks_of_queries_equal_all_at_once(block):
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in qkv())
+    cotangent = jax.random.normal(jax.random.key(9), q.shape)
+    whole, whole_gradients = jax.vjp(layers.attend_heads, q, k, v)
+    found, gradients = jax.vjp(lambda *x: layers.attend_by_blocks(*x, block=block), q, k, v)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    for ours, theirs in zip(gradients(cotangent), whole_gradients(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+def test_many_keys_take_blocks(monkeypatch):
+    q, k, v = qkv(jnp.bfloat16)
+    whole = attend(q, k, v)
+    monkeypatch.setattr(layers, "MOST_WHOLE", 6)
+    monkeypatch.setattr(layers, "QUERY_BLOCK", 4)
+    program = jax.jit(lambda *x: attend(*x))  # a function that is not traced yet
+    assert "scan" in str(jax.make_jaxpr(program)(q, k, v))
+    np.testing.assert_allclose(program(q, k, v).astype(np.float32), whole.astype(np.float32), atol=1e-2)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 3e-2)])

@@ -130,6 +130,22 @@ def test_two_images_are_matched(tmp_path):
         correspondence.run(PIXELS, options("correspondence", *words), tmp_path)
 
 
+@pytest.mark.parametrize("task", [tracking, discovery, correspondence])
+def test_the_year_of_davis_chooses_the_list(tmp_path, task):
+    data = tmp_path / "data"
+    for video in planted.video(tmp_path / "videos").iterdir():
+        for kind, folder in (("frames", "JPEGImages"), ("masks", "Annotations")):
+            (data / folder / "480p").mkdir(parents=True, exist_ok=True)
+            (video / kind).rename(data / folder / "480p" / video.name)
+    (data / "ImageSets" / "480p").mkdir(parents=True)
+    (data / "ImageSets" / "480p" / "val.txt").write_text("left\n")
+    name = task.__name__.rpartition(".")[2]
+    words = ("--data", data, "--size", 0, *(("--pairs", "videos") if task is correspondence else ()))
+    checked(task.run(PIXELS, options(name, *words, "--year", 2016), tmp_path))
+    with pytest.raises(ValueError, match=r"lacks ImageSets/2017/val.txt"):
+        task.run(PIXELS, options(name, *words), tmp_path)
+
+
 @pytest.mark.parametrize(
     "task, damage, message",
     [
