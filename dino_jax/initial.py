@@ -43,8 +43,8 @@ def loaded(
       statistics: mean and standard deviation by which the run normalises images.
 
     Raises:
-      ValueError: when there is nothing at `weights`, when it is of another architecture than the run's, or for images that
-        are normalised otherwise.
+      ValueError: when there is nothing at `weights`, or it is of another architecture than the run's, or for images of
+        other statistics.
     """
     check_path(weights)
     model, params = load(weights)
@@ -86,7 +86,7 @@ def check_statistics(weights: str, model: Any, statistics: tuple[Sequence[float]
     if not np.allclose(theirs, statistics, rtol=0, atol=1e-4):
         mean, std = (",".join(f"{value:g}" for value in values) for values in theirs)
         raise ValueError(
-            f"init.weights = {weights!r} takes images of other statistics, mean {mean} and deviation {std}, than the run's: "
+            f"init.weights = {weights!r} takes images of mean {mean} and deviation {std}, not of the run's: "
             f"set --config.data.mean={mean} --config.data.std={std}"
         )
 
