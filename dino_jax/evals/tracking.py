@@ -37,7 +37,7 @@ def propagate(
       first_mask: `(height, width)`, 0 background, 1, 2, ... objects, 255 void.
       context: number of last frames.
       radius: in patches.
-      top_k: neighbours that vote.
+      top_k: neighbours that vote, at most.
       temperature: of the vote.
 
     Returns:
@@ -78,7 +78,8 @@ def _follow(patches: jax.Array, first: jax.Array, *, context: int, radius: int, 
         usable = jnp.concatenate([jnp.ones(1, bool), last > 0])
         cosines = jnp.einsum("td,csd->tcs", unit[frame], unit[sources], precision=jax.lax.Precision.HIGHEST)
         allowed = near[:, None, :] & usable[None, :, None]
-        best, where = jax.lax.top_k(jnp.where(allowed, cosines, -jnp.inf).reshape(rows * columns, -1), top_k)
+        candidates = jnp.where(allowed, cosines, -jnp.inf).reshape(rows * columns, -1)
+        best, where = jax.lax.top_k(candidates, min(top_k, candidates.shape[1]))
         votes = jax.nn.softmax(best / heat, axis=-1)
         found = labels[sources].reshape(-1, labels.shape[-1])[where]
         new = jnp.einsum("tk,tko->to", votes, found, precision=jax.lax.Precision.HIGHEST)

@@ -67,7 +67,12 @@ def train_head(
     Args:
       outputs, loss: see `patch_head.fit_head`.
       options: of `add_arguments`, and the batch size.
+
+    Raises:
+      ValueError: for a number of views below 0.
     """
+    if options.views < 0:
+        raise ValueError(f"--views {options.views} must be 0 or more")
     shown = Progress(options.steps)
     try:
         head, _ = patch_head.fit_head(

@@ -65,6 +65,15 @@ def test_propagation_is_the_definition():
     np.testing.assert_allclose(followed.reshape(4, 20, 3), labels[1:], atol=1e-5)
 
 
+def test_all_vote_where_there_are_fewer_than_may():
+    patches, masks = moving_squares(patch=1)
+    candidates = 3 * patches.shape[1] * patches.shape[2]
+    few, many = (
+        tracking.propagate(patches, masks[0], context=2, top_k=top_k) for top_k in (candidates, 10 * candidates)
+    )
+    np.testing.assert_array_equal(few, many)
+
+
 def test_void_is_not_followed():
     patches, masks = moving_squares(patch=1)
     first = masks[0].copy()
