@@ -62,7 +62,7 @@ def train(folder: Path, images: Path, kind: str, data: int, fsdp: int) -> int:
 
     with Workdir(folder) as workdir, StopRequest() as stop:
         trainer = Holding(config, workdir, mesh, networks, source, None, stop)
-        trainer.report.finish = lambda state, started: {}
+        trainer.report.finish = lambda state, seconds: {}
         trainer.run()
     return held[0]
 

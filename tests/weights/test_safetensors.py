@@ -45,7 +45,7 @@ def test_files_that_are_cut_off(tmp_path, share):
         ({"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}, "behind the end"),
         ({"dtype": "Q4", "shape": [2], "data_offsets": [0, 8]}, "type Q4"),
         ({"dtype": "F32", "shape": [2]}, "data_offsets"),
-        ("nonsense", ""),
+        ("nonsense", "no safetensors file"),
     ],
 )
 def test_headers_that_lie(tmp_path, entry, problem):
