@@ -30,9 +30,9 @@ StableHLO, which JAX alone runs:
   model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
   features = model.call(images)  # float32 (batch, height, width, channels) in [0, 1], in red, green, blue
 
-Any batch size; the image size is fixed. Features are "cls" (batch, dim), "registers" (batch, registers, dim) and
-"patches" (batch, rows, columns, dim). Before it is written, the file is read back and run beside the model on random
-images.
+Any batch size; the image size is fixed. Features are "cls" (batch, dim), "patches" (batch, rows, columns, dim)
+and, where the network has any, "registers" (batch, registers, dim). Before it is written, the file is read back and
+run beside the model on random images.
 """
 
 

@@ -30,6 +30,8 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
         get_config = runpy.run_path(path).get("get_config")
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path}: it is not a recipe, which is a Python file ({error})") from None
+    except Exception as error:
+        raise _mistake(path, error) from error
     if get_config is None:
         raise ValueError(f"--config {path}: it defines no get_config(), so it is not a recipe")
     if variant and not inspect.signature(get_config).parameters:
@@ -39,12 +41,18 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
     except ValueError:  # a recipe's own words
         raise
     except Exception as error:  # whatever a mistake in it raises: ml_collections names the nearest of unknown keys
-        line = next(f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == path)
-        words = " ".join(str(error).split()).strip("'\"")
-        raise ValueError(f"--config {path}, line {line}: {type(error).__name__}: {words}") from error
+        raise _mistake(path, error) from error
     for key, text in overrides.items():
         override(built, key, text)
     return built.lock()
+
+
+def _mistake(path: str, error: Exception) -> ValueError:
+    """Says in a line what a recipe raised, and where in its file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    where = f", line {lines[-1]}" if lines else ""
+    words = " ".join(str(error).split()).strip("'\"")
+    return ValueError(f"--config {path}{where}: {type(error).__name__}: {words}")
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -106,3 +106,9 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=re.compile(message, re.IGNORECASE)) as raised:
         recipe.load(str(tmp_path / "recipe.py"), {})
     assert "\n" not in str(raised.value)
+
+
+def test_a_mistake_outside_of_get_config(tmp_path):
+    (tmp_path / "recipe.py").write_text("import nothing_of_that_name\n")
+    with pytest.raises(ValueError, match=r"recipe.py, line 1: ModuleNotFoundError: No module named"):
+        recipe.load(str(tmp_path / "recipe.py"), {})
