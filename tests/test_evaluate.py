@@ -68,11 +68,10 @@ def test_a_failing_task_writes_no_numbers(planted, monkeypatch, tmp_path, capsys
         raise ValueError("the masks are missing")
 
     monkeypatch.setattr(Planted, "run", staticmethod(fail))
-    assert (
-        evaluate.main(["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}", "--json", f"{tmp_path}/n"]) == 2
-    )
+    arguments = ["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out", "--json", f"{tmp_path}/n"]
+    assert evaluate.main(arguments) == 2
     assert capsys.readouterr().err == "error: the masks are missing\n"
-    assert not any(tmp_path.iterdir()) if tmp_path.exists() else True
+    assert not any(tmp_path.iterdir())  # no numbers, and no folder for pictures
 
 
 def test_where_the_numbers_go_is_checked_first(planted, monkeypatch, tmp_path, capsys):
