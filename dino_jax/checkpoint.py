@@ -119,6 +119,8 @@ class Checkpoints:
                     raise ValueError("it is not what was saved at this step")
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
                 restored, problem = None, reason(error)
+            if restored is None:
+                gc.collect()  # what was abandoned after the error complains now, not later
         if jax.process_count() > 1 and not multihost_utils.process_allgather(np.bool_(restored is not None)).all():
             restored = None
         return restored, problem
@@ -180,14 +182,13 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keeps what Orbax prints beside its errors out of a user's sight; catch the errors inside."""
+    """Keeps what Orbax prints beside its errors out of a user's sight; catch the errors inside, then collect."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None  # reads that were abandoned after the first error
     try:
         yield
-        gc.collect()
     finally:
         logger.setLevel(level)
         sys.unraisablehook = hook

@@ -304,13 +304,19 @@ def fingerprint(source: Source) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any:
-    """Builds the compiled function from a model and raw images to named outputs that lie at `where`."""
+    """Compiles `_features` with outputs that lie at `where`."""
+    options = compiling.inference_options(where.mesh.devices.flat[0].platform)
+    return jax.jit(_features(outputs, layers), out_shardings=where, compiler_options=options)
+
+
+@functools.lru_cache(maxsize=16)  # of one function JAX keeps what it has traced
+def _features(outputs: tuple[str, ...], layers: int) -> Callable[[Extractor, Array], dict[str, Array]]:
+    """Returns the function from a model and raw images to named outputs."""
 
     def features(model: Extractor, images: Array) -> dict[str, Array]:
         return _outputs_of(model, model.normalize(images), outputs, layers)
 
-    platform = where.mesh.devices.flat[0].platform
-    return jax.jit(features, out_shardings=where, compiler_options=compiling.inference_options(platform))
+    return features
 
 
 def _outputs_of(model: Extractor, images: Array, outputs: Sequence[str], layers: int) -> dict[str, Array]:
@@ -329,7 +335,7 @@ def _shapes(model: Extractor, size: int, outputs: tuple[str, ...], layers: int) 
     """Returns the shape of each output of one image, without computing anything."""
     channels = model.backbone.in_channels
     images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    shapes = jax.eval_shape(lambda model, images: _outputs_of(model, images, outputs, layers), model, images)
+    shapes = jax.eval_shape(_features(outputs, layers), model, images)
     return {name: shapes[name].shape[1:] for name in outputs}
 
 

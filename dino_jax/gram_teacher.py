@@ -1,5 +1,6 @@
 """The Gram teacher of each phase (DINOv3, section 4.2): where it comes from, when it changes, its snapshots on disk."""
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ def restore_snapshot(folder: Path, like: Any) -> Params:
                 return opened(checkpointer.restore(folder.resolve(), sealed_like(like)))
         except Exception as error:  # whatever a damaged file or another tree makes Orbax or TensorStore raise
             problem = checkpoint.reason(error)
+        gc.collect()  # what was abandoned after the error complains now, not later
     raise ValueError(
         f"Gram snapshot {folder} cannot be read, it is damaged or of another network ({problem}): "
         "set gram.teacher to another one"

@@ -1,6 +1,7 @@
 """The train state, born sharded, and the networks it belongs to."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,7 @@ class Networks:
         """Returns the running statistics with which BatchNorm begins, None for a backbone without it."""
         return self._variables(jax.random.key(0)).get("batch_stats")
 
+    @functools.partial(jax.jit, static_argnums=0)  # traced once, however often shapes or values are asked for
     def _variables(self, backbone_key: Array) -> dict[str, Params]:
         side = self.backbone.patch_size
         return self.backbone.init(backbone_key, {"global": jnp.zeros((1, side, side, self.backbone.in_channels))})

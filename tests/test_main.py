@@ -126,7 +126,12 @@ def test_bad_images_are_listed_and_too_many_of_them_stop_the_run(program, tmp_pa
     (images / "empty.png").touch()
     (images / "text.jpg").write_text("not an image")
     (images / "cut.png").write_bytes(encode(photograph(48, 56))[:300])
-    short = {"data__path": images, "phase_order": "('pretrain',)", "phases__pretrain__steps": 6}
+    short = {
+        "data__path": images,
+        "data__test_path": "",
+        "phase_order": "('pretrain',)",
+        "phases__pretrain__steps": 6,
+    }
     done = program.train(tmp_path / "run", **short, data__max_bad_share=0.5)
     assert done.returncode == 0, done.stderr
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_images.jsonl").read_text().splitlines()]
@@ -159,7 +164,7 @@ def test_full_disk_keeps_the_last_checkpoint(program, uninterrupted, tmp_path):
     folder = workdir / "checkpoints"
     assert f"error: checkpoint 14 cannot be written to {folder}: file too large" in full.stderr
     assert "checkpoint 12 is kept: free space, then run the same command" in full.stderr
-    done = program.train(workdir)
+    done = program.train(workdir, data__test_path="")  # without an evaluation at the end
     assert done.returncode == 0
     assert f"from {workdir}/checkpoints/12" in done.stderr
     assert (workdir / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()

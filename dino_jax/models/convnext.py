@@ -76,7 +76,13 @@ class Stage(nn.Module):
         """Maps each group's map `(batch, height, width, channels)`."""
         downsample = Downsample(self.width, self.stem, self.dtype, name="downsample")
         groups = {name: downsample(x) for name, x in groups.items()}
-        scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
+        scanned = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+            check_constancy_invariants=False,  # it traces every block twice
+        )
         groups, _ = scanned(self.width, self.layer_scale, self.dtype, name="blocks")(groups)
         return groups
 

@@ -131,6 +131,7 @@ class VisionTransformer(nn.Module):
             split_rngs={"params": True, "drop_path": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
+            check_constancy_invariants=False,  # it traces every block twice
         )(**self.block_options())
         options: dict[str, Any] = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
         self.norm_all = layers.norm(self.norm, **options, name="norm")
