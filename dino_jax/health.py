@@ -176,6 +176,7 @@ def diagnose(
             f"dense features decay: cosine between the patches of an image rose to "
             f"{records[-1]['health/patch_cosine']:.2f}; add a phase whose gram.teacher is an earlier snapshot"
         )
+    found = [f"{text} (in a new workdir)" for text in found]  # a run keeps to its recipe
     if lasts(lambda share: share > DATA_WAIT_SHARE, "throughput/data_wait_share"):
         found.append(
             f"starved: {metrics.get('throughput/data_wait_share', math.nan):.0%} of the time is spent waiting for "

@@ -139,6 +139,7 @@ def test_each_illness_is_named_once_with_a_setting(changes, says, setting):
     (text,) = health.diagnose(records[-1], records[:-1])
     assert says in text
     assert setting in text
+    assert ("new workdir" in text) == (setting != "data.workers")
     assert "\n" not in text
 
 

@@ -13,7 +13,7 @@ from dino_jax.weights import configs, infer, layouts, mapping, orbax, pth_writer
 from dino_jax.weights.files import check_finite, refuse_existing, replacing
 from dino_jax.weights.layouts import LAYOUTS, Layout
 from dino_jax.weights.manifest import Manifest
-from dino_jax.weights.network import STATS, Architecture, Flat, Tree, published, unflatten
+from dino_jax.weights.network import BASES, STATS, Architecture, Flat, Tree, published, unflatten
 from dino_jax.weights.source import BESIDE, BESIDE_TENSORS, Source, open_source
 
 # The satellite weights of DINOv3 have their own channel statistics (arXiv 2508.10104, section 8).
@@ -213,6 +213,8 @@ def _from_facts(facts: Mapping[str, Any], file: Path) -> Architecture:
     lacking = [key for key in ("name", "family", "options", "mean", "std") if key not in facts]
     if lacking:
         raise ValueError(f"{file} lacks {', '.join(lacking)}: write the weights again")
+    if facts["family"] not in BASES:
+        raise ValueError(f"{file}: there is no family {facts['family']!r}: use {', '.join(BASES)}")
     return Architecture(facts["name"], facts["family"], facts["options"])
 
 

@@ -91,7 +91,12 @@ def test_timm_networks_without_biases_are_for_weights_whose_biases_are_zero(tmp_
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", r"dino_jax\.json lacks name, family, options, mean, std"), ("[]", "is damaged"), ("{", "is damaged")],
+    [
+        ("{}", r"dino_jax\.json lacks name, family, options, mean, std"),
+        ('{"name": "x", "family": "vgg", "options": {}, "mean": [], "std": []}', "there is no family 'vgg': use dino, d"),
+        ("[]", "is damaged"),
+        ("{", "is damaged"),
+    ],
 )
 def test_a_damaged_description_of_our_own(content, message, tmp_path):
     store.save(tiny.weights("dinov3"), tmp_path / "x", "orbax")
