@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax import gallery, sharding
+from dino_jax import sharding
 from dino_jax.data.photometry import normalize
 from dino_jax.data.sources import Source
 from dino_jax.metrics import read_metrics
@@ -76,6 +76,8 @@ class Report:
 
     def draw(self, state: TrainState, records: list[dict[str, Any]]) -> list[Path]:
         """Draws the pictures of the run into pictures/."""
+        from dino_jax import gallery  # with it comes matplotlib, which the start of a run need not wait for
+
         return gallery.draw(
             self.config,
             self.networks,
