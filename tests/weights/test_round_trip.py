@@ -93,7 +93,10 @@ def test_timm_networks_without_biases_are_for_weights_whose_biases_are_zero(tmp_
     ("content", "message"),
     [
         ("{}", r"dino_jax\.json lacks name, family, options, mean, std"),
-        ('{"name": "x", "family": "vgg", "options": {}, "mean": [], "std": []}', "there is no family 'vgg': use dino, d"),
+        (
+            '{"name": "x", "family": "vgg", "options": {}, "mean": [], "std": []}',
+            "there is no family 'vgg': use dino, d",
+        ),
         ("[]", "is damaged"),
         ("{", "is damaged"),
     ],
