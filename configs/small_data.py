@@ -3,8 +3,8 @@
 What keeps it from collapsing, or from learning nothing, on little data: a small network with LayerScale at 1 (or none),
 few prototypes, a batch that fills them, sharp targets while new prototypes still score all images alike, and a teacher
 that is slow from the start.
-Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294); not published settings. The values are those
-of `v3_imagenette.py:gpu` (7,000 images), those of `v1` and `v2` made after it.
+Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294); not published settings. Network, crops and
+teacher temperatures are those of `v3_imagenette.py:gpu` (7,000 images); the other values are untested.
 Hardware: one GPU with 16 GB.
 Time and score: not run.
 Command: python -m dino_jax.main --config configs/small_data.py:v2 --workdir DIR --config.data.path=IMAGES

@@ -1,4 +1,4 @@
-"""Makes the objects of a run from its configuration; below this, nothing knows about ConfigDict."""
+"""Makes the objects of a run from its configuration; models, losses, data and the step know nothing of ConfigDict."""
 
 import jax
 import jax.numpy as jnp

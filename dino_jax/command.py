@@ -113,7 +113,7 @@ def prepare_cpu() -> None:
 
 
 def join_cluster() -> None:
-    """Connects the processes of a command on several hosts, one per host, started by the same line on each.
+    """Connects the processes of a command on several hosts, one per host or per GPU, started by the same line on each.
 
     With DINO_JAX_DISTRIBUTED=1 on Cloud TPU, Slurm, Open MPI or Kubernetes they find each other; elsewhere
     JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.

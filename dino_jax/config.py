@@ -127,7 +127,7 @@ def constant(value: float) -> ConfigDict:
 def phase(**changes: Any) -> ConfigDict:
     """Returns one phase of a run: its own steps, crops, losses and schedules (all counted from its first step).
 
-    The defaults are the DINOv3 losses and photometry of the fast ImageNet-1k set-up; `steps` must be given.
+    The defaults are the DINOv3 crops, losses and optimizer of the fast ImageNet-1k set-up; `steps` must be given.
     Nested options are changed by dicts, `phase(steps=100, crops={"global_size": 96})`.
     """
     p = ConfigDict()
@@ -161,7 +161,9 @@ def phase(**changes: Any) -> ConfigDict:
 
     p.gram = ConfigDict()
     p.gram.teacher = "none"  # none | ema (the teacher as the phase begins) | best_dense | a snapshot folder
-    p.gram.crop_size = 0  # pixels; side of the Gram teacher's view of each global crop
+    p.gram.crop_size = (
+        0  # pixels; side of the Gram teacher's undistorted view of each global crop; 0: the student's view
+    )
     p.gram.refresh_every = 0  # steps; 0 never
     p.gram.first_refresh = 0  # steps; the earliest
     p.gram.max_refreshes = 0  # 0 has no limit

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dino_jax import command
+from dino_jax import command, model_options
 from dino_jax.metrics import write_json_atomic
-from dino_jax.models import Extractor
 from dino_jax.progress import table
 from dino_jax.tasks import TASKS, open_task
 
@@ -17,7 +16,7 @@ from dino_jax.tasks import TASKS, open_task
 def main(arguments: list[str] | None = None) -> int:
     """Runs one evaluation task; returns the exit code of `command.run`."""
     given = sys.argv[1:] if arguments is None else arguments
-    return command.run(lambda: start(given), interrupted="interrupted: nothing was written")
+    return command.run(lambda: start(given), interrupted="interrupted: no result was written")
 
 
 def outline() -> argparse.ArgumentParser:
@@ -41,13 +40,7 @@ def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], No
         allow_abbrev=False,
     )
     parser.add_argument("task", choices=[name], help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="PATH",
-        help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
-    )
-    parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
+    model_options.add_weights(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where pictures are drawn")
     add_arguments(parser)
@@ -64,7 +57,8 @@ def start(arguments: list[str]) -> None:
     task = open_task(name)
     options = task_parser(name, task.add_arguments).parse_args(arguments)
     command.check_output(options.json)
-    model = load(options.weights, options.model)
+    command.only_our_lines()
+    model = model_options.load_model(options)
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -79,16 +73,6 @@ def start(arguments: list[str]) -> None:
         print(f"picture: {picture}")
     if options.json:
         write_json_atomic(options.json, result.numbers | {f"{name}/seconds": time.monotonic() - started})
-
-
-def load(weights: str, architecture: str | None) -> Extractor:
-    """Loads the weights, of the given architecture where they do not tell it."""
-    command.only_our_lines()
-    from dino_jax import pretrained
-
-    pretrained.check_path(weights)
-    model, _ = pretrained.load(architecture, weights=weights) if architecture else pretrained.load(weights)
-    return model
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ BATCHES = (1, 2)  # on which they are compared
 
 EPILOG = """\
 A file that ends in .onnx is an ONNX model (needs jax2onnx, float32 only), with the input "images". Any other is
-StableHLO, which JAX alone runs:
+StableHLO, which runs with JAX and flatbuffers alone:
 
   import jax
   model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     model_options.add_model(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="model.stablehlo or model.onnx")
     parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PX", help="side, or height and width")
+    parser.add_argument(
+        "--dtype", choices=tuple(TOLERANCE), default="float32", help="of weights and computation (default float32)"
+    )
     parser.add_argument(
         "--platforms", nargs="+", choices=(*PLATFORMS, "rocm"), help=f"of StableHLO; default {' '.join(PLATFORMS)}"
     )
@@ -144,7 +147,8 @@ def _check(model: Extractor, height: int, width: int) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     if size > MOST_BYTES:
         raise ValueError(
-            f"{model.name} has {size / 2**30:.1f} GiB of weights, one file holds less than 2 GiB: load it in bfloat16"
+            f"{model.name} has {size / 2**30:.1f} GiB of weights, one file holds less than 2 GiB: "
+            'take --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or a smaller network'
         )
 
 

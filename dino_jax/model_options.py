@@ -1,8 +1,8 @@
 """The command-line options by which a command gets its model and its images, and what they stand for."""
 
 import argparse
-import dataclasses
 import functools
+from pathlib import Path
 
 from dino_jax.data.decode import decode
 from dino_jax.data.deep import decode_deep
@@ -10,8 +10,8 @@ from dino_jax.data.sources import Source, open_path
 from dino_jax.models import Extractor
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights, --model, --in-chans, --mean and --std."""
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights and --model."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -19,6 +19,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
     )
     parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `add_weights`, --in-chans, --mean and --std."""
+    add_weights(parser)
     parser.add_argument("--in-chans", type=int, default=3, metavar="N", help="channels of the images")
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
         text = f"{what} of each channel, the largest sample being 1 (default: those of the weights)"
@@ -26,25 +31,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(options: argparse.Namespace) -> Extractor:
-    """Loads the model that the options of `add_model` name.
+    """Loads the model that the options of `add_weights`, or those of `add_model` and `--dtype` where they are, name.
 
     Raises:
       ValueError: for weights that cannot be loaded, or statistics that do not fit the channels.
     """
     from dino_jax import pretrained
 
-    pretrained.check_path(options.weights)
-    first = options.model or options.weights
-    weights = options.weights if options.model else None
-    model, _ = pretrained.load(first, weights=weights, in_chans=options.in_chans)
-    given = {name: getattr(options, name) for name in ("mean", "std") if getattr(options, name)}
-    for name, values in given.items():
-        if len(values) != options.in_chans:
-            raise ValueError(f"--{name} has {len(values)} numbers for {options.in_chans} channels: give one for each")
-    if min(given.get("std", [1.0])) <= 0:
-        raise ValueError(f"--std must be positive, got {min(given['std'])}")
-    mean, std = (tuple(given.get(name, getattr(model, name))) for name in ("mean", "std"))
-    return dataclasses.replace(model, mean=mean, std=std)
+    if options.weights in pretrained.VARIANTS and not Path(options.weights).exists():
+        raise ValueError(
+            f"--weights {options.weights} names an architecture: give the path of weights (--model {options.weights} "
+            f"says what they are of), or random:{options.weights}"
+        )
+    given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
+    path = (options.model, options.weights) if options.model else (options.weights,)
+    return pretrained.load(*path, **given)[0]
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

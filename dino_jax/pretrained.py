@@ -85,15 +85,6 @@ def load(
     return model, params
 
 
-def check_path(weights: str) -> None:
-    """Raises ValueError when a command is given an architecture's name instead of weights."""
-    if weights in VARIANTS and not Path(weights).exists():
-        raise ValueError(
-            f"--weights {weights} names an architecture: give the path of weights (--model {weights} says what they "
-            f"are of), or random:{weights}"
-        )
-
-
 def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:
     """Reads weights of any kind, see `load`; they stay on the host, in the types of the file.
 

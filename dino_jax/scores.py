@@ -36,8 +36,9 @@ class Scores:
         self.config, self.networks, self.mesh = config, networks, mesh
         self.voters, self.held_out = Subset(source, config.eval.knn.images), held_out
         self.unlabelled = Subset(held_out or source, config.eval.quality.images)
-        if config.eval.dense.path:
-            assert self._dense_pairs  # opened now, so that what is wrong with them is said before the first step
+        # Opened now, so that what is wrong with them is said before the first step.
+        path = config.eval.dense.path
+        self._dense_pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
         self._labelled = held_out is not None and has_labels(held_out) and has_labels(source)
         if self._labelled and config.eval.knn.k > len(self.voters):
             raise ValueError(
@@ -129,10 +130,6 @@ class Scores:
         found = [(raw_pixels(b["images"]), b["labels"], b["valid"]) for b in batches]
         features, labels, valid = (np.concatenate(part) for part in zip(*found, strict=True))
         return features[valid], labels[valid]
-
-    @functools.cached_property
-    def _dense_pairs(self) -> dict[str, MaskPairs]:
-        return {split: open_masks(self.config.eval.dense.path, split) for split in ("train", "val")}
 
     @functools.cached_property
     def _dense_images(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -24,22 +24,45 @@ PHASE_CHOICES: dict[str, tuple] = {
     "gram.tokens": ("all", "masked", "unmasked"),
     "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
 }
-POSITIVE = (
-    "model.patch_size model.width model.depth model.heads dino_head.prototypes ibot_head.prototypes checkpoint.every "
-    "checkpoint.keep_last log.every log.health_every nonfinite_limit eval.size eval.knn.k eval.knn.images "
-    "eval.dense.images eval.quality.images"
+Rule = tuple[Callable[[Any], bool], str, str]
+"""What a value must be, in code and in words, and the keys of which that is true."""
+
+ABOVE_0 = (lambda v: v > 0, "above 0")
+NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
+AT_LEAST_1 = (lambda v: v >= 1, "1 or more")
+SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
+BELOW_1 = (lambda v: 0 <= v < 1, "0 or more and below 1")
+RULES: tuple[Rule, ...] = (
+    (
+        *ABOVE_0,
+        "model.patch_size model.width model.depth model.heads dino_head.prototypes dino_head.hidden "
+        "dino_head.bottleneck ibot_head.prototypes ibot_head.hidden ibot_head.bottleneck data.window_size "
+        "data.windows_per_photograph checkpoint.every checkpoint.keep_last log.every log.health_every nonfinite_limit "
+        "eval.size eval.knn.k eval.knn.images eval.dense.images eval.quality.images",
+    ),
+    (
+        *NOT_NEGATIVE,
+        "seed model.registers model.rope_shift data.workers checkpoint.keep_every eval.knn.every eval.dense.every "
+        "eval.quality.every",
+    ),
+    (*AT_LEAST_1, "model.rope_jitter model.rope_rescale"),
+    (*SHARE, "data.max_bad_share"),
+    (*BELOW_1, "model.drop_path"),
 )
-NOT_NEGATIVE = "seed data.workers checkpoint.keep_every eval.knn.every eval.dense.every eval.quality.every"
-SHARES = "model.drop_path data.max_bad_share"
-PHASE_POSITIVE = (
-    "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk "
-    "student_temperature sinkhorn_iterations optim.clip_norm"
+PHASE_RULES: tuple[Rule, ...] = (
+    (
+        *ABOVE_0,
+        "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk "
+        "student_temperature sinkhorn_iterations optim.clip_norm",
+    ),
+    (
+        *NOT_NEGATIVE,
+        "snapshot_every loss.dino loss.ibot loss.koleo loss.koleo_group_size optim.freeze_last_layer "
+        "optim.freeze_backbone gram.crop_size gram.refresh_every gram.first_refresh gram.max_refreshes",
+    ),
+    (*SHARE, "center_momentum masks.probability optim.layer_decay optim.patch_embed_multiplier"),
+    (*BELOW_1, "optim.b1 optim.b2"),
 )
-PHASE_NOT_NEGATIVE = (
-    "snapshot_every loss.dino loss.ibot loss.koleo loss.koleo_group_size optim.freeze_last_layer optim.freeze_backbone "
-    "gram.crop_size gram.refresh_every gram.first_refresh gram.max_refreshes"
-)
-PHASE_SHARES = "center_momentum masks.probability optim.b1 optim.b2 optim.layer_decay optim.patch_embed_multiplier"
 
 
 def validate(config: ConfigDict) -> None:
@@ -53,9 +76,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _problems(c: ConfigDict) -> Iterator[str]:
-    yield from _values(c, "", CHOICES, POSITIVE, SHARES)
-    for key in NOT_NEGATIVE.split():
-        yield from _check(c, "", key, lambda v: v >= 0, "0 or more")
+    yield from _values(c, "", CHOICES, RULES)
     yield from _check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
     if "heads" in c.model:
         yield from _multiple("eval.size", c.eval.size, c.model.patch_size)
@@ -92,6 +113,11 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     with_ibot = any(p.loss.ibot for p in phases)
     if c.share_head and not with_ibot:
         yield "share_head = True has no effect with loss.ibot = 0 in all phases: set one of them"
+    if with_ibot and not c.share_head and (c.dino_head.gain == "frozen") != (c.ibot_head.gain == "frozen"):
+        yield (
+            f"dino_head.gain = {c.dino_head.gain!r} and ibot_head.gain = {c.ibot_head.gain!r}: freeze both or none, as "
+            "a trained gain decays and a frozen one must not"
+        )
     if "heads" not in c.model:
         yield from _convolutional_problems(c, phases)
     if with_ibot and not c.model.get("masking", True):
@@ -116,9 +142,7 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
 
 
 def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
-    yield from _values(p, prefix, PHASE_CHOICES, PHASE_POSITIVE, PHASE_SHARES)
-    for key in PHASE_NOT_NEGATIVE.split():
-        yield from _check(p, prefix, key, lambda v: v >= 0, "0 or more")
+    yield from _values(p, prefix, PHASE_CHOICES, PHASE_RULES)
     for key, size in (
         ("crops.global_size", p.crops.global_size),
         ("crops.local_size", p.crops.local_size),
@@ -192,13 +216,12 @@ def _multiples(every: int, last: int) -> range:
     return range(every, last + 1, every) if every > 0 else range(0)
 
 
-def _values(c: ConfigDict, prefix: str, choices: dict[str, tuple], positive: str, shares: str) -> Iterator[str]:
+def _values(c: ConfigDict, prefix: str, choices: dict[str, tuple], rules: tuple[Rule, ...]) -> Iterator[str]:
     for key, allowed in choices.items():
         yield from _check(c, prefix, key, allowed.__contains__, _one_of(allowed))
-    for key in positive.split():
-        yield from _check(c, prefix, key, lambda v: v > 0, "above 0")
-    for key in shares.split():
-        yield from _check(c, prefix, key, lambda v: 0 <= v <= 1, "between 0 and 1")
+    for good, words, keys in rules:
+        for key in keys.split():
+            yield from _check(c, prefix, key, good, words)
 
 
 def _one_of(allowed: tuple) -> str:

@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from dino_jax.data.decode import BadImage
+from dino_jax.data.files import natural
 from dino_jax.data.fit import resize
 from dino_jax.data.sources import Source
 from dino_jax.models import Extractor
@@ -108,19 +108,19 @@ def sequences(source: Source) -> dict[str, list[int]]:
     """Groups the images of a source by folder, in the order of the numbers in their names; folders of masks are not.
 
     Returns:
-      By the name of the sequence, such as "bear" for `bear/frames/0.jpg` and for `JPEGImages/480p/bear/00000.jpg`, the
-      indices of its frames.
+      By the name of the sequence, the indices of its frames. It is the last folder, such as "bear" for
+      `bear/frames/0.jpg` and for `JPEGImages/480p/bear/00000.jpg`; where several have one name, the whole path.
     """
-    found: dict[str, list[int]] = {}
+    found: dict[tuple[str, ...], list[int]] = {}
     for index in range(len(source)):
         folders = PurePosixPath(source.name(index)).parent.parts
         if any(folder.lower() in MASK_FOLDERS for folder in folders):
             continue
-        named = [folder for folder in folders if folder.lower() != "frames"]
-        found.setdefault(named[-1] if named else "", []).append(index)
-    return {name: sorted(indices, key=lambda index: _natural(source.name(index))) for name, indices in found.items()}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+        found.setdefault(tuple(folder for folder in folders if folder.lower() != "frames"), []).append(index)
+    last = [folders[-1:] for folders in found]
+    return {
+        "/".join(folders if last.count(folders[-1:]) > 1 else folders[-1:]): sorted(
+            indices, key=lambda index: natural(source.name(index))
+        )
+        for folders, indices in found.items()
+    }

@@ -105,9 +105,9 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
         shown = _shown(image)
         panels = [shown, tiles.glow(shown, weights, high=high), _components(image, grid, components)]
         frames.append(tiles.tile([("", panel) for panel in panels], columns=3 if image.shape[1] < 900 else 1))
-    stem = options.out / f"video-{name or 'frames'}"
-    paths = [film.gif(frames, stem.with_suffix(".gif"), per_second=options.fps)]
-    encoded = film.mp4(frames, stem.with_suffix(".mp4"), per_second=options.fps)
+    stem = f"video-{name.replace('/', '-') or 'frames'}"
+    paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
+    encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
     if encoded is None:
         print("no MP4: pip install imageio-ffmpeg for one", file=sys.stderr)
     return paths + ([encoded] if encoded else [])

@@ -19,4 +19,5 @@ set -euo pipefail
 workdir=${1:?folder of the run} recipe=${2:?recipe}
 shift 2
 # JAX reads the rest (coordinator, process number, local GPU) from Slurm's variables.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun no longer takes from the job
 DINO_JAX_DISTRIBUTED=1 srun --kill-on-bad-exit=1 python -m dino_jax.main --workdir "$workdir" --config "$recipe" "$@"

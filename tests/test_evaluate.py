@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from dino_jax import evaluate, tasks
+from dino_jax import evaluate, pretrained, tasks
 from dino_jax.tasks import TASKS, Result, open_task
 
 
@@ -26,7 +26,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch):
     monkeypatch.setattr(evaluate, "open_task", lambda name: Planted)
-    monkeypatch.setattr(evaluate, "load", lambda weights, architecture: f"{architecture} from {weights}")
+    monkeypatch.setattr(pretrained, "load", lambda *names: (" from ".join(names), None))
 
 
 def test_every_task_has_its_module():
@@ -75,7 +75,7 @@ def test_a_failing_task_writes_no_numbers(planted, monkeypatch, tmp_path, capsys
 
 
 def test_where_the_numbers_go_is_checked_first(planted, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the weights were loaded"))
     arguments = ["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out", "--json"]
     assert evaluate.main([*arguments, f"{tmp_path}"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path} cannot be written: it is a folder, give a file in it\n"

@@ -68,7 +68,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 def test_too_large_for_one_file(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
-    with pytest.raises(ValueError, match="one file holds less than 2 GiB: load it in bfloat16"):
+    with pytest.raises(ValueError, match="one file holds less than 2 GiB: take --dtype bfloat16"):
         export.to_stablehlo(model, tmp_path / "tiny.stablehlo", height=16, width=16)
 
 

@@ -153,6 +153,12 @@ def test_adamw_against_numpy():
     jax.tree.map(check, params, *trees(params).values(), out, state.mu, state.nu, *all_grads)
 
 
+def test_without_moments_the_update_is_the_sign_of_the_gradient():
+    params, grads = {"dino_head": {"bias": np.array([1.0, 2.0])}}, {"dino_head": {"bias": np.array([3.0, -4.0])}}
+    out, _ = run(optim.adamw(0.0, 0.0), params, [grads], rates=[0.1], decays=[0.0])
+    np.testing.assert_allclose(out["dino_head"]["bias"], [0.9, 2.1], rtol=1e-6)
+
+
 def test_frozen_last_layer_rests_while_its_moments_advance():
     params, grads = small_params(), small_params(1)
     out, state = run_adamw(params, [grads], rates=[0.1], last_rates=[0.0], decays=[0.4])

@@ -15,7 +15,11 @@ def test_the_tiny_recipe_is_valid():
     [
         ({"precision": "float16"}, "precision = 'float16' must be one of float32, bfloat16"),
         ({"data.source": "foldr"}, "data.source = 'foldr' must be one of packaged, folder, tar, arrayrecord"),
-        ({"model.drop_path": 1.5}, "model.drop_path = 1.5 must be between 0 and 1"),
+        ({"data.max_bad_share": 1.5}, "data.max_bad_share = 1.5 must be between 0 and 1"),
+        ({"model.drop_path": 1.0}, "model.drop_path = 1.0 must be 0 or more and below 1"),
+        ({"phases.gram.optim.b2": 1.0}, "phases.gram.optim.b2 = 1.0 must be 0 or more and below 1"),
+        ({"model.rope_jitter": 0.5}, "model.rope_jitter = 0.5 must be 1 or more"),
+        ({"ibot_head.gain": "frozen"}, "ibot_head.gain = 'frozen': freeze both or none"),
         ({"model.heads": 3}, "model.heads = 3 must divide model.width = 32"),
         ({"model.heads": 16}, "model.width = 32 over model.heads = 16 must give a whole multiple of 4"),
         ({"dino_head.gain": "fixed"}, "dino_head.gain = 'fixed' must be one of none, frozen, trained"),

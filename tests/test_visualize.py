@@ -110,6 +110,17 @@ def test_video_takes_frames_in_order_and_no_masks(draw, tmp_path, model):
     assert (missing.code, missing.error) == (2, "error: there is no sequence 'cat': choose among bear, cow\n")
 
 
+def test_sequences_of_one_name_stay_apart():
+    names = ("a/cat/1.png", "b/cat/1.png", "b/dog/frames/1.png", "2.png")
+
+    class Named(list):
+        def name(self, index):
+            return self[index]
+
+    found = views.sequences(Named(names))
+    assert found == {"a/cat": [0], "b/cat": [1], "dog": [2], "": [3]}
+
+
 def test_bad_input_is_one_line(draw, folder, tmp_path):
     assert draw("pca", tmp_path / "none").error.startswith("error: ")
     assert draw("pca", folder, "--number", "0").error.startswith("error: --number and --fps must be positive")

@@ -89,6 +89,7 @@ def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, flo
     mesh = sharding.make_mesh()
     group = options.batch // sharding.data_shards(mesh)
     phase = config.phase(steps=10, batch_size=options.batch, masks={"group_size": max(group, 1)})
+    config.set_phases(c, bench=phase)  # the networks have the heads that its losses need
     networks = build.networks(c, shards=sharding.data_shards(mesh))
     host = random_batch(phase, patch=c.model.patch_size)
     compiled, step, compile_seconds = compiled_step(networks, phase, host, mesh)

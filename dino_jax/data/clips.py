@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
-from dino_jax.data.files import Files, open_files
+from dino_jax.data.files import Files, natural, open_files
 from dino_jax.data.landmarks import ImageList
 
 SPLITS = {"train": ("train",), "test": ("val", "test", "validation")}
@@ -78,20 +78,13 @@ Videos = dict[tuple[str, str], tuple[str, ...]]
 
 def _videos(files: Files, names: Sequence[str]) -> Videos:
     frames = [name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and name.count("/") >= 2]
-    groups = groupby(sorted(frames, key=lambda name: (_video(name), _order(name))), key=_video)
+    groups = groupby(sorted(frames, key=lambda name: (_video(name), natural(name))), key=_video)
     return {video: tuple(members) for video, members in groups}
 
 
 def _video(name: str) -> tuple[str, str]:
     parts = PurePosixPath(name).parts
     return parts[-3], parts[-2]
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Sorts numbered frames by their number, as 10.jpg comes after 9.jpg."""
-    stem = PurePosixPath(name).stem
-    digits = "".join(letter for letter in stem if letter.isdigit())
-    return int(digits or 0), stem
 
 
 def _clips(files: Files, videos: Videos, class_names: tuple[str, ...]) -> Clips:

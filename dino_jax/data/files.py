@@ -2,8 +2,9 @@
 
 import io
 import os
+import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -42,8 +43,7 @@ class FolderFiles:
 
     def __init__(self, path: Path):
         self.path = path
-        found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
-        self.names = _visible(file.relative_to(path).as_posix() for file in found)
+        self.names = tuple(sorted(names_below(path)))
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -72,6 +72,29 @@ class TarFiles:
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def names_below(folder: Path) -> Iterator[str]:
+    """Yields the paths of the files below `folder`, relative to it, hidden ones left out.
+
+    Links are followed, but no folder is visited twice.
+    """
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        place = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if place == "." else f"{place}/"
+        yield from (prefix + file for file in files if not file.startswith("."))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Returns a key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def below(files: Files, folder: str) -> str | None:

@@ -1,6 +1,5 @@
 """Images in a folder, nested in any way; first-level sub-folders, if there are any, are the classes."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, decode
+from dino_jax.data.files import names_below
 
 
 class FolderSource:
@@ -51,17 +51,4 @@ def _class_name(name: str) -> str:
 
 
 def _image_names(folder: Path) -> Iterator[str]:
-    """Yields the paths of the images below `folder`, relative to it, following links but no folder twice."""
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        place = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if place == "." else f"{place}/"
-        for file in files:
-            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
-                yield prefix + file
+    return (name for name in names_below(folder) if name.lower().endswith(IMAGE_EXTENSIONS))

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from dino_jax.data.dense import IMAGES, read_image, read_values
-from dino_jax.data.files import Files, below, in_folder, open_files
+from dino_jax.data.files import Files, below, in_folder, natural, open_files
 
 VOID = 255
 # Folders of ImageSets with the list of a year; DAVIS 2017 brings both years, DAVIS 2016 its own under 480p.
@@ -102,8 +102,15 @@ def open_videos(path: str | os.PathLike, *, year: int = 2017) -> Videos:
 
 def _sequences(files: Files) -> dict[str, tuple[str, str]]:
     """Finds the folders that hold `frames`."""
-    roots = {name.partition("/frames/")[0] for name in files.names if "/frames/" in name}
-    return {root.rpartition("/")[2]: (f"{root}/frames", f"{root}/masks") for root in roots}
+    roots = sorted({name.partition("/frames/")[0] for name in files.names if "/frames/" in name})
+    found: dict[str, tuple[str, str]] = {}
+    for root in roots:
+        name = root.rpartition("/")[2]
+        if name in found:
+            other = found[name][0].removesuffix("/frames")
+            raise ValueError(f"{files.path} has two videos named {name}, {other} and {root}: rename one")
+        found[name] = (f"{root}/frames", f"{root}/masks")
+    return found
 
 
 def _davis(files: Files, root: str, year: int) -> dict[str, tuple[str, str]]:
@@ -150,7 +157,7 @@ def _video(files: Files, name: str, frames: str, masks: str) -> Video:
         raise ValueError(f"{files.path}: video {name} lacks the frame of mask {masks}/{lost[0]}.png")
     if len(found) < 3:
         raise ValueError(f"{files.path}: video {name} has {len(found)} frames; tracking is scored from three on")
-    order = sorted(found)
+    order = sorted(found, key=natural)
     return Video(name, [found[key] for key in order], [annotated[key] for key in order])
 
 

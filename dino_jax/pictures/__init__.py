@@ -1,6 +1,6 @@
-"""Draws what a network sees and how a run went, as PNG files.
+"""Draws what a network sees and how a run went.
 
-Takes plain arrays. Every function writes its file atomically and returns its path.
+Takes plain arrays. What writes a file (PNG, GIF, MP4, HTML) writes it atomically and returns its path.
 """
 
 from dino_jax.pictures.history import curves

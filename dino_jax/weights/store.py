@@ -91,7 +91,8 @@ def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) ->
 
     Args:
       path: for "official" a .pth file, otherwise a folder. What the layout has no place for goes into
-        `dino_jax.safetensors` in the folder (beside the file), where `read` finds it again.
+        `dino_jax.safetensors` in the folder, where `read` finds it again; beside a .pth there is no such file, so
+        there it is an error.
       to: one of `FORMATS`.
 
     Returns:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dino_jax import bench, config
-from dino_jax.benches import turns
+from dino_jax.benches import step, turns
 from dino_jax.models.variants import VARIANTS
 
 
@@ -22,8 +22,15 @@ def tiny(monkeypatch):
     monkeypatch.setattr(config, "default", small)
 
 
-def test_both_sides_and_their_ratio(tmp_path, capsys):
+def test_both_sides_and_their_ratio(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
+    measured, compiled_step = [], step.compiled_step
+
+    def spy(networks, *rest):
+        measured.append(networks)
+        return compiled_step(networks, *rest)
+
+    monkeypatch.setattr(step, "compiled_step", spy)
     arguments = ["step", "--drop-path", "0.3", "--batch", "2", "--steps", "2", "--torch"]
     assert bench.main([*arguments, "--json", str(tmp_path / "speed.json")]) == 0, capsys.readouterr().err
     numbers = json.loads((tmp_path / "speed.json").read_text())
@@ -34,6 +41,7 @@ def test_both_sides_and_their_ratio(tmp_path, capsys):
     assert min(ours, torch, numbers["step/gflops/drop_path_0.3"]) > 0
     assert ratio == pytest.approx(ours / torch)
     assert "PyTorch" in capsys.readouterr().out
+    assert measured[0].ibot_head is not None  # as in the step of PyTorch
 
 
 def test_bad_input(capsys):

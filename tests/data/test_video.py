@@ -25,6 +25,18 @@ def test_frames_and_masks_in_order(tmp_path):
     np.testing.assert_array_equal(videos.masks(1)[:, 0, 0], [1, 2, 3])
 
 
+def test_frames_follow_their_numbers(tmp_path):
+    files = {f"dog/frames/{n}.jpg": photograph() for n in (1, 2, 10)}
+    files |= {f"dog/masks/{n}.png": labels(n, mode="P") for n in (1, 2, 10)}
+    np.testing.assert_array_equal(open_videos(write(tmp_path, files)).masks(0)[:, 0, 0], [1, 2, 10])
+
+
+def test_two_videos_of_one_name(tmp_path):
+    files = {f"{folder}/{name}": content for folder in ("a", "b") for name, content in clip().items()}
+    with pytest.raises(ValueError, match="has two videos named dog, a/dog and b/dog: rename one"):
+        open_videos(write(tmp_path, files))
+
+
 def test_davis_2016_marks_the_object_by_255(tmp_path):
     mask = np.zeros((16, 24), np.uint8)
     mask[:4] = 255
