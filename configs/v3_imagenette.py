@@ -3,7 +3,7 @@
 Variants: a device, `gpu` (ViT-S/8, 200 epochs) or `cpu` (a ViT of 2 M parameters, patch 12, 12 epochs), and for what is
   not DINOv3 `_no_gram` (the last phase without its Gram loss), `_v2` or `_v1`, on the same budget: `cpu_v2`.
 Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294) at small size; not published settings.
-Data: tars of <class>/<id>.jpg at data.path and data.test_path.
+Data: tars of <class>/<id>.jpg at data.path and data.test_path; images and masks at eval.dense.path ('' for none).
 Hardware: `gpu`: one accelerator; scores and times: not run. `cpu`: 2 CPU cores, 75 minutes if nothing else runs;
   20-NN accuracy 38.7 % (39.3 at best), where raw pixels have 37.1 % (35.7 % with an unweighted vote) and the untrained
   network 28.1 %: docs/results.md. The other `cpu` variants: `_no_gram` was run for 6 epochs, `_v2` and `_v1` were not.
@@ -51,11 +51,12 @@ def get_config(variant: str = "gpu"):
     c.data.test_path = "../shared/data/objects-test.tar.gz"
     c.eval.size = 96
     c.checkpoint.every = 250
-    c.eval.knn.every = 250
+    c.eval.dense.path = "../shared/data/segmentation.tar.gz"
+    # Under 2 % of the time on a CPU.
+    c.eval.knn.every = c.eval.dense.every = c.eval.quality.every = 250 if device == "gpu" else 400
     if device == "gpu":
         c.data.workers = 12
     else:
-        c.eval.knn.every = 400  # under 2 % of the time
         c.precision = "float32"
         c.remat = "matmuls"
     generations[generation](c, budget)

@@ -57,15 +57,15 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.size = 224  # pixels; side of the evaluated images
     c.eval.knn = ConfigDict()  # weighted k-NN accuracy on the images of data.test_path: the global quality
-    c.eval.knn.every = 0  # steps
+    c.eval.knn.every = 5000  # steps
     c.eval.knn.k = 20
     c.eval.knn.images = 20_000  # training images that vote, spread evenly over the set
     c.eval.dense = ConfigDict()  # mIoU of a linear probe on patches, in closed form: the dense quality
-    c.eval.dense.every = 0  # steps
+    c.eval.dense.every = 5000  # steps
     c.eval.dense.path = ""  # folder or tar of {train,val}/{images,masks}; "" has none
     c.eval.dense.images = 200  # of each split at most, spread evenly
     c.eval.quality = ConfigDict()  # effective rank, uniformity, patch consistency; needs no labels
-    c.eval.quality.every = 0  # steps
+    c.eval.quality.every = 5000  # steps
     c.eval.quality.images = 512
 
     c.phases = ConfigDict()

@@ -50,7 +50,8 @@ def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], No
 def start(arguments: list[str]) -> None:
     """Loads the weights, runs the task, and shows and writes what it found."""
     # The task's own options are known only once its name is.
-    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    name = next((word for word in words if word in TASKS), next(iter(words), None))
     if name is None:
         outline().parse_args(arguments)
         raise ValueError(f"which task? There are {', '.join(TASKS)}")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dino_jax import compiling, sharding
 from dino_jax.checksum import checksums
 from dino_jax.data.fit import FITS, fit
-from dino_jax.data.reading import Batch, read_batches, read_by_shape, why
+from dino_jax.data.reading import USABLE, Batch, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
 from dino_jax.models import Extractor, VisionTransformer
@@ -55,9 +55,9 @@ def extract_features(
 
     >>> import dino_jax
     >>> from dino_jax.data.sources import open_path
-    >>> from dino_jax.data.subset import Subset
+    >>> from dino_jax.data.subset import part_of
     >>> model, params = dino_jax.load("random:dinov3_vits16")
-    >>> found = extract_features(model, Subset(open_path("packaged"), 4), size=64, outputs=("cls", "patches"))
+    >>> found = extract_features(model, part_of(open_path("packaged"), 4), size=64, outputs=("cls", "patches"))
     >>> found["cls"].shape, found["patches"].shape, found["ids"]
     ((4, 384), (4, 4, 4, 384), array([0, 1, 2, 3], dtype=int32))
 
@@ -95,6 +95,8 @@ def extract_features(
     with tqdm(total=len(source), unit=" images", disable=not progress or jax.process_index() != 0) as bar:
         for number in range(work.count):
             found = None if shards is None else shards.find(number)
+            if found is not None and work.has_mended(number, found["ids"]):
+                found = None
             if shards is not None and not _found_by_all(found is not None):
                 found = None
             if found is not None:
@@ -171,6 +173,7 @@ class Extraction:
         return self._described | {
             "weights": self._weights,
             "images": self._images,
+            "classes": list(self.source.class_names),
             "number_of_images": len(self.source),
             "images_per_shard": self.images_per_shard,
             "size": self._size,
@@ -182,6 +185,11 @@ class Extraction:
     def images_of(self, number: int) -> range:
         """Returns the images of a shard."""
         return range(number * self.images_per_shard, min((number + 1) * self.images_per_shard, len(self.source)))
+
+    def has_mended(self, number: int, ids: np.ndarray) -> bool:
+        """Tells whether an image of a shard that is missing among `ids` can be used by now."""
+        missing = set(self.images_of(number)) - set(ids.tolist())
+        return any(why(self.source, index) == USABLE for index in missing)
 
     def compute(self, number: int, advance: Callable[[int], Any] = lambda images: None) -> Features:
         """Computes one shard.
@@ -292,13 +300,17 @@ def report_bad(source: Source, ids: np.ndarray) -> None:
 
 
 def fingerprint(source: Source) -> str:
-    """Returns a digest of the names of all images of a source, and of the pixels of a few."""
+    """Returns a digest of the names of all images of a source, and of the pixels and labels of a few."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(f"{source.name(index)}\n".encode())
     for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
         reason = why(source, index)
-        digest.update(source[index]["image"].tobytes() if reason == "readable now" else reason.encode())
+        if reason == USABLE:
+            sample = source[index]
+            digest.update(sample["image"].tobytes() + str(sample["label"]).encode())
+        else:
+            digest.update(reason.encode())
     return digest.hexdigest()
 
 

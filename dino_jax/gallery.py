@@ -15,7 +15,7 @@ from dino_jax import pictures, sharding
 from dino_jax.data.photometry import normalize
 from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.sources import Source
-from dino_jax.data.subset import Subset
+from dino_jax.data.subset import Chosen, middles
 from dino_jax.models import last_attention
 from dino_jax.phases import in_order
 from dino_jax.state import Networks, Params, TrainState
@@ -48,7 +48,8 @@ def draw(
     """
     patch = networks.backbone.patch_size
     side = max(FINEST_GRID, -(-config.eval.size // patch)) * patch
-    batch = next(eval_batches(_Spread(source, SHOWN), size=side, batch_size=min(SHOWN, len(source))))
+    some = Chosen(source, middles(len(source), SHOWN))
+    batch = next(eval_batches(some, size=side, batch_size=len(some)))
     images, labels = batch["images"][batch["valid"]], batch["labels"][batch["valid"]]
     grid = (len(images), side // patch, side // patch)
 
@@ -91,10 +92,3 @@ def cls_attention(config: ConfigDict, networks: Networks, mesh: Mesh, params: Pa
         return last_attention(backbone, params, normalized, queries=1)[:, :, 0, 1 + backbone.registers :]
 
     return np.asarray(weights(params, images), np.float32)
-
-
-class _Spread(Subset):
-    """A few images in the middle of equal parts of a source, so that they differ in label."""
-
-    def _place(self, index: int) -> int:
-        return (2 * index + 1) * len(self.source) // (2 * len(self))

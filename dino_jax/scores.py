@@ -15,7 +15,7 @@ from dino_jax.data.dense import MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.sources import Source, has_labels
-from dino_jax.data.subset import Subset
+from dino_jax.data.subset import evenly, part_of
 from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.evals.quality import neighbour_cosine, uniformity
 from dino_jax.evals.segmentation import quick_miou
@@ -34,8 +34,8 @@ class Scores:
     def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
         """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
         self.config, self.networks, self.mesh = config, networks, mesh
-        self.voters, self.held_out = Subset(source, config.eval.knn.images), held_out
-        self.unlabelled = Subset(held_out or source, config.eval.quality.images)
+        self.voters, self.held_out = part_of(source, config.eval.knn.images), held_out
+        self.unlabelled = part_of(held_out or source, config.eval.quality.images)
         # Opened now, so that what is wrong with them is said before the first step.
         path = config.eval.dense.path
         self._dense_pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
@@ -160,8 +160,7 @@ def read_dense(pairs: MaskPairs, *, count: int, multiple: int) -> tuple[np.ndarr
     Returns:
       uint8 images `(images, height, width, 3)` and masks `(images, mask_height, mask_width)`.
     """
-    number = min(count, len(pairs))
-    samples = [pairs[index * len(pairs) // number] for index in range(number)]
+    samples = [pairs[index] for index in evenly(len(pairs), count)]
     rows, columns = samples[0][1].shape
     height, width = (max(round(side / multiple), 1) * multiple for side in (rows, columns))
     images = [resize(image, height=height, width=width) for image, _ in samples]

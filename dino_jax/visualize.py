@@ -9,6 +9,7 @@ import numpy as np
 
 from dino_jax import command, model_options
 from dino_jax.data.sources import Source
+from dino_jax.data.subset import middles
 from dino_jax.models import Extractor
 from dino_jax.pictures import film, tiles
 from dino_jax.pictures.components import Components, shared_components
@@ -139,8 +140,7 @@ def _components(image: np.ndarray, grid: np.ndarray, components: Components) -> 
 
 def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
     """Opens at most `--number` images, spread evenly over the source."""
-    count = min(options.number, len(source))
-    places = [(2 * number + 1) * len(source) // (2 * count) for number in range(count)]
+    places = middles(len(source), options.number)
     return open_some(source, range(len(source)), places, size=options.size, patch=model.patch_size)
 
 

@@ -115,6 +115,29 @@ def test_cached_shards_are_read_and_damaged_ones_made_again(model, tmp_path, mon
     assert not list(folder.glob(".*"))
 
 
+def test_a_mended_image_is_no_longer_left_out_of_the_cache(model, tmp_path, capsys):
+    source = Photographs(count=24)  # of which the one is not among those that name the cache
+    assert len(extract_features(model, source, size=16, cache=tmp_path)["ids"]) == 23
+
+    class Mended(Photographs):
+        def __getitem__(self, index):
+            return super().__getitem__(index) if index != BAD else super().__getitem__(0) | {"id": BAD}
+
+    found = extract_features(model, Mended(count=24), size=16, cache=tmp_path)
+    assert found["ids"].tolist() == list(range(24))
+    assert len(list(tmp_path.iterdir())) == 1
+    again = extract_features(model, source, size=16, cache=tmp_path)  # now it is kept
+    np.testing.assert_array_equal(again["cls"], found["cls"])
+
+
+def test_the_cache_belongs_to_the_classes_as_well(model, tmp_path):
+    extract_features(model, Photographs(count=4), size=16, cache=tmp_path)
+    renamed = Photographs(count=4)
+    renamed.class_names = ("b", "c")
+    extract_features(model, renamed, size=16, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_cache_belongs_to_weights_images_and_settings(model, tmp_path):
     source = Photographs(count=4)
     extract_features(model, source, size=16, cache=tmp_path)

@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.files import Files, natural, open_files
+from dino_jax.data.labelled import TEST_FOLDERS
 from dino_jax.data.landmarks import ImageList
-
-SPLITS = {"train": ("train",), "test": ("val", "test", "validation")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +53,7 @@ def open_clips(path: str, test_path: str = "") -> tuple[Clips, Clips]:
         train, test = _videos(files, files.names), _videos(other := open_files(test_path), other.names)
     else:
         other = files
-        parts = {
-            split: [name for name in files.names if any(folder in PurePosixPath(name).parts[:-3] for folder in folders)]
-            for split, folders in SPLITS.items()
-        }
-        train, test = (_videos(files, parts[split]) for split in SPLITS)
+        train, test = (_videos(files, _in_split(files, folders)) for folders in (("train",), TEST_FOLDERS))
     if not train or not test:
         lacking = "training" if not train else "test"
         raise ValueError(f"{path} has no {lacking} videos: give train/ and test/<class>/<video>/<frame>.jpg, or --test")
@@ -72,19 +66,32 @@ def open_clips(path: str, test_path: str = "") -> tuple[Clips, Clips]:
     return _clips(files, train, names), _clips(other, test, names)
 
 
+def _in_split(files: Files, folders: Sequence[str]) -> list[str]:
+    """Returns the files `<folder>/.../<class>/<video>/<frame>` in the first of the folders that there is."""
+    for folder in folders:
+        found = [name for name in files.names if folder in PurePosixPath(name).parts[:-3]]
+        if found:
+            return found
+    return []
+
+
 Videos = dict[tuple[str, str], tuple[str, ...]]
 """Frames by class and video."""
 
 
 def _videos(files: Files, names: Sequence[str]) -> Videos:
-    frames = [name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and name.count("/") >= 2]
-    groups = groupby(sorted(frames, key=lambda name: (_video(name), natural(name))), key=_video)
-    return {video: tuple(members) for video, members in groups}
-
-
-def _video(name: str) -> tuple[str, str]:
-    parts = PurePosixPath(name).parts
-    return parts[-3], parts[-2]
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if name.lower().endswith(IMAGE_EXTENSIONS) and len(parts) >= 3:
+            found.setdefault((parts[-3], parts[-2]), []).append(name)
+    for (label, video), frames in found.items():
+        folders = sorted({str(PurePosixPath(name).parent) for name in frames})
+        if len(folders) > 1:
+            raise ValueError(
+                f"{files.path} has two videos named {label}/{video}, {folders[0]} and {folders[1]}: rename one"
+            )
+    return {video: tuple(sorted(frames, key=natural)) for video, frames in sorted(found.items())}
 
 
 def _clips(files: Files, videos: Videos, class_names: tuple[str, ...]) -> Clips:

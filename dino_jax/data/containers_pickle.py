@@ -8,7 +8,9 @@ ALLOWED = {
     *(("numpy", name) for name in ("ndarray", "dtype")),
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),  # how Python 2 strings and protocol 2 bytes are written
+    # How Python 2 strings and the bytes of protocol 2 are written: as the second where there are none.
+    ("_codecs", "encode"),
+    *((module, "bytes") for module in ("__builtin__", "builtins")),
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data.decode import BadImage, decode
-from dino_jax.data.files import Files, below, in_folder, open_files, paired
+from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
 
 IMAGES = (".jpg", ".jpeg", ".png")
 IGNORE = 255
@@ -71,10 +71,10 @@ class MaskPairs:
 
 
 def unseen_classes(data: MaskPairs, indices: list[int]) -> list[str]:
-    """Reads the masks at `indices` and returns the names of the classes that none of them holds."""
+    """Reads images and masks at `indices` and returns the names of the classes that no mask holds."""
     seen: set[int] = set()
     for index in indices:
-        seen.update(np.unique(data.mask(index)).tolist())
+        seen.update(np.unique(data[index][1]).tolist())
     return [name for label, name in enumerate(data.class_names) if label not in seen]
 
 
@@ -94,6 +94,7 @@ def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
     files = open_files(path)
     voc, ade = below(files, "SegmentationClass"), below(files, "annotations")
     if voc is not None:
+        check_alone(files, "SegmentationClass")
         data = _voc(files, voc, split)
     elif ade is not None:
         data = _ade(files, ade, split)

@@ -24,10 +24,14 @@ class Depths(Protocol):
 
     Attributes:
       relative: depth is a share of an unknown largest depth, else metres.
+      nyu: whole frames of NYUv2, of which a part is valid (`evals.depth.eigen_crop`).
     """
 
     @property
     def relative(self) -> bool: ...
+
+    @property
+    def nyu(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -78,7 +82,8 @@ class DepthPairs:
 
     files: Files
     pairs: list[tuple[str, str]]
-    relative: bool
+    relative: bool = False
+    nyu: bool = False
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -106,7 +111,7 @@ def _pairs(files: Files, split: str) -> DepthPairs:
         raise ValueError(f"{files.path} has no images in its split {split!r}")
     with Image.open(io.BytesIO(files.read(pairs[0][1]))) as first:
         relative = not first.mode.startswith("I")
-    return DepthPairs(files, pairs, relative)
+    return DepthPairs(files, pairs, relative=relative)
 
 
 def _nyu_synchronised(files: Files, split: str) -> DepthPairs:
@@ -118,7 +123,7 @@ def _nyu_synchronised(files: Files, split: str) -> DepthPairs:
     pairs = paired("depth map", photographs, _numbered(in_folder(files, root, (".png",)), "sync_depth_"))
     if not pairs:
         raise ValueError(f"{files.path}: {root} has no rgb_<n>.jpg with a sync_depth_<n>.png beside it")
-    return DepthPairs(files, pairs, relative=False)
+    return DepthPairs(files, pairs, nyu=True)
 
 
 def _numbered(names: dict[str, str], prefix: str) -> dict[str, str]:
@@ -142,6 +147,7 @@ class LabelledNyu:
     depths: Any
     indices: np.ndarray
     relative: bool = False
+    nyu: bool = True
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -102,12 +102,23 @@ def below(files: Files, folder: str) -> str | None:
 
     The shortest of several; None when there is no such folder.
     """
+    return min(_places(files, folder), key=lambda prefix: (len(prefix), prefix), default=None)
+
+
+def check_alone(files: Files, folder: str) -> None:
+    """Raises ValueError when a folder of that name is there more than once, as in a VOCdevkit of several years."""
+    first, *others = sorted(_places(files, folder))
+    if others:
+        raise ValueError(f"{files.path} has {first}{folder} and {others[0]}{folder}: give the folder of one of them")
+
+
+def _places(files: Files, folder: str) -> set[str]:
     found = set()
     for name in files.names:
         before, marker, _ = f"/{name}".partition(f"/{folder}/")
         if marker:
             found.add(f"{before}/".lstrip("/"))
-    return min(found, key=lambda prefix: (len(prefix), prefix), default=None)
+    return found
 
 
 def in_folder(files: Files, folder: str, extensions: tuple[str, ...]) -> dict[str, str]:

@@ -2,12 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from dino_jax.data.sources import Source, open_path
-from dino_jax.data.subset import Subset
+from dino_jax.data.subset import Chosen, part_of
 
 TEST_FOLDERS = ("val", "test", "validation")  # ImageNet's name first
 
@@ -24,28 +21,6 @@ class Labelled:
     train: Source
     test: Source
     class_names: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """The images of `source` at `indices`, with other labels if `labels` maps them, an index being the old label."""
-
-    source: Source
-    indices: np.ndarray
-    labels: tuple[int, ...] | None = None
-    class_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.source[int(self.indices[index])]
-        label = sample["label"]
-        return sample | {"id": index, "label": label if self.labels is None or label < 0 else self.labels[label]}
-
-    def name(self, index: int) -> str:
-        """Returns the file of an image."""
-        return self.source.name(int(self.indices[index]))
 
 
 def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -> Labelled:
@@ -71,7 +46,7 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
     if limit is not None:
         if limit < 2:
             raise ValueError(f"a limit of {limit} images leaves no two classes: give 2 or more")
-        train, test = Subset(train, limit), Subset(test, limit)
+        train, test = part_of(train, limit), part_of(test, limit)
     return Labelled(train, test, names)
 
 
@@ -87,7 +62,7 @@ def with_classes(source: Source, names: tuple[str, ...], *, place: str, other: s
     unknown = sorted(set(source.class_names) - set(names))
     if unknown:
         raise ValueError(f"{place} holds class {unknown[0]}, which {other} does not: name the class folders alike")
-    return Chosen(source, np.arange(len(source)), tuple(names.index(name) for name in source.class_names), names)
+    return Chosen(source, list(range(len(source))), tuple(names.index(name) for name in source.class_names), names)
 
 
 def _splits(path: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from dino_jax.data.dense import IMAGES, read_image, read_values
-from dino_jax.data.files import Files, below, in_folder, open_files, paired
+from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
 from dino_jax.data.video import VOID, open_videos
 
 Box = tuple[float, float, float, float]
@@ -66,6 +66,7 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
     files = open_files(path)
     voc = below(files, "Annotations")
     if voc is not None and any(name.startswith(f"{voc}Annotations/") and name.endswith(".xml") for name in files.names):
+        check_alone(files, "Annotations")
         return _voc(files, voc)
     if any("/frames/" in name for name in files.names) or below(files, "JPEGImages") is not None:
         return _videos(path, year)

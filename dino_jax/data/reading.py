@@ -18,6 +18,7 @@ BATCHES_AHEAD = 2  # in the making beside the one that is out
 MOST_THREADS = 32
 # Images of many shapes wait for others of their own; so many batches of them may wait at once.
 MOST_WAITING = 4
+USABLE = "readable now"  # the reason of an image that can be used
 
 
 def read_batches(
@@ -118,12 +119,12 @@ def _empty(samples: list[Sample | None], source: Source, prepare: Prepare) -> np
 
 
 def why(source: Source, index: int) -> str:
-    """Returns why an image cannot be used."""
+    """Returns why an image cannot be used, or USABLE if it can."""
     try:
         source[index]
     except BadImage as error:
         return str(error)
-    return "readable now"
+    return USABLE
 
 
 def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:

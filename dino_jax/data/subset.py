@@ -1,32 +1,47 @@
-"""An evenly spread part of a source."""
+"""Some images of a source, and which."""
 
 import dataclasses
 from typing import Any
+
+import numpy as np
 
 from dino_jax.data.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Subset:
-    """At most `count` images of `source`, spread evenly over it."""
+class Chosen:
+    """The images of `source` at `indices`, with other labels if `labels` maps them, an index being the old label."""
 
     source: Source
-    count: int
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each label."""
-        return self.source.class_names
+    indices: list[int] | np.ndarray
+    labels: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return min(self.count, len(self.source))
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[self._place(index)]
+        sample = self.source[int(self.indices[index])]
+        label = sample["label"]
+        return sample | {"id": index, "label": label if self.labels is None or label < 0 else self.labels[label]}
 
     def name(self, index: int) -> str:
         """Returns the file of an image."""
-        return self.source.name(self._place(index))
+        return self.source.name(int(self.indices[index]))
 
-    def _place(self, index: int) -> int:
-        return index * len(self.source) // len(self)
+
+def part_of(source: Source, limit: int) -> Chosen:
+    """Returns at most `limit` images of a source, spread evenly over it."""
+    return Chosen(source, evenly(len(source), limit), class_names=source.class_names)
+
+
+def evenly(count: int, limit: int | None) -> list[int]:
+    """Returns at most `limit` of `count` indices, spread evenly from the first on."""
+    wanted = count if limit is None else min(count, limit)
+    return [index * count // wanted for index in range(wanted)]
+
+
+def middles(count: int, limit: int) -> list[int]:
+    """Returns at most `limit` of `count` indices, those in the middle of equal parts."""
+    wanted = min(count, limit)
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

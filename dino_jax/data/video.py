@@ -53,7 +53,9 @@ class Videos:
           ValueError: when a mask is damaged, differs in size from its frame, or the first one is empty.
         """
         video = self.videos[index]
-        masks = self._stack("mask", video.masks, [_objects(read_values(self.files, name)) for name in video.masks])
+        masks = self._stack("mask", video.masks, [read_values(self.files, name) for name in video.masks])
+        if set(np.unique(masks)) <= {0, VOID}:  # one object (DAVIS 2016); elsewhere 255 is void (DAVIS 2017)
+            masks = (masks > 0).astype(np.uint8)
         if self.one_object:
             masks = np.where(masks == VOID, masks, np.minimum(masks, 1))
         frame = read_image(self.files, video.frames[0])
@@ -159,8 +161,3 @@ def _video(files: Files, name: str, frames: str, masks: str) -> Video:
         raise ValueError(f"{files.path}: video {name} has {len(found)} frames; tracking is scored from three on")
     order = sorted(found, key=natural)
     return Video(name, [found[key] for key in order], [annotated[key] for key in order])
-
-
-def _objects(values: np.ndarray) -> np.ndarray:
-    """Reads a mask of 0 and 255 alone as one object (DAVIS 2016); elsewhere 255 is void (DAVIS 2017)."""
-    return (values > 0).astype(np.int32) if set(np.unique(values)) <= {0, VOID} else values

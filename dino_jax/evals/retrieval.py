@@ -11,6 +11,7 @@ PROTOCOLS = {
     "hard": (("hard",), ("junk", "easy")),
 }
 RANKS = (1, 5, 10)
+COPIES_FOUND = 20  # how far down copy detection looks
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -116,60 +117,59 @@ def _scores(ranking: np.ndarray, good: np.ndarray, ignored: np.ndarray) -> list[
     return [trapezoidal_ap(ranks, len(good)), *precisions]
 
 
-def copy_detection(photographs: np.ndarray, copies: np.ndarray, original: np.ndarray) -> dict[str, float]:
-    """Computes how well copies are found among all copies and distractors.
+def copy_detection(copies: np.ndarray, database: np.ndarray, original: np.ndarray) -> dict[str, float]:
+    """Computes how well the originals of copies are found among all photographs and distractors (DINO's evaluation).
 
     Args:
-      photographs: features of the queries `(photographs, dim)`.
-      copies: features of the database `(images, dim)`, copies and distractors.
-      original: `(images,)`, the photograph that each shows, -1 for a distractor.
+      copies: features of the queries `(copies, dim)`.
+      database: features `(images, dim)` of the photographs and then of distractors.
+      original: `(copies,)`, the photograph that each copy shows.
 
     Returns:
-      "map": mean over photographs that have a copy of the average precision; "micro_ap": average precision of all
-      pairs in one ranking, which also asks for one threshold that suits all (DISC21, arXiv 2106.09672).
+      "map": mean over copies of the average precision by trapezia, among the COPIES_FOUND nearest; "micro_ap": average
+      precision of all pairs in one ranking, which also asks for one threshold that suits all (DISC21, arXiv
+      2106.09672).
 
     Raises:
-      ValueError: when no photograph has a copy, or `original` names none.
+      ValueError: when `original` does not name an image of the database for each copy.
     """
-    if original.shape != copies.shape[:1] or original.max(initial=-1) >= len(photographs):
-        raise ValueError(f"copy detection: originals {original.shape} do not fit {len(copies)} copies")
-    ranking = rankings(photographs, copies)
-    counts = np.bincount(original[original >= 0], minlength=len(photographs))
-    if not counts.any():
-        raise ValueError("copy detection: no photograph has a copy")
-    precisions = [
-        average_precision(np.flatnonzero(original[ranking[index]] == index), int(counts[index]))
-        for index in np.flatnonzero(counts)
-    ]
-    similarities = unit(photographs) @ unit(copies).T
-    pairs = np.argsort(-similarities, axis=None, kind="stable")
-    correct = (original[None] == np.arange(len(photographs))[:, None]).ravel()[pairs]
-    micro = average_precision(np.flatnonzero(correct), int(counts.sum()))
+    if (
+        original.shape != copies.shape[:1]
+        or not len(copies)
+        or not 0 <= original.min() <= original.max() < len(database)
+    ):
+        raise ValueError(
+            f"copy detection: originals {original.shape} do not fit {len(copies)} copies and {len(database)} images"
+        )
+    nearest = rankings(copies, database)[:, :COPIES_FOUND]
+    precisions = [trapezoidal_ap(np.flatnonzero(found == own), 1) for found, own in zip(nearest, original, strict=True)]
+    pairs = np.argsort(-(unit(copies) @ unit(database).T), axis=None, kind="stable")
+    correct = (original[:, None] == np.arange(len(database))).ravel()[pairs]
+    micro = average_precision(np.flatnonzero(correct), len(copies))
     return {"map": float(np.mean(precisions)), "micro_ap": micro}
 
 
-def whitening(features: np.ndarray, *, dims: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Learns a PCA whitening.
+def whitening(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Learns a PCA whitening. (DINO's code takes second moments about 0 in place of the covariance.)
 
     Args:
-      features: `(samples, dim)`, L2-normalised here.
-      dims: how many components are kept (default: all that vary).
+      features: `(samples, dim)`.
 
     Returns:
-      mean `(dim,)` and projection `(dim, dims)`: `(unit(x) - mean) @ projection` has unit covariance.
+      mean `(dim,)` and projection `(dim, those that vary)`: `(x - mean) @ projection` has unit covariance.
 
     Raises:
       ValueError: for fewer than two samples.
     """
     if len(features) < 2:
         raise ValueError(f"whitening: {len(features)} samples do not vary; give more images")
-    x = unit(features)
+    x = np.asarray(features, np.float32)
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov((x - mean).T).reshape(x.shape[1], x.shape[1]))
-    varying = np.flatnonzero(values > 1e-6 * values[-1])[::-1][:dims]
+    varying = np.flatnonzero(values > 1e-6 * values[-1])[::-1]
     return mean, (vectors[:, varying] / np.sqrt(values[varying])).astype(np.float32)
 
 
 def whiten(features: np.ndarray, mean: np.ndarray, projection: np.ndarray) -> np.ndarray:
     """Applies what `whitening` learnt to `(n, dim)`."""
-    return (unit(features) - mean) @ projection
+    return (np.asarray(features, np.float32) - mean) @ projection

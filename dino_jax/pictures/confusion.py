@@ -16,7 +16,9 @@ CELL = 0.42  # inches
 def confusion(
     counts: np.ndarray, names: Sequence[str], path: str | os.PathLike, *, title: str, most: int = MOST
 ) -> Path:
-    """Draws the part of a confusion matrix that concerns the classes with the lowest accuracy, in per cent of each.
+    """Draws the rows of a confusion matrix of the classes with the lowest accuracy, in per cent of each.
+
+    What is taken for none of these classes has a column of its own.
 
     Args:
       counts: `(classes, classes)` integers, truth by prediction.
@@ -28,23 +30,28 @@ def confusion(
     present = np.flatnonzero(totals)
     accuracies = np.diag(counts)[present] / totals[present]
     worst = present[np.argsort(accuracies, kind="stable")[:most]]
-    shares = 100 * counts[np.ix_(worst, worst)] / totals[worst][:, None]
-    count = len(worst)
+    among = counts[np.ix_(worst, worst)]
+    others = totals[worst] - among.sum(axis=1)
+    columns = np.column_stack([among, others]) if others.any() else among
+    shares = 100 * columns / totals[worst][:, None]
+    count = shares.shape[1]
     # A letter of a name is about 0.075 inches.
     margin = 0.075 * max(len(names[index][:24]) for index in worst) + 0.3
-    inches = max(margin + count * CELL + 0.3, 0.095 * len(title)), 0.75 + count * CELL + margin
+    inches = max(margin + count * CELL + 0.3, 0.095 * len(title)), 0.75 + len(worst) * CELL + margin
     figure = Figure(figsize=inches, dpi=DPI)
     figure.text(0.07 / inches[0], 1 - 0.2 / inches[1], title, size=11, weight="bold", va="center")
-    note = "rows: truth, columns: prediction, % of the row" + (f"; worst {count}" if len(present) > count else "")
+    note = "rows: truth, columns: prediction, % of the row" + (
+        f"; worst {len(worst)}" if len(present) > len(worst) else ""
+    )
     figure.text(0.07 / inches[0], 1 - 0.45 / inches[1], note, size=8, va="center", color="#777777")
-    size = count * CELL
-    axes = figure.add_axes((margin / inches[0], margin / inches[1], size / inches[0], size / inches[1]))
+    width, height = count * CELL, len(worst) * CELL
+    axes = figure.add_axes((margin / inches[0], margin / inches[1], width / inches[0], height / inches[1]))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     labels = [names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…" for index in worst]
-    axes.set_xticks(range(count), labels, rotation=90, size=8)
-    axes.set_yticks(range(count), labels, size=8)
+    axes.set_xticks(range(count), [*labels, "others"][:count], rotation=90, size=8)
+    axes.set_yticks(range(len(worst)), labels, size=8)
     axes.tick_params(length=0)
-    for row in range(count):
+    for row in range(len(worst)):
         for column in range(count):
             if shares[row, column] >= 0.5:
                 color = "white" if shares[row, column] > 55 else "black"

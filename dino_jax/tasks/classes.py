@@ -118,6 +118,7 @@ def draw_confusions(
         text = f"{data.class_names[truth]} taken for {data.class_names[said]}: {wrong[truth, said]} of "
         text += f"{counts[truth].sum()}"
         rows.append((text, [Example(picture_of(data.test, index)) for index in members]))
+    (folder / "confusions.png").unlink(missing_ok=True)  # of an earlier evaluation
     if rows:
         drawn.append(examples(rows, folder / "confusions.png", title=f"{title}: most frequent confusions"))
     return drawn

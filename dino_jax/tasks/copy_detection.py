@@ -13,7 +13,7 @@ from dino_jax.data.copies import Copies, open_copies
 from dino_jax.data.fit import fit
 from dino_jax.data.reading import read_batches
 from dino_jax.data.sources import Source, open_path
-from dino_jax.data.subset import Subset
+from dino_jax.data.subset import part_of
 from dino_jax.evals.retrieval import copy_detection, rankings, whiten, whitening
 from dino_jax.extraction import collect
 from dino_jax.models import Extractor
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
-    """Finds the copies of each photograph by CLS and pooled patches.
+    """Finds the photograph of each copy by CLS and pooled patches.
 
     Raises:
       ValueError: wrong data or settings.
@@ -45,20 +45,18 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if options.size % model.patch_size or options.size < model.patch_size:
         raise ValueError(f"--size {options.size} is not a multiple of the patch of {model.name}, {model.patch_size} px")
     data = open_copies(options.data, options.subset)
-    photographs, copies = (descriptors(model, source, options) for source in (data.photographs, data.copies))
-    original = data.original
+    copies, database = (descriptors(model, source, options) for source in (data.copies, data.photographs))
     if options.distractors:
-        others = descriptors(model, Subset(open_path(options.distractors), options.limit), options)
-        copies = np.concatenate([copies, others])
-        original = np.concatenate([original, np.full(len(others), -1)])
+        others = descriptors(model, part_of(open_path(options.distractors), options.limit), options)
+        database = np.concatenate([database, others])
     rows: list[list[str | float]] = [["copy detection", "mAP", "micro AP"]]
-    numbers = {"copy_detection/distractors": float(len(copies) - len(data.copies))}
-    variants = {"": (photographs, copies)}
+    numbers = {"copy_detection/distractors": float(len(database) - len(data.photographs))}
+    variants = {"": (copies, database)}
     if options.whitening:
-        learnt = whitening(descriptors(model, Subset(open_path(options.whitening), options.limit), options))
-        variants["whitened"] = (whiten(photographs, *learnt), whiten(copies, *learnt))
+        learnt = whitening(descriptors(model, part_of(open_path(options.whitening), options.limit), options))
+        variants["whitened"] = (whiten(copies, *learnt), whiten(database, *learnt))
     for name, features in variants.items():
-        scores = copy_detection(*features, original)
+        scores = copy_detection(*features, data.original)
         numbers |= {f"copy_detection/{name}{'_' * bool(name)}{key}": value for key, value in scores.items()}
         rows.append([f"{options.subset} {name}".strip(), scores["map"], scores["micro_ap"]])
     return Result(numbers, rows, [_draw(data, rankings(*variants[name]), options, folder)])
@@ -98,16 +96,18 @@ def _descriptors(model: Extractor, images: Array) -> dict[str, Array]:
 
 
 def _draw(data: Copies, ranking: np.ndarray, options: argparse.Namespace, folder: Path) -> Path:
-    """Shows photographs with what was found first; distractors are not shown but counted."""
+    """Shows copies with what was found first; distractors are not shown but counted."""
     rows = []
     for query in range(0, len(ranking), max(1, len(ranking) // QUERIES))[:QUERIES]:
-        copies = [int(index) for index in ranking[query] if index < len(data.copies)][:FOUND]
+        photographs = [int(index) for index in ranking[query] if index < len(data.photographs)][:FOUND]
         places = {int(index): place for place, index in enumerate(ranking[query])}
         found = [
             Example(
-                picture_of(data.copies, index), caption=f"rank {places[index] + 1}", right=data.original[index] == query
+                picture_of(data.photographs, index),
+                caption=f"rank {places[index] + 1}",
+                right=data.original[query] == index,
             )
-            for index in copies
+            for index in photographs
         ]
-        rows.append((data.photographs.name(query), [Example(picture_of(data.photographs, query)), *found]))
-    return examples(rows, folder / "copies.png", title=f"Photographs (left) and the nearest of {options.subset}")
+        rows.append((data.copies.name(query), [Example(picture_of(data.copies, query)), *found]))
+    return examples(rows, folder / "copies.png", title=f"Copies of {options.subset} (left) and the nearest photographs")

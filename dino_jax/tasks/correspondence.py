@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from dino_jax.data.decode import BadImage, decode
 from dino_jax.data.dense import IMAGES, read_image
 from dino_jax.data.files import open_files
+from dino_jax.data.subset import evenly
 from dino_jax.data.video import VOID, open_videos
 from dino_jax.data.warps import moved, warp
 from dino_jax.evals.correspondence import ALPHAS, match_points, mutual_matches, pck
@@ -113,13 +115,17 @@ def _two_images(model: Extractor, options: argparse.Namespace, folder: Path) -> 
     return Result(numbers, rows, [matches([pair], names, folder / "matches.png", title=title)])
 
 
+# Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
+LABELS = re.compile(r"^(masks|depth|annotations|segmentation.*|.*annot|.*labels)$")
+
+
 def _warps(options: argparse.Namespace) -> Iterator[Pair]:
     """Makes pairs of images and their distorted copies, with points that both show."""
     files = open_files(options.data)
     names = [name for name in files.names if name.lower().endswith(IMAGES) and not _is_label(name)]
     if not names:
         raise ValueError(f"{files.path} has no images (looked for {' '.join(IMAGES)})")
-    for number in patches.evenly(len(names), options.limit):
+    for number in evenly(len(names), options.limit):
         image, random = read_image(files, names[number]), np.random.default_rng((options.seed, number))
         copy, matrix = warp(image, random=random)
         points = random.random((8 * options.points, 2))
@@ -131,13 +137,14 @@ def _warps(options: argparse.Namespace) -> Iterator[Pair]:
 
 
 def _is_label(name: str) -> bool:
-    return any(folder.lower() in ("masks", "depth", "annotations") for folder in name.split("/")[:-1])
+    *folders, file = name.lower().split("/")
+    return file.startswith("sync_depth_") or any(LABELS.search(folder) for folder in folders)
 
 
 def _frames(options: argparse.Namespace) -> Iterator[Pair]:
     """Makes pairs of the first frame, with points on its object, and later frames that show the object."""
     videos = open_videos(options.data, year=options.year)
-    for number in patches.evenly(len(videos), options.limit):
+    for number in evenly(len(videos), options.limit):
         frames, masks, name = videos.frames(number), videos.masks(number), videos.videos[number].name
         label = np.unique(masks[0][(masks[0] > 0) & (masks[0] != VOID)])[0]
         places = np.argwhere(masks[0] == label)
@@ -164,7 +171,7 @@ def _score(
             scores.setdefault(name, []).append(value)
         kept.append((pair, found, right))
     shown = []
-    for place in patches.evenly(len(kept), PAIRS):
+    for place in evenly(len(kept), PAIRS):
         pair, found, right = kept[place]
         some = slice(0, LINES)
         share = f"{pair.name}: {right.mean():.0%} right"

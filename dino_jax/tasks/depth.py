@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dino_jax.data.depths import Depths, open_depths
+from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
 from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
 from dino_jax.evals.segmentation import upsample
@@ -33,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     layouts = "{train,test}/{images,depth} or NYUv2: a folder, tar, tar.gz, or nyu_depth_v2_labeled.mat"
     patches.add_arguments(parser, data=layouts, size=480)
     parser.add_argument("--split", default="test", help="where the head is tested")
-    parser.add_argument("--eigen-crop", action="store_true", help="score the valid part of NYU's full frames only")
+    parser.add_argument(
+        "--eigen-crop",
+        action=argparse.BooleanOptionalAction,
+        help="score the valid part of NYUv2's full frames only (default: in NYUv2's own layouts)",
+    )
     head_training.add_arguments(parser, steps=38_400, learning_rate=3e-4)
 
 
@@ -47,8 +52,13 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     patches.check(options, "steps")
     train, test = open_depths(options.data, "train"), open_depths(options.data, options.split)
-    for index in patches.evenly(len(test), options.limit):
-        test[index]  # what is wrong with it is said before the training, not after it
+    if options.eigen_crop is None:
+        options.eigen_crop = test.nyu
+    # What is wrong with the data is said before the training, not after it.
+    for index in evenly(len(train), options.limit):
+        train[index]
+    for index in evenly(len(test), options.limit):
+        _check_known(test[index][1], test.name(index), options)
     found, keys = {}, {}
     for features in patches.compared(model, options):
         found[features.name] = _predict(features, _train(features, train, options), test, options)
@@ -57,7 +67,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     average = _average(train, truths, options)
     keys[AVERAGE] = "average_"
     numbers: dict[str, float] = {}
-    rows: list[list[str | float]] = [["depth", *METRICS]]
+    rows: list[list[str | float]] = [["depth, Eigen crop" if options.eigen_crop else "depth", *METRICS]]
     for name, (_, _, predictions) in [*found.items(), (AVERAGE, (images, truths, average))]:
         for alignment, words in ALIGNMENTS.items() if test.relative else [("", ALIGNMENTS[""])]:
             errors = _errors(truths, predictions, alignment, options)
@@ -68,12 +78,23 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     return Result(numbers, rows, [picture])
 
 
+def _check_known(truth: np.ndarray, name: str, options: argparse.Namespace) -> None:
+    if not ((truth > 0) & _valid(truth, options)).any():
+        where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
+        raise ValueError(f"the depth of {name} is not known {where}: leave the image out")
+
+
+def _valid(truth: np.ndarray, options: argparse.Namespace) -> np.ndarray:
+    """Returns the pixels that count, bool in the shape of the truth."""
+    return eigen_crop(truth.shape) if options.eigen_crop else np.ones(truth.shape, bool)
+
+
 def _train(features: PatchFeatures, data: Depths, options: argparse.Namespace) -> patch_head.Head:
     patch = features.patch_size
     height, width = (max(patch, s // patch * patch) for s in shorter_side(data[0][0].shape[:2], options.size))
     crops = head_training.Crops(size=(height, width), side=options.size, scale=(1.0, 1.0), fill=0.0)
     loss = functools.partial(patch_head.scale_invariant_log_loss, low=NEAREST, high=FARTHEST[data.relative])
-    indices = patches.evenly(len(data), options.limit)
+    indices = evenly(len(data), options.limit)
     return head_training.train_head(features, data, indices, crops=crops, outputs=BINS, loss=loss, options=options)
 
 
@@ -82,7 +103,7 @@ def _predict(
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Returns images, true depths and predicted depths at the size of the truth."""
     images, truths, predictions = [], [], []
-    indices = patches.evenly(len(data), options.limit)
+    indices = evenly(len(data), options.limit)
     size = None
     for start in range(0, len(indices), CHUNK):
         pairs = [data[index] for index in indices[start : start + CHUNK]]
@@ -105,7 +126,7 @@ def _depth_map(head: patch_head.Head, grid: jax.Array, *, size: tuple[int, int],
 def _average(train: Depths, truths: list[np.ndarray], options: argparse.Namespace) -> list[np.ndarray]:
     """Predicts the mean of the training maps for every image: what the place in the frame alone tells."""
     size = truths[0].shape
-    maps = [resize(train[index][1], size, kind="labels") for index in patches.evenly(len(train), options.limit)]
+    maps = [resize(train[index][1], size, kind="labels") for index in evenly(len(train), options.limit)]
     known = np.sum([depth > 0 for depth in maps], axis=0)
     mean = np.maximum(np.sum(maps, axis=0) / np.maximum(known, 1), NEAREST).astype(np.float32)
     return [resize(mean, truth.shape, kind="labels") for truth in truths]
@@ -117,7 +138,7 @@ def _errors(
     """Averages the errors over the images after fitting each prediction."""
     errors = []
     for truth, predicted in zip(truths, predictions, strict=True):
-        valid = eigen_crop(truth.shape) if options.eigen_crop else None
+        valid = _valid(truth, options)
         if alignment:
             predicted = align(truth, predicted, shift=alignment == "shifted_", valid=valid, floor=NEAREST)
         errors.append(depth_errors(truth, predicted, valid=valid))
@@ -127,7 +148,7 @@ def _errors(
 def _draw(found: dict, *, relative: bool, numbers: dict[str, float], folder: Path) -> Path:
     """Draws some images with their truth and predictions; relative ones with their scale fitted, as it is unknown."""
     images, truths, _ = next(iter(found.values()))
-    chosen = patches.evenly(len(images), PICTURES)
+    chosen = evenly(len(images), PICTURES)
     maps = {"truth": [truths[index] for index in chosen]}
     for name, (_, _, predictions) in found.items():
         maps[name] = [

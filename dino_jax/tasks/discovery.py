@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_jax.data.objects import Box, ObjectImage, Objects, open_objects
+from dino_jax.data.subset import evenly
 from dino_jax.evals.discovery import THRESHOLD, Found, corloc, mask_iou, token_cut
 from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
@@ -43,7 +44,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     patches.check(options)
     data = open_objects(options.data, year=options.year)
-    indices = patches.evenly(len(data), options.limit)
+    indices = evenly(len(data), options.limit)
     found = {f.name: (f.key, _discover(f, data, indices, options)) for f in patches.compared(model, options)}
     numbers: dict[str, float] = {}
     rows: list[list[str | float]] = [["discovery", "CorLoc", "mask mIoU"]]
@@ -59,7 +60,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 
 
 def _discover(features: PatchFeatures, data: Objects, indices: list[int], options: argparse.Namespace) -> Findings:
-    wanted = {indices[place] for place in patches.evenly(len(indices), PICTURES)}
+    wanted = {indices[place] for place in evenly(len(indices), PICTURES)}
     findings = Findings()
     for start in range(0, len(indices), options.batch_size):
         part = indices[start : start + options.batch_size]

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from dino_jax import sharding
 from dino_jax.data.augmented import Augmented
-from dino_jax.data.labelled import Chosen
 from dino_jax.data.reading import read_batches
+from dino_jax.data.subset import Chosen
 from dino_jax.evals import linear
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor, VisionTransformer
@@ -56,7 +56,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     blocks = min(linear.BLOCKS, backbone.depth) if isinstance(backbone, VisionTransformer) else 1
     # Whatever their classes: to know them all here, every image would have to be decoded.
     kept, held = linear.hold_out(np.zeros(len(data.train)), share=options.validation, seed=options.seed)
-    train, validation = Chosen(data.train, kept), Chosen(data.train, held)
+    train, validation = (Chosen(data.train, part, class_names=data.class_names) for part in (kept, held))
     valid, test = (
         features_of(model, source, options, outputs=OUTPUTS, layers=blocks) for source in (validation, data.test)
     )

@@ -119,9 +119,3 @@ def compared(model: Extractor, options: argparse.Namespace) -> Iterator[PatchFea
     yield PatchFeatures(model, batch_size=options.batch_size)
     if options.pixels:
         yield PatchFeatures(PixelPatches(model.patch_size), batch_size=options.batch_size, key="pixels_")
-
-
-def evenly(count: int, limit: int | None) -> list[int]:
-    """Returns at most `limit` of `count` indices, spread evenly."""
-    wanted = count if limit is None else min(count, limit)
-    return [index * count // wanted for index in range(wanted)]

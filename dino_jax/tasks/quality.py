@@ -8,7 +8,7 @@ import numpy as np
 
 from dino_jax.data.augmented import Augmented
 from dino_jax.data.sources import open_path
-from dino_jax.data.subset import Subset
+from dino_jax.data.subset import part_of
 from dino_jax.evals import quality
 from dino_jax.extraction import Features, extract_features
 from dino_jax.health import cls_patch_cosine, mean_pairwise_cosine, rankme
@@ -21,8 +21,8 @@ BATCH = 64  # images whose patches are compared at once
 PATCHES = 4096  # that the rank of patch features is computed of
 
 MEANINGS = {
-    "rankme_cls": "effective rank of CLS (RankMe)",
-    "rankme_patches": "effective rank of patches (RankMe)",
+    "rankme_cls": "effective rank of CLS (RankMe, {cls} at most)",
+    "rankme_patches": "effective rank of patches (RankMe, {patches} at most)",
     "alignment": "alignment of two views (0 best, 2 unrelated)",
     "uniformity": "uniformity of CLS (lower is better, 0 collapsed)",
     "cls_cosine": "mean cosine of CLS between images",
@@ -36,7 +36,7 @@ MEANINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     parser.add_argument("--data", required=True, metavar="PATH", help="images; labels are not used")
-    parser.add_argument("--limit", type=int, default=512, metavar="N", help="use at most N images, spread evenly")
+    parser.add_argument("--limit", type=int, default=1024, metavar="N", help="use at most N images, spread evenly")
     parser.add_argument("--seed", type=int, default=0, help="of the two views")
     add_extraction_arguments(parser)
 
@@ -47,7 +47,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings, or fewer than two images.
     """
-    source = Subset(open_path(options.data), options.limit)
+    source = part_of(open_path(options.data), options.limit)
     if len(source) < 2:
         raise ValueError(f"{options.data}: {len(source)} image is too few to compare; give at least two (see --limit)")
     settings = {"size": options.size, "batch_size": options.batch_size, "cache": options.cache, "progress": True}
@@ -65,7 +65,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         **_of_patches(plain),
     }
     rows: list[list[str | float]] = [["measure", "value"]]
-    rows += [[text, f"{found[name]:.3f}"] for name, text in MEANINGS.items()]
+    most = {"cls": min(plain["cls"].shape), "patches": min(sample.shape)}
+    rows += [[text.format(**most), f"{found[name]:.3f}"] for name, text in MEANINGS.items()]
     spectra = {"CLS": np.asarray(quality.spectrum(plain["cls"])), "patches": np.asarray(quality.spectrum(sample))}
     cosines = {
         "CLS of two views": np.asarray(quality.cosines(first["cls"], second["cls"])),

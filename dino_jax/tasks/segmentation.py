@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
+from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
 from dino_jax.evals.segmentation import class_ious, confusion, linear_patch_probe, mean_iou, pixel_accuracy, upsample
 from dino_jax.evals.windows import cut, merge, multiple, patch_multiple, resize, shorter_side
@@ -53,9 +54,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     train, test = open_masks(options.data, "train"), open_masks(options.data, options.split)
     names = train.class_names
     # What is wrong with the data is said before the training, not after it.
-    unseen = unseen_classes(train, patches.evenly(len(train), options.limit))
-    for index in patches.evenly(len(test), options.limit):
-        test[index]
+    unseen = unseen_classes(train, evenly(len(train), options.limit))
+    labelled = [(test[index][1] != IGNORE).any() for index in evenly(len(test), options.limit)]
+    if not any(labelled):
+        raise ValueError(f"every pixel of {options.data}, split {options.split!r}, is ignored: nothing can be scored")
     numbers: dict[str, float] = {}
     found = {}
     for features in patches.compared(model, options):
@@ -65,7 +67,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         numbers |= _numbers(counts, names, features.key)
     rows = _rows({name: counts for name, (counts, _) in found.items()}, names)
     if unseen:
-        rows.append([f"no training pixel: {', '.join(unseen)}", *[""] * len(found)])
+        some = ", ".join(unseen[:3]) + ", ..." * (len(unseen) > 3)
+        rows.append([f"without a training pixel: {some}", *[str(len(unseen))] * len(found)])
     images, truth, _ = zip(*next(iter(found.values()))[1], strict=True)
     title = f"{options.split}: truth and linear segmentation, mIoU {numbers['segmentation/miou']:.1%}"
     maps = {name: [predicted for _, _, predicted in shown] for name, (_, shown) in found.items()}
@@ -76,7 +79,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 def _train(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:
     side = multiple(options.crop, features.patch_size)
     crops = head_training.Crops(size=(side, side), side=options.size, scale=SCALES, fill=IGNORE)
-    indices = patches.evenly(len(data), options.limit)
+    indices = evenly(len(data), options.limit)
     classes, loss = len(data.class_names), patch_head.cross_entropy
     head = head_training.train_head(features, data, indices, crops=crops, outputs=classes, loss=loss, options=options)
     return functools.partial(_apply_head, head)
@@ -87,7 +90,7 @@ _apply_head = jax.jit(patch_head.apply_head)
 
 def _closed_head(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:
     """Fits the closed form on whole images, all at the size of the first."""
-    pairs = [data[index] for index in patches.evenly(len(data), options.limit)]
+    pairs = [data[index] for index in evenly(len(data), options.limit)]
     size = patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)
     images = np.stack([resize(image, size) for image, _ in pairs])
     labels = np.stack([resize(mask, size, kind="labels") for _, mask in pairs])
@@ -99,8 +102,8 @@ def _test(
     features: PatchFeatures, head: Head, data: MaskPairs, options: argparse.Namespace
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Returns the confusion of all pixels, and images, masks and predicted masks to be shown."""
-    indices = patches.evenly(len(data), options.limit)
-    wanted = {indices[place] for place in patches.evenly(len(indices), PICTURES)}
+    indices = evenly(len(data), options.limit)
+    wanted = {indices[place] for place in evenly(len(indices), PICTURES)}
     classes = len(data.class_names)
     counts, shown = np.zeros((classes, classes), np.int64), []
     for start in range(0, len(indices), CHUNK):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_jax.data.subset import evenly
 from dino_jax.data.video import Videos, open_videos
 from dino_jax.evals.tracking import propagate, score_video
 from dino_jax.evals.windows import patch_multiple, resize
@@ -38,8 +39,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     patches.check(options, "context", "radius", "top_k")
     videos = open_videos(options.data, year=options.year)
-    chosen = patches.evenly(len(videos), options.limit)
-    shown = [chosen[place] for place in patches.evenly(len(chosen), STRIPS)]
+    chosen = evenly(len(videos), options.limit)
+    shown = [chosen[place] for place in evenly(len(chosen), STRIPS)]
     numbers: dict[str, float] = {}
     scores: dict[str, dict[str, Scores]] = {}
     masks: dict[str, dict[int, np.ndarray]] = {}

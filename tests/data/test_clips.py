@@ -25,6 +25,17 @@ def test_videos_of_both_splits(tmp_path):
     assert apart.names == train.names
 
 
+def test_one_of_several_test_folders(tmp_path):
+    for folder, videos in (("train", ["run/a", "walk/a"]), ("val", ["run/b"]), ("test", ["run/b", "walk/c"])):
+        write(tmp_path / folder, videos, frames=3)
+    _, test = open_clips(str(tmp_path))
+    assert test.names == ("run/b",)
+    assert len(test.frames[0]) == 3
+    write(tmp_path / "train" / "more", ["run/a"])
+    with pytest.raises(ValueError, match="has two videos named run/a, train/more/run/a and train/run/a: rename one"):
+        open_clips(str(tmp_path))
+
+
 def test_frames_are_spread_evenly_and_short_videos_repeat_them(tmp_path):
     write(tmp_path / "train", ["run/a", "walk/a"])
     train, _ = open_clips(str(tmp_path / "train"), str(tmp_path / "train"))

@@ -73,6 +73,12 @@ def test_ade20k_starts_at_one(tmp_path):
     assert (open_masks(tmp_path, "val")[0][1] == 2).all()
 
 
+def test_two_years_of_voc_are_one_line(tmp_path):
+    write(tmp_path, {f"VOC{year}/SegmentationClass/a.png": labels() for year in (2007, 2012)})
+    with pytest.raises(ValueError, match="has VOC2007/SegmentationClass and VOC2012/SegmentationClass"):
+        open_masks(tmp_path, "train")
+
+
 def test_voc_reads_its_lists(tmp_path):
     root = "VOCdevkit/VOC2012"
     files = {

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from dino_jax.data.augmented import Augmented
-from dino_jax.data.labelled import Chosen, open_labelled
+from dino_jax.data.labelled import open_labelled
+from dino_jax.data.subset import Chosen
 from tests.data.images import encode, photograph
 
 

@@ -78,10 +78,11 @@ def test_a_pickle_runs_no_code(tmp_path, monkeypatch):
         read_pickle(pickle.dumps({"gnd": Harmful()}), name="gnd.pkl")
     assert not (tmp_path / "harmed").exists()
     for protocol in range(2, 6):
-        content = {"a": np.arange(3), "b": [1.5, "x", np.float64(2.5)], "c": (None, b"\xff")}
+        content = {"a": np.arange(3), "b": [1.5, "x", np.float64(2.5)], "c": (None, b"\xff", b"")}
         found = read_pickle(pickle.dumps(content, protocol=protocol), name="x")
         assert found["b"] == content["b"]
         np.testing.assert_array_equal(found["a"], content["a"])
+        assert read_pickle(pickle.dumps(np.array([], int), protocol=protocol), name="x").size == 0
     with pytest.raises(ValueError, match=r"gnd\.pkl is not a pickle"):
         read_pickle(pickle.dumps([1, 2])[:-3], name="gnd.pkl")
 

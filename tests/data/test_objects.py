@@ -21,6 +21,14 @@ def rectangle(value=255):
     return Image.fromarray(mask)
 
 
+def test_two_years_of_voc_are_one_line(tmp_path):
+    for year in (2007, 2012):
+        root = f"VOC{year}"
+        write(tmp_path, {f"{root}/JPEGImages/a.jpg": photograph(), f"{root}/Annotations/a.xml": xml((1, 1, 2, 2))})
+    with pytest.raises(ValueError, match="has VOC2007/Annotations and VOC2012/Annotations: give the folder of one"):
+        open_objects(tmp_path)
+
+
 def test_voc_boxes_count_from_one(tmp_path):
     files = {
         "VOC2007/JPEGImages/a.jpg": photograph(),

@@ -57,6 +57,14 @@ def test_davis_2017_marks_void_by_255(tmp_path):
     np.testing.assert_array_equal(videos.masks(0)[2], mask)
 
 
+def test_void_beside_nothing_is_still_void(tmp_path):
+    """In a video whose other masks have objects."""
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:4] = 255
+    videos = open_videos(write(tmp_path, clip(**{"dog/masks/00001.png": Image.fromarray(mask)})))
+    assert set(np.unique(videos.masks(0)[1])) == {0, 255}
+
+
 def test_davis_2017_read_as_2016_has_its_list_and_one_object(tmp_path):
     mask = np.zeros((16, 24), np.uint8)
     mask[:4], mask[4:8], mask[8] = 1, 2, 255

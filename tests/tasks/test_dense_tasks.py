@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax import evaluate
+from dino_jax import evaluate, pretrained
 from dino_jax.tasks import correspondence, depth, discovery, segmentation, tracking
 from dino_jax.tasks.patches import PatchFeatures, PixelPatches
 from tests.program import cpus
@@ -47,7 +47,7 @@ def test_a_class_without_training_pixels_is_named(tmp_path):
     result = segmentation.run(PIXELS, options("segmentation", *words), tmp_path)
     checked(result)
     assert ["IoU of unicorn", "absent"] in result.rows
-    assert ["no training pixel: unicorn", ""] in result.rows
+    assert ["without a training pixel: unicorn", "1"] in result.rows
 
 
 def test_fresh_crops_train_too(tmp_path):
@@ -75,6 +75,22 @@ def test_depth_of_planted_brightness(tmp_path):
     # Maps are blurred between patches, whose depths jump.
     assert numbers["depth/scaled_delta1"] > blind["depth/scaled_delta1"] + 0.2
     assert numbers["depth/scaled_abs_rel"] < numbers["depth/average_scaled_abs_rel"]
+
+
+def test_depth_that_nothing_knows_is_said_before_the_training(tmp_path):
+    folder = planted.depths(tmp_path / "data")
+    one = next((folder / "test" / "depth").iterdir())
+    Image.fromarray(np.zeros_like(np.asarray(Image.open(one)))).save(one)
+    with pytest.raises(ValueError, match=f"the depth of test/images/{one.stem}.* is not known anywhere: leave"):
+        depth.run(PIXELS, options("depth", "--data", folder, "--size", 0, "--steps", 10**9), tmp_path)
+
+
+def test_masks_that_nothing_labels_are_said_before_the_training(tmp_path):
+    folder = planted.masks(tmp_path / "data")
+    for mask in (folder / "val" / "masks").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 255)).save(mask)
+    with pytest.raises(ValueError, match="split 'val', is ignored: nothing can be scored"):
+        segmentation.run(PIXELS, options("segmentation", "--data", folder, "--size", 0, "--steps", 10**9), tmp_path)
 
 
 def test_tracking_of_a_moving_square(tmp_path):
@@ -158,7 +174,7 @@ def test_the_year_of_davis_chooses_the_list(tmp_path, task):
 def test_damaged_data_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, task, damage, message):
     write = {"segmentation": planted.masks, "depth": planted.depths}.get(task, planted.video)
     (write(tmp_path / "data") / damage).unlink()
-    monkeypatch.setattr(evaluate, "load", lambda weights, architecture: PIXELS)
+    monkeypatch.setattr(pretrained, "load", lambda weights: (PIXELS, None))
     numbers = tmp_path / "numbers.json"
     words = [task, "--weights", "planted", "--data", str(tmp_path / "data"), "--json", str(numbers)]
     assert evaluate.main([*words, "--out", str(tmp_path / "out"), "--size", "0"]) == 2
