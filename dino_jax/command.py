@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -50,6 +51,25 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int
         print(interrupted, file=sys.stderr)
         return 130
     return 0
+
+
+def leave_on_interrupt(words: str) -> None:
+    """Lets Ctrl-C end the process at once with exit code 130, wherever it is; for as long as nothing is to be saved.
+
+    Python would raise KeyboardInterrupt, which some of what is imported swallows or takes for an error of its own.
+    """
+    signal.signal(signal.SIGINT, lambda *_: leave(130, words))
+
+
+def leave(code: int, words: str) -> None:
+    """Ends the process from a signal handler."""
+    say(words)
+    os._exit(code)
+
+
+def say(words: str) -> None:
+    """Writes a line to stderr from a signal handler, which may have come in the middle of a print."""
+    os.write(2, f"\n{words}\n".encode())
 
 
 def one_line(error: BaseException) -> str:

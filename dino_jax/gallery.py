@@ -64,7 +64,7 @@ def draw(
     if jax.process_index() != 0:
         return []
     folder.mkdir(exist_ok=True)
-    names = [source.class_names[label] for label in labels] if source.class_names else None
+    names = [source.class_names[label] if label >= 0 else "" for label in labels] if source.class_names else None
     second = "EMA teacher" if state.gram_teacher is None else "Gram teacher"
     paths = [
         pictures.pca(images, compared["EMA teacher"], folder / "pca.png", names=names),

@@ -32,17 +32,21 @@ class GramTeachers:
         self.workdir, self.mesh, self.note, self.dense_score = workdir, mesh, note, dense_score
         self.scores_file = workdir / "gram_teacher" / "scores.json"
 
-    def check(self, phases: Sequence[Phase], done: int) -> None:
-        """Makes sure that the snapshots exist which phases after `done` steps begin with.
+    def check(self, phases: Sequence[Phase], done: int, like: Callable[[], Any]) -> None:
+        """Makes sure that the snapshots which phases after `done` steps begin with exist, and are of this network.
+
+        Args:
+          like: returns the shapes of the backbone's parameters.
 
         Raises:
-          ValueError: when one is missing; those that this run is yet to save are not.
+          ValueError: when one is not; those that this run is yet to save are left out.
         """
         for phase in phases:
             own = phase.own_snapshot
             entered, yet_to_come = phase.first < done, own is not None and (own > done or not done)
             if phase.options.gram.teacher not in ("none", "ema", "best_dense") and not entered and not yet_to_come:
                 check_snapshot(self.folder(phase))
+                check_shapes(self.folder(phase), like())
 
     def folder(self, phase: Phase) -> Path:
         """Returns the folder of the snapshot that a phase begins with."""
@@ -180,6 +184,37 @@ def restore_snapshot(folder: Path, like: Any) -> Params:
         f"Gram snapshot {folder} cannot be read, it is damaged or of another network ({problem}): "
         "set gram.teacher to another one"
     )
+
+
+def check_shapes(folder: Path, like: Any) -> None:
+    """Reads what a snapshot says of its arrays.
+
+    Args:
+      folder, like: see `restore_snapshot`.
+
+    Raises:
+      ValueError: when that is damaged or of another network.
+    """
+    with checkpoint.silent():
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                there = _shapes(checkpointer.metadata(folder.resolve()).item_metadata.tree)
+        except Exception as error:  # as above
+            problem, there = checkpoint.reason(error), None
+    if there is None:
+        raise ValueError(f"Gram snapshot {folder} cannot be read ({problem}): set gram.teacher to another one")
+    here = _shapes(sealed_like(like))
+    for path in sorted({*there, *here}):
+        if there.get(path) != here.get(path):
+            raise ValueError(
+                f"Gram snapshot {folder} is of another network ({path} is {there.get(path, 'absent')} there and "
+                f"{here.get(path, 'absent')} here): set gram.teacher to another one"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def is_snapshot(folder: Path) -> bool:

@@ -64,6 +64,8 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
             print(f"--config.{key}={value}")
         return
     validate(config)
+    for line in recipe.left_behind(options.config, changes):
+        print(line, file=sys.stderr)
     if not options.workdir:
         raise ValueError("--workdir DIR is missing: it says where the run lives and continues")
     command.only_our_lines()
@@ -78,4 +80,5 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    command.leave_on_interrupt("interrupted: the last checkpoint is kept")
     sys.exit(main())

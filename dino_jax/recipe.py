@@ -11,13 +11,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+ALL_PHASES = "phases.all."
+OWN = ("steps", "snapshot_steps", "snapshot_every")  # of a phase; nobody expects the others to follow
+
 
 def load(config: str, overrides: dict[str, str]) -> ConfigDict:
     """Runs `get_config` (with the variant, if one is given) of a recipe file and applies the overrides.
 
     Args:
       config: "FILE" or "FILE:variant".
-      overrides: text values by dotted key, `{"phases.gram.steps": "100"}`.
+      overrides: text values by dotted key, `{"phases.gram.steps": "100"}`; "phases.all.KEY" is that of every phase.
 
     Raises:
       ValueError: for a missing file, a file that is no recipe or has a mistake, an unknown key (with the nearest) or a
@@ -43,8 +46,36 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
     except Exception as error:  # whatever a mistake in it raises: ml_collections names the nearest of unknown keys
         raise _mistake(path, error) from error
     for key, text in overrides.items():
-        override(built, key, text)
+        for each in _keys(built, key):
+            override(built, each, text)
     return built.lock()
+
+
+def _keys(config: ConfigDict, key: str) -> list[str]:
+    """Returns the keys that a key stands for."""
+    if not key.startswith(ALL_PHASES):
+        return [key]
+    return [f"phases.{name}.{key.removeprefix(ALL_PHASES)}" for name in config.phase_order]
+
+
+def left_behind(config: str, overrides: dict[str, str]) -> list[str]:
+    """Says which phases keep a value that they had in common with a phase whose value is overridden.
+
+    Args:
+      config, overrides: as `load`.
+    """
+    before, after = flatten(load(config, {})), flatten(load(config, overrides))
+    lines = []
+    for key in overrides:
+        _, name, *rest = key.split(".") if key.startswith("phases.") else ("", "", "")
+        own = ".".join(rest)
+        if name not in before["phase_order"] or own in OWN or after[key] == before[key]:
+            continue
+        for other in before["phase_order"]:
+            twin = f"phases.{other}.{own}"
+            if other != name and twin not in overrides and before[twin] == before[key]:
+                lines.append(f"{twin} stays {after[twin]!r}; --config.{ALL_PHASES}{own} sets it in all phases")
+    return lines
 
 
 def _mistake(path: str, error: Exception) -> ValueError:

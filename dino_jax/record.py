@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import health
 from dino_jax.flops import train_flops_per_image
-from dino_jax.metrics import MetricsWriter
+from dino_jax.metrics import NOTHING_RESTORED, MetricsWriter, read_metrics
 from dino_jax.phases import Phase
 from dino_jax.progress import Progress, Throughput
 from dino_jax.report import Report
@@ -39,7 +39,9 @@ class Recorder:
         self._report, self._progress = report, progress
         self._writer = MetricsWriter(workdir, resume_step)
         self._measure = jax.jit(make_health_step(networks))
-        self._history: list[dict[str, float]] = []
+        # What looks wrong is told from all records, those before a restart included.
+        earlier = read_metrics(workdir / "metrics.jsonl") if resume_step != NOTHING_RESTORED else []
+        self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
         self.throughput = Throughput()
         self._compiling = True
         self._started, self._evaluating = time.monotonic(), 0.0

@@ -1,7 +1,9 @@
-"""Turns SIGTERM (preemption) and Ctrl-C into a request to save and stop."""
+"""Turns SIGTERM (preemption) and Ctrl-C into a request to save and stop.
+
+No handler raises an exception: it would come at any place, some of which swallow it, such as callbacks of JAX's own.
+"""
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -9,9 +11,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-
-class Stopped(BaseException):
-    """Ends at once what `StopRequest.at_once` surrounds; no handler of errors takes it for one."""
+from dino_jax import command
 
 
 class StopRequest:
@@ -22,7 +22,8 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._requested = self._at_once = False
+        self._requested = False
+        self._last_words: str | None = None
         self._before: dict[int, object] = {}
 
     def now(self, step: int) -> bool:
@@ -32,24 +33,23 @@ class StopRequest:
         return self._requested
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Surrounds work of which nothing needs to be saved: a signal ends it with `Stopped`."""
+    def at_once(self, last_words: str) -> Iterator[None]:
+        """Surrounds work of which nothing needs to be saved: a signal ends the process, with these words and code 0."""
+        self._last_words = last_words
         if self._requested and jax.process_count() == 1:
-            raise Stopped
-        self._at_once = True
+            command.leave(0, last_words)
         try:
             yield
         finally:
-            self._at_once = False
+            self._last_words = None
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self._last_words is not None:
+            command.leave(0, self._last_words)
         if self._requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            command.leave(130, "interrupted: the last checkpoint is kept")
         self._requested = True
-        if self._at_once:
-            raise Stopped
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step, which is saved; Ctrl-C stops at once\n")
+        command.say("stopping after this step, which is saved; Ctrl-C stops at once")
 
     def __enter__(self) -> "StopRequest":
         if jax.process_count() == 1:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from dino_jax.progress import Progress
 from dino_jax.record import Recorder
 from dino_jax.report import Report
 from dino_jax.state import Networks, Params, TrainState
-from dino_jax.stop import Stopped, StopRequest
+from dino_jax.stop import StopRequest
 from dino_jax.validate import validate
 from dino_jax.workdir import Workdir
 
@@ -58,8 +59,12 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
         initial.check_path(config.init.weights)  # before the workdir takes the value on
     with Workdir(folder) as workdir, StopRequest() as stop:
-        workdir.adopt(config)
+        changed = workdir.adopt(config)
         workdir.adopt_images(len(source), source.name)
+        if jax.process_index() == 0:
+            if changed:
+                print(f"phases to come have changed: {changed}", file=sys.stderr)
+            print(f"{len(source):,} training images", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
 
 
@@ -114,12 +119,8 @@ class Trainer:
         if stopped:
             self.progress.note(f"stopped after step {int(state.step)}, saved: the same command continues")
             return {}
-        try:
-            with self.stop.at_once():
-                results = self.report.finish(state, seconds=self.seconds)
-        except Stopped:
-            self.progress.note("stopped during the evaluation, all steps are saved: the same command evaluates again")
-            return {}
+        with self.stop.at_once("stopped in the evaluation, all steps are saved: the same command evaluates again"):
+            results = self.report.finish(state, seconds=self.seconds)
         self.workdir.write_results(results)
         return results
 
@@ -172,9 +173,11 @@ class Trainer:
             shapes = states.abstract(self.networks, optimizer, gram=phase.gram, centered=self.centered)
             return with_sharding(shapes, self.mesh)
 
-        self.gram.check(self.phases, done=next(iter(checkpoints.steps()), 0))
+        self.gram.check(self.phases, done=next(iter(checkpoints.steps()), 0), like=self.backbone_like)
         restored = checkpoints.restore(like, note=self.progress.note)
-        if restored is not None:
+        if restored is None:
+            self.workdir.check_new(self.config.checkpoint.every)
+        else:
             self.seconds_before = restored.data.get("seconds", 0.0)
             self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
         return restored
@@ -206,8 +209,12 @@ class Trainer:
         """Returns the backbone with which the run began."""
         if not self.config.init.weights:
             return initial.drawn(self.networks, self.mesh, seed=self.config.seed)
+        return restore_snapshot(self.gram.snapshot_folder(0), self.backbone_like())
+
+    def backbone_like(self) -> Any:
+        """Returns shapes, dtypes and shardings of a backbone's parameters."""
         shapes = jax.eval_shape(lambda: self.networks.init(jax.random.key(0))["backbone"])
-        return restore_snapshot(self.gram.snapshot_folder(0), with_sharding(shapes, self.mesh))
+        return with_sharding(shapes, self.mesh)
 
     def recorder(self, restored: Restored | None) -> Recorder:
         """Opens the record of the run where the restored state continues it."""

@@ -35,7 +35,7 @@ BELOW_1 = (lambda v: 0 <= v < 1, "0 or more and below 1")
 RULES: tuple[Rule, ...] = (
     (
         *ABOVE_0,
-        "model.patch_size model.width model.depth model.heads dino_head.prototypes dino_head.hidden "
+        "model.patch_size model.width model.depth model.heads model.ffn_ratio dino_head.prototypes dino_head.hidden "
         "dino_head.bottleneck ibot_head.prototypes ibot_head.hidden ibot_head.bottleneck data.window_size "
         "data.windows_per_photograph checkpoint.every checkpoint.keep_last log.every log.health_every nonfinite_limit "
         "eval.size eval.knn.k eval.knn.images eval.dense.images eval.quality.images",
@@ -122,6 +122,13 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
         yield from _convolutional_problems(c, phases)
     if with_ibot and not c.model.get("masking", True):
         yield "loss.ibot needs a mask token, which model.masking = False has not: set one of them"
+    for name, p in zip(c.phase_order, phases, strict=True):
+        weight = p.schedules.gram_weight
+        if p.gram.teacher != "none" and not max(weight.start, weight.peak, weight.end):
+            yield (
+                f"phases.{name}.gram.teacher = {p.gram.teacher!r} has no effect with schedules.gram_weight = 0: "
+                "set one of them"
+            )
     names = [p.optim.name for p in phases]
     if len(set(names)) > 1:
         yield f"optim.name differs between phases ({', '.join(names)}): moments pass from one to the next, use one"
@@ -154,8 +161,8 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         ("crops.local_scale", p.crops.local_scale),
         ("masks.ratio", p.masks.ratio),
     ):
-        if not 0 <= low <= high <= 1:
-            yield f"{prefix}{key} = {(low, high)} must be two shares, 0 <= low <= high <= 1"
+        if not 0 <= low <= high <= 1 or not high:
+            yield f"{prefix}{key} = {(low, high)} must be two shares, 0 <= low <= high <= 1, and high above 0"
     if p.loss.ibot and p.batch_size % p.masks.group_size:
         yield (
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
@@ -166,6 +173,17 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
             f"{prefix}masks.probability = {p.masks.probability:g} leaves none of the {2 * p.masks.group_size} crops of "
             f"a group masked, and iBOT no patches to predict: raise it, or set {prefix}loss.ibot to 0 as well"
         )
+    patches = (p.crops.global_size // patch) ** 2
+    if p.loss.ibot and int(patches * p.masks.ratio[1]) < 1:
+        yield (
+            f"{prefix}masks.ratio = {tuple(p.masks.ratio)} of {patches} patches is less than one, and iBOT has none to "
+            f"predict: raise it, or set {prefix}loss.ibot to 0 as well"
+        )
+    for name in ("lr", "weight_decay", "momentum", "local_weight", "gram_weight"):
+        s = p.schedules[name]
+        if min(s.start, s.peak, s.end) < 0 or (name == "momentum" and max(s.start, s.peak, s.end) > 1):
+            allowed = "between 0 and 1" if name == "momentum" else "0 or more"
+            yield f"{prefix}schedules.{name} goes from {s.start:g} over {s.peak:g} to {s.end:g}: it must be {allowed}"
     temperature = p.schedules.teacher_temperature
     if min(temperature.start, temperature.peak, temperature.end) <= 0:
         yield f"{prefix}schedules.teacher_temperature must stay above 0: it divides the teacher's scores"

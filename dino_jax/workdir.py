@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dino_jax.metrics import write_json_atomic
+from dino_jax.metrics import read_metrics, write_json_atomic
 from dino_jax.recipe import flatten
 
 # These change where and how fast a run computes, what it reports and what it puts up with, but not what it trains;
@@ -41,42 +42,85 @@ class Workdir:
         if jax.process_index() == 0:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 self._lock.seek(0)
                 holder = self._lock.read().strip() or "another process"
                 raise ValueError(
                     f"--workdir {self.path} is in use by {holder}: wait for it, stop it, or choose another folder"
                 ) from None
+            except OSError as error:
+                print(
+                    f"--workdir {self.path} is on a file system that cannot lock ({error.strerror}): "
+                    "let no other process use it",
+                    file=sys.stderr,
+                )
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
             self._lock.flush()
 
-    def adopt(self, config: ConfigDict) -> None:
+    def adopt(self, config: ConfigDict) -> str:
         """Stores the configuration in config.json, or checks that the one there says the same.
 
-        A run that failed before its first step left nothing to protect: it is replaced.
+        Phases that have not begun may differ, and others may follow. A run that failed before its first step left
+        nothing to protect: it is replaced.
+
+        Returns:
+          What differs in phases to come, in words; "" if nothing does.
 
         Raises:
-          ValueError: listing the keys that differ.
+          ValueError: listing the keys that differ otherwise.
         """
         file = self.path / "config.json"
         now = json.loads(json.dumps(flatten(config)))
+        changed: list[str] = []
         if file.exists() and self.begun():
             try:
                 before = json.loads(file.read_text())
             except ValueError:
                 raise ValueError(f"{file} is damaged: restore it, or start in a new workdir") from None
             differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+            begun, to_begin = (self._begun_phases(values) for values in (before, now))
+            fixed = tuple(f"phases.{name}." for name in {*begun, *to_begin})
+            if begun == to_begin:
+                changed = [key for key in differing if key.startswith("phases.") and not key.startswith(fixed)]
+                differing = [key for key in differing if key not in changed and key != "phase_order"]
             differing = [key for key in differing if not key.startswith(FREE)]
             if differing:
-                shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing[:8])
-                more = f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
                 raise ValueError(
-                    f"--workdir {self.path} belongs to a run with another config ({shown}{more}): "
-                    "use the same values, or another workdir"
+                    f"--workdir {self.path} belongs to a run with another config "
+                    f"({_compared(differing, before, now)}): use the same values, or another workdir"
                 )
         if jax.process_index() == 0:
             write_json_atomic(file, now)
+        return _compared(changed, before, now) if changed else ""
+
+    def _begun_phases(self, values: dict[str, Any]) -> list[str]:
+        """Lists the phases of a configuration that began before the newest checkpoint."""
+        saved = max((int(step.name) for step in self.path.glob("checkpoints/*") if step.name.isdecimal()), default=0)
+        begun, first = [], 0
+        for name in values.get("phase_order", ()):
+            if first >= max(saved, 1):
+                break
+            begun.append(name)
+            first += values[f"phases.{name}.steps"]
+        return begun
+
+    def check_new(self, every: int) -> None:
+        """Makes sure that a run without a checkpoint, which saves one every so many steps, has not had any.
+
+        Raises:
+          ValueError: when it has results, or records that must have been followed by a checkpoint.
+        """
+        metrics = self.path / "metrics.jsonl"
+        records = read_metrics(metrics) if metrics.exists() else []
+        finished = (self.path / "results.json").exists()
+        # The first save is waited for when the second begins.
+        if finished or (records and records[-1]["step"] > 2 * every):
+            there = ["metrics.jsonl"] * bool(records) + ["results.json"] * finished
+            raise ValueError(
+                f"--workdir {self.path} holds {' and '.join(there)}, but no checkpoint: bring checkpoints/ back, or "
+                f"delete {'both' if len(there) > 1 else 'it'} to train anew"
+            )
 
     def begun(self) -> bool:
         """Tells whether a run has taken a step here, with the configuration that `adopt` compares."""
@@ -97,7 +141,8 @@ class Workdir:
         """
         file = self.path / "images.json"
         some = {index * count // IMAGES_COMPARED for index in range(IMAGES_COMPARED)}
-        now = {"images": count, "names": zlib.crc32("\n".join(name(index) for index in sorted(some)).encode())}
+        names = "\n".join(name(index) for index in sorted(some)).encode("utf-8", "surrogateescape")
+        now = {"images": count, "names": zlib.crc32(names)}
         if self.begun() and file.exists():
             before = json.loads(file.read_text())
             if before != now:
@@ -119,3 +164,9 @@ class Workdir:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+
+def _compared(keys: list[str], before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Says what keys were and are, the first eight of them."""
+    shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys[:8])
+    return shown + (f"; and {len(keys) - 8} more" if len(keys) > 8 else "")

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from dino_jax import command
@@ -33,3 +36,19 @@ def test_errors_are_one_line_and_a_code(error, code, line, capsys):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="a defect"):
         command.run(failing(RuntimeError("a defect")))
+
+
+def test_an_interrupt_before_the_run_ends_the_process():
+    """Python's own KeyboardInterrupt would be swallowed here."""
+    script = """
+import os, signal
+from dino_jax import command
+command.leave_on_interrupt("nothing was begun")
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    pass
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nnothing was begun\n")

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "dino_jax"
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress health phases recipe validate "
-    "guard stop command compiling export_onnx",
-    "state checksum config workdir feature_files weights pictures views",
+    "guard command compiling export_onnx",
+    "state stop checksum config workdir feature_files weights pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
     "build report",

@@ -1,13 +1,16 @@
 """What a user gets to see: one clear line for anything wrong, exit code 2, and nothing of the libraries below."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dino_jax import main, recipe
+from dino_jax.gram_teacher import save_snapshot
 from dino_jax.workdir import Workdir
 from tests.data.images import encode, photograph
 from tests.program import ROOT
@@ -25,7 +28,9 @@ def refused(capsys, *arguments):
     assert main.main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    lines = [line for line in err.splitlines() if "device" not in line or line.startswith("error")]
+    lines = [
+        line for line in err.splitlines() if line.startswith("error") or not re.search("device|training images", line)
+    ]
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")
@@ -80,11 +85,15 @@ def test_workdir_of_another_configuration(capsys, program, tmp_path):
 
 def test_missing_gram_snapshot_is_noticed_before_the_first_step(capsys, program, tmp_path):
     other = tmp_path / "other" / "gram_teacher"
-    (other / "100").mkdir(parents=True)
-    (other / "100" / "_CHECKPOINT_METADATA").touch()
+    save_snapshot(other / "100", {"cls_token": jax.numpy.zeros(7)})
     arguments = program.arguments(tmp_path / "run", phases__gram__gram__teacher=other / "200")
     line = refused(capsys, *arguments)
     assert line.startswith(f"there is no Gram snapshot at {other / '200'}; {other} holds 100: set gram.teacher to one")
+    line = refused(capsys, *program.arguments(tmp_path / "run", phases__gram__gram__teacher=other / "100"))
+    assert line.startswith(f"Gram snapshot {other / '100'} is of another network (")
+    (other / "100" / "_METADATA").unlink()
+    line = refused(capsys, *program.arguments(tmp_path / "run", phases__gram__gram__teacher=other / "100"))
+    assert line.startswith(f"Gram snapshot {other / '100'} cannot be read (")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -113,7 +122,7 @@ def test_help_says_how_to_list_the_keys(capsys):
 @pytest.mark.slow
 def test_a_normal_run_prints_our_lines_only(uninterrupted):
     said = (uninterrupted / "stderr").read_text()
-    starts = ("1 device", "student and heads", "phase ", "step ")
+    starts = ("1 device", "18 training images", "student and heads", "phase ", "step ")
     assert all(line.startswith(starts) for line in said.splitlines()), said
     assert "next refresh at step 10" in said
     assert "trained teacher" in (uninterrupted / "stdout").read_text()

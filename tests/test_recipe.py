@@ -112,3 +112,17 @@ def test_a_mistake_outside_of_get_config(tmp_path):
     (tmp_path / "recipe.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(ValueError, match=r"recipe.py, line 1: ModuleNotFoundError: No module named"):
         recipe.load(str(tmp_path / "recipe.py"), {})
+
+
+def test_all_phases_at_once_or_a_word_about_those_left_behind():
+    config = recipe.load("tests/tiny_recipe.py", {"phases.all.batch_size": "16"})
+    assert [phase.batch_size for phase in config.phases.values()] == [16, 16]
+    lines = recipe.left_behind(
+        "tests/tiny_recipe.py", {"phases.pretrain.batch_size": "16", "phases.pretrain.steps": "9"}
+    )
+    assert lines == ["phases.gram.batch_size stays 8; --config.phases.all.batch_size sets it in all phases"]
+    both = {"phases.pretrain.batch_size": "16", "phases.gram.batch_size": "4"}
+    for overrides in ({"phases.all.batch_size": "16"}, both, {"seed": "1"}, {"phases.pretrain.batch_size": "8"}):
+        assert recipe.left_behind("tests/tiny_recipe.py", overrides) == []
+    with pytest.raises(ValueError, match=r"phases.pretrain.batchsize: there is no such key; did you mean"):
+        recipe.load("tests/tiny_recipe.py", {"phases.all.batchsize": "16"})

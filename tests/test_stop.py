@@ -3,7 +3,8 @@ import signal
 
 import pytest
 
-from dino_jax.stop import Stopped, StopRequest
+from dino_jax import command
+from dino_jax.stop import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -15,18 +16,36 @@ def test_a_signal_is_kept_until_the_step_ends(number, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
-def test_a_second_interrupt_stops_at_once():
+class Left(BaseException):
+    pass
+
+
+@pytest.fixture
+def leaving(monkeypatch):
+    """Raises Left where the process would have ended."""
+
+    def leave(code, words):
+        raise Left(code, words)
+
+    monkeypatch.setattr(command, "leave", leave)
+
+
+def test_a_second_interrupt_ends_the_process(leaving):
     with StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Left) as left:
             os.kill(os.getpid(), signal.SIGINT)
+    assert left.value.args == (130, "interrupted: the last checkpoint is kept")
 
 
-def test_what_needs_no_saving_ends_at_once():
+def test_what_needs_no_saving_ends_at_once(leaving):
     with StopRequest() as stop:
-        with pytest.raises(Stopped), stop.at_once():
+        with pytest.raises(Left) as left, stop.at_once("all is saved"):
             os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped), stop.at_once():
+        assert left.value.args == (0, "all is saved")
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Left), stop.at_once("all is saved"):
             raise AssertionError("it was asked to stop before")
 
 

@@ -18,6 +18,21 @@ def test_the_tiny_recipe_is_valid():
         ({"data.max_bad_share": 1.5}, "data.max_bad_share = 1.5 must be between 0 and 1"),
         ({"model.drop_path": 1.0}, "model.drop_path = 1.0 must be 0 or more and below 1"),
         ({"phases.gram.optim.b2": 1.0}, "phases.gram.optim.b2 = 1.0 must be 0 or more and below 1"),
+        (
+            {"phases.gram.schedules.momentum.peak": 99.6},
+            "momentum goes from 0.9 over 99.6 to 0.9: it must be between 0",
+        ),
+        ({"phases.gram.schedules.lr.peak": -1.0}, "lr goes from 0 over -1 to 0.0001: it must be 0 or more"),
+        ({"phases.gram.masks.ratio": (0.0, 0.05)}, "masks.ratio = (0.0, 0.05) of 16 patches is less than one"),
+        ({"phases.gram.crops.local_scale": (0.0, 0.0)}, "local_scale = (0.0, 0.0) must be two shares"),
+        (
+            {
+                "phases.gram.schedules.gram_weight.start": 0.0,
+                "phases.gram.schedules.gram_weight.peak": 0.0,
+                "phases.gram.schedules.gram_weight.end": 0.0,
+            },
+            "teacher = 'gram_teacher/4' has no effect with schedules.gram_weight = 0",
+        ),
         ({"model.rope_jitter": 0.5}, "model.rope_jitter = 0.5 must be 1 or more"),
         ({"ibot_head.gain": "frozen"}, "ibot_head.gain = 'frozen': freeze both or none"),
         ({"model.heads": 3}, "model.heads = 3 must divide model.width = 32"),

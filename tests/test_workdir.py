@@ -1,9 +1,13 @@
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from dino_jax.config import set_phases
 from dino_jax.workdir import Workdir
 from tests.tiny_recipe import get_config
 
@@ -40,13 +44,67 @@ def test_another_configuration_lists_the_keys(tmp_path):
         workdir.adopt(config)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     config.seed = 5
-    config.phases["gram"].crops.global_scale = (0.5, 1.0)
+    config.phases["pretrain"].crops.global_scale = (0.5, 1.0)
     with Workdir(tmp_path) as workdir, pytest.raises(ValueError) as raised:
         workdir.adopt(config)
     assert "belongs to a run with another config" in str(raised.value)
-    assert "phases.gram.crops.global_scale: [0.32, 1.0] there, [0.5, 1.0] now; seed: 0 there, 5 now" in str(
+    assert "phases.pretrain.crops.global_scale: [0.32, 1.0] there, [0.5, 1.0] now; seed: 0 there, 5 now" in str(
         raised.value
     )
+
+
+@pytest.mark.parametrize(("saved", "free"), [(0, True), (8, True), (9, False)])
+def test_phases_to_come_may_change(tmp_path, saved, free):
+    """The tiny recipe's second phase begins after step 8."""
+    config = get_config()
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "checkpoints" / f"{saved}").mkdir(parents=True)
+    config.phases["gram"].gram.teacher = "ema"
+    with Workdir(tmp_path) as workdir:
+        if free:
+            words = "phases.gram.gram.teacher: 'gram_teacher/4' there, 'ema' now"
+            assert workdir.adopt(config) == words
+            assert workdir.adopt(config) == ""
+        else:
+            with pytest.raises(ValueError, match="another config"):
+                workdir.adopt(config)
+
+
+def test_phases_may_be_added_and_not_taken_away(tmp_path):
+    config, longer = get_config(), get_config()
+    set_phases(longer, **{name: config.phases[name] for name in config.phase_order}, high=config.phases["gram"])
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+        (tmp_path / "checkpoints" / "14").mkdir(parents=True)  # the end of all phases
+        assert "phases.high.batch_size: None there, 8 now" in workdir.adopt(longer)
+        (tmp_path / "checkpoints" / "15").mkdir()
+        with pytest.raises(ValueError, match="phase_order"):
+            workdir.adopt(config)
+
+
+def test_lost_checkpoints_are_noticed(tmp_path):
+    with Workdir(tmp_path) as workdir:
+        workdir.check_new(every=3)
+        (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n')
+        workdir.check_new(every=3)  # the first save may not have come to its end
+        (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
+        with pytest.raises(ValueError, match=r"holds metrics.jsonl, but no checkpoint: bring .* or delete it to train"):
+            workdir.check_new(every=3)
+        (tmp_path / "results.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"holds metrics.jsonl and results.json, .* or delete both to train"):
+            workdir.check_new(every=30)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Workdir(tmp_path):
+        pass
+    assert "cannot lock (Function not implemented): let no other process use it" in capsys.readouterr().err
 
 
 def test_a_run_that_took_no_step_gives_way(tmp_path):
@@ -66,10 +124,10 @@ def test_many_differing_keys_are_cut_short(tmp_path):
         workdir.adopt(config)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     config.data.mean = config.data.std
-    for name in config.phases["gram"].loss:
-        config.phases["gram"].loss[name] += 1
-        config.phases["pretrain"].loss[name] += 1
-    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match="and 3 more"):
+    for part in ("loss", "gram"):
+        for name, value in config.phases["pretrain"][part].items():
+            config.phases["pretrain"][part][name] = not value if isinstance(value, bool) else value * 2 or 1
+    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"and \d+ more"):
         workdir.adopt(config)
 
 
@@ -98,3 +156,9 @@ def test_other_images_are_noticed(tmp_path):
             workdir.adopt_images(6, "photograph {}".format)
         (tmp_path / "images.json").unlink()
         workdir.adopt_images(5, "image {}".format)
+
+
+def test_names_need_not_be_text(tmp_path):
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt_images(1, lambda _: os.fsdecode(b"caf\xe9.png"))
+        assert json.loads((tmp_path / "images.json").read_text())["images"] == 1

@@ -78,9 +78,16 @@ def names_below(folder: Path) -> Iterator[str]:
     """Yields the paths of the files below `folder`, relative to it, hidden ones left out.
 
     Links are followed, but no folder is visited twice.
+
+    Raises:
+      ValueError: when a folder cannot be listed.
     """
+
+    def fail(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it away")
+
     seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()

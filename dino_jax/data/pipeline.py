@@ -124,7 +124,15 @@ class TrainBatches(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self.start_prefetch()
         assert self._iterator is not None
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process" not in str(error):
+                raise
+            raise OSError(
+                f"a process that prepares batches ended ({error}), perhaps for lack of memory; the last checkpoint is "
+                "kept: lower data.workers, then run the same command"
+            ) from None
         self._taken += 1
         return batch
 

@@ -31,6 +31,8 @@ class TarSource:
         Raises:
           ValueError: not a tar, without images, or a tar.gz that is too large.
         """
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: set data.source=folder, or give the archive")
         self._path, self._decode = path.absolute(), decode
         self._bytes = gunzip(path) if is_gzip(path) else None
         members = sorted(_image_members(path, self._bytes), key=lambda member: member.name)
@@ -97,7 +99,7 @@ def _image_members(path: Path, unpacked: bytes | None) -> list[tarfile.TarInfo]:
         # "r:" refuses other compressions, in which a member's offset is not its place in the file.
         with tarfile.open(path, "r:", fileobj=None if unpacked is None else io.BytesIO(unpacked)) as archive:
             return [member for member in archive if _is_image(member)]
-    except (tarfile.TarError, IsADirectoryError) as error:
+    except tarfile.TarError as error:
         raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
 
 
