@@ -7,11 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compilation takes most of the tests' time, and what is compiled runs too briefly to make up for it. The last flag is
-# left out where it may be unknown: XLA refuses those.
+# Compilation takes most of the tests' time, and what is compiled runs too briefly to make up for it; cut in parts for
+# several threads, it costs more. The last flag is left out where it may be unknown: XLA refuses those.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 
