@@ -12,7 +12,7 @@ from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
 from dino_jax.step import HYPER as STEP_HYPER
 from dino_jax.step import make_train_step
-from tests.test_step import batch_of
+from tests.test_step import batch_of, objective
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
 # A few roundings of 6e-8 per step, on losses that fall to a tenth within four large steps. The weights, which follow
@@ -102,8 +102,8 @@ def check_parameters(g, i: int, state: TrainState) -> None:
             assert_trees_close(without_key_bias(params), expected, absolute=10 * floor, prefix=network)
 
 
-def jitted(networks: Networks, optimizer, objective: Objective, **options):
-    return jax.jit(make_train_step(networks, optimizer, objective, seed=0, **options), donate_argnums=0)
+def jitted(networks: Networks, optimizer, terms: Objective, **options):
+    return jax.jit(make_train_step(networks, optimizer, terms, seed=0, **options), donate_argnums=0)
 
 
 @pytest.mark.golden
@@ -117,7 +117,7 @@ def test_dino(golden):
     step = jitted(
         networks,
         optimizer,
-        Objective(targets="centering", ibot=0.0, koleo=0.0),
+        objective(targets="centering", ibot=0.0, koleo=0.0),
         clip=optim.clip_by_tensor,
         clip_norm=c["clip"],
         layer_decay=1.0,
@@ -173,16 +173,15 @@ def test_dinov2(golden, name):
     targets = config["train"]["centering"]
     options = config["optim"]
     optimizer = optim.adamw(options["adamw_beta1"], options["adamw_beta2"])
-    objective = Objective(
-        targets=targets,
-        dino=config["dino"]["loss_weight"],
-        ibot=config["ibot"]["loss_weight"],
-        koleo=config["dino"]["koleo_loss_weight"],
-    )
     step = jitted(
         networks,
         optimizer,
-        objective,
+        objective(
+            targets=targets,
+            dino=config["dino"]["loss_weight"],
+            ibot=config["ibot"]["loss_weight"],
+            koleo=config["dino"]["koleo_loss_weight"],
+        ),
         clip_norm=options["clip_grad"],
         layer_decay=options["layerwise_decay"],
         patch_embed_multiplier=options["patch_embed_lr_mult"],
@@ -220,7 +219,7 @@ def resnet():
     step = make_train_step(
         networks,
         optimizer,
-        Objective(targets="centering", ibot=0.0, koleo=0.0),
+        objective(targets="centering", ibot=0.0, koleo=0.0),
         clip=optim.clip_by_tensor,
         clip_norm=3.0,
         layer_decay=1.0,

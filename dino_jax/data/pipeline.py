@@ -41,7 +41,7 @@ def train_batches(
     patch_size: int,
     mask_ratio: tuple[float, float],
     mask_probability: float,
-    mask_group_size: int = 16,
+    mask_group_size: int,
     global_number: int = 2,
     gram_size: int = 0,
     workers: int = 0,

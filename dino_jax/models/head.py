@@ -21,8 +21,8 @@ class PrototypeHead(nn.Module):
     """
 
     prototypes: int
-    hidden: int = 2048
-    bottleneck: int = 256
+    hidden: int
+    bottleneck: int
     mlp_layers: int = 3
     gain: str = "none"
     dtype: Any = jnp.float32

@@ -44,7 +44,7 @@ def test_forward_and_gradients(golden, name):
 
 def test_by_hand():
     """One linear layer (3, 4) is normalised to (0.6, 0.8) and scored against three prototypes."""
-    head = PrototypeHead(prototypes=3, bottleneck=2, mlp_layers=1)
+    head = PrototypeHead(prototypes=3, hidden=1, bottleneck=2, mlp_layers=1)
     params = {
         "mlp_0": {"kernel": jnp.array([[3.0, 0.0], [0.0, 2.0]]), "bias": jnp.array([0.0, 2.0])},
         "prototypes": {"kernel": jnp.array([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0]])},
@@ -61,7 +61,7 @@ def test_weight_normalised_by_hand():
         "prototypes": {"kernel": jnp.array([[3.0, 0.0], [4.0, -2.0]]), "gain": jnp.array([1.0, 0.5])},
     }
     trained, frozen = (
-        PrototypeHead(prototypes=2, bottleneck=2, mlp_layers=1, gain=gain) for gain in ("trained", "frozen")
+        PrototypeHead(prototypes=2, hidden=1, bottleneck=2, mlp_layers=1, gain=gain) for gain in ("trained", "frozen")
     )
 
     def score(params, head):
@@ -90,7 +90,7 @@ def test_weight_normalised_initialisation():
 
 def test_an_unknown_gain_is_refused():
     with pytest.raises(ValueError, match="gain = 'fixed' is not one of 'none', 'frozen', 'trained'"):
-        PrototypeHead(prototypes=2, gain="fixed").init(jax.random.key(0), jnp.zeros((1, 4)))
+        PrototypeHead(prototypes=2, hidden=2, bottleneck=2, gain="fixed").init(jax.random.key(0), jnp.zeros((1, 4)))
 
 
 @pytest.fixture(scope="module")
