@@ -13,11 +13,6 @@ from dino_jax import health, optim
 from dino_jax.objective import Batch, Objective, loss_terms, targets, teacher_logits
 from dino_jax.state import Networks, Params, TrainState
 
-# The scheduled scalars that a step takes, besides the losses' own.
-HYPER = (
-    *("lr", "backbone_lr", "last_layer_lr", "last_layer_rests", "weight_decay"),
-    *("momentum", "teacher_temperature", "local_weight", "gram_weight"),
-)
 # Sets the random numbers of the networks apart from those of the weights and of the augmentation (see `train`), which
 # fold small numbers into the same seed.
 NETWORK_STREAM = 0x6E657477
@@ -38,8 +33,10 @@ def make_train_step(
 ) -> Step:
     """Builds the step of a phase, to be jitted with its first argument donated.
 
-    The step takes the state, a batch of normalised float crops (see `data.pipeline`) and the scalars `HYPER`. An update
-    with a non-finite loss, gradient or result is left out and counted; the step number goes on, as does the data.
+    The step takes the state, a batch of normalised float crops (see `data.pipeline`) and the scheduled scalars "lr",
+    "backbone_lr", "last_layer_lr", "last_layer_rests", "weight_decay", "momentum", "teacher_temperature",
+    "local_weight" and "gram_weight". An update with a non-finite loss, gradient or result is left out and counted; the
+    step number goes on, as does the data.
 
     Args:
       clip: `optim.clip_by_module` or `optim.clip_by_tensor`.

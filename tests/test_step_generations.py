@@ -10,7 +10,6 @@ from dino_jax import state as states
 from dino_jax.models import PrototypeHead, ResNet, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
-from dino_jax.step import HYPER as STEP_HYPER
 from dino_jax.step import make_train_step
 from tests.test_step import batch_of, objective
 from tests.torch_weights import assert_close, assert_trees_close, tree
@@ -18,8 +17,6 @@ from tests.torch_weights import assert_close, assert_trees_close, tree
 # A few roundings of 6e-8 per step, on losses that fall to a tenth within four large steps. The weights, which follow
 # from the same gradients, are held to the recorded noise floor.
 METRIC, GRADIENT_NORM = 1e-5, 1e-5
-
-HYPER = {"momentum": 0.9, "teacher_temperature": 0.04, "lr": 0.1, "backbone_lr": 0.1, "last_layer_lr": 0.1}
 
 
 def vit(small: dict, **options) -> VisionTransformer:
@@ -233,7 +230,7 @@ def resnet():
         "global_crops": rng.normal(size=(4, 2, 16, 16, 3)).astype(np.float32),
         "local_crops": rng.normal(size=(4, 2, 8, 8, 3)).astype(np.float32),
     }
-    hyper = {name: np.float32(HYPER.get(name, 0)) for name in STEP_HYPER} | {"local_weight": np.float32(1)}
+    hyper = hyper_of({"lr": [0.1], "weight_decay": [0.0], "momentum": [0.9]}, 0, temperature=0.04)
     step = jax.jit(step)
     after, _, finite = step(state, batch, hyper)
     assert finite.all()
