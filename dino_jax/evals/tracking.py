@@ -119,16 +119,14 @@ def region_similarity(truth: np.ndarray, predicted: np.ndarray, *, void: np.ndar
     return float((truth & predicted).sum() / union) if union else 1.0
 
 
-def boundary_measure(
-    truth: np.ndarray, predicted: np.ndarray, *, void: np.ndarray | None = None, tolerance: float = TOLERANCE
-) -> float:
+def boundary_measure(truth: np.ndarray, predicted: np.ndarray, *, void: np.ndarray | None = None) -> float:
     """Returns F, the harmonic mean of precision and recall of the boundaries of two bool masks `(height, width)`.
 
-    A boundary pixel is right when the other boundary comes as near as ceil(tolerance * diagonal) pixels. Without
+    A boundary pixel is right when the other boundary comes as near as ceil(TOLERANCE * diagonal) pixels. Without
     boundary in both masks F is 1, without boundary in one it is 0.
     """
     truth, predicted = _without_void(truth, predicted, void)
-    reach = math.ceil(tolerance * math.hypot(*truth.shape))
+    reach = math.ceil(TOLERANCE * math.hypot(*truth.shape))
     true, found = boundary(truth), boundary(predicted)
     if not (true.any() and found.any()):
         return float(not true.any() and not found.any())

@@ -98,9 +98,9 @@ class Sheet:
         size = (round(self._width * DPI), round(self._height * DPI))
         return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC))
 
-    def mark(self, axes: Axes, image: Sequence[int], grid: Sequence[int], place: tuple[float, float]) -> None:
-        """Outlines the patch at `place`."""
-        row, column = cell_at(grid, place)
+    def mark(self, axes: Axes, image: Sequence[int], grid: Sequence[int]) -> None:
+        """Outlines the middle patch."""
+        row, column = middle(grid)
         height, width = image[0] / grid[0], image[1] / grid[1]
         for color, line in (("black", 2.6), ("white", 1.2)):
             box = Rectangle((column * width, row * height), width, height, fill=False, edgecolor=color, linewidth=line)
@@ -119,10 +119,9 @@ class Sheet:
         return save(self._figure, path)
 
 
-def cell_at(grid: Sequence[int], place: tuple[float, float]) -> tuple[int, int]:
-    """Returns the row and column of the patch that covers `place`, shares of height and width."""
-    row, column = (min(int(share * size), size - 1) for share, size in zip(place, grid, strict=False))
-    return row, column
+def middle(grid: Sequence[int]) -> tuple[int, int]:
+    """Returns the row and column of the patch that covers the middle of the image."""
+    return grid[0] // 2, grid[1] // 2
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:

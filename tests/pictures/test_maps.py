@@ -39,14 +39,14 @@ def test_every_number_of_images_and_grid_is_drawn(photographs, tmp_path, count, 
     weights = np.abs(maps[..., :3]).transpose(0, 3, 1, 2)
     assert pictures.attention(images, weights, attention, names=names) == attention
     networks = {"student": maps, "Gram teacher": features(images, 24)}
-    assert pictures.cosine_maps(images, networks, cosine, at=[(0.2, 0.7)] * count) == cosine
+    assert pictures.cosine_maps(images, networks, cosine) == cosine
     for path in (pca, attention, cosine):
         check_png(path, 600)
 
 
 def test_wide_images_keep_their_aspect(photographs, tmp_path):
     images = photographs[:1, :48]
-    path = pictures.pca(images, features(photographs[:1], 12)[:, :6], tmp_path / "wide.png", title="t")
+    path = pictures.pca(images, features(photographs[:1], 12)[:, :6], tmp_path / "wide.png")
     with Image.open(path) as picture:
         assert picture.width > 2 * picture.height
 
