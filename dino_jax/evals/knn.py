@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from dino_jax.evals.unit import unit
+
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 # Training samples whose similarities to one block of queries are held at once: 256 MiB for 512 queries.
@@ -234,13 +236,13 @@ def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[jax.Array, 
 def _grouped(features: jax.Array, *, shape: tuple[int, int, int]) -> jax.Array:
     """Returns unit vectors `(chunks, group, groups, dim)` of `shape` (chunks, groups, group), the last one repeated."""
     copies = jnp.broadcast_to(features[-1], (math.prod(shape) - len(features), features.shape[1]))
-    return jnp.swapaxes(_unit(jnp.concatenate([features, copies])).reshape(*shape, -1), 1, 2)
+    return jnp.swapaxes(unit(jnp.concatenate([features, copies])).reshape(*shape, -1), 1, 2)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "group", "train"))
 def _nearest(queries: jax.Array, chunks: jax.Array, *, k: int, group: int, train: int) -> tuple[jax.Array, jax.Array]:
     """Returns cosines and training indices `(queries, k)`; `train` is the number of samples before padding."""
-    queries = _unit(queries)
+    queries = unit(queries)
     size = chunks.shape[1] * chunks.shape[2]
 
     def merge(best: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]):
@@ -301,8 +303,3 @@ def _winners(
         votes, _ = jax.lax.scan(add_vote, votes, new)
         counted, winners[k] = k, jnp.argmax(votes, axis=-1).astype(jnp.int32)
     return jnp.stack([winners[k] for k in ks], axis=1)
-
-
-def _unit(features: jax.Array) -> jax.Array:
-    """L2-normalises the last axis; a zero vector stays zero."""
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from dino_jax.evals.segmentation import class_shares, upsample
+from dino_jax.evals.unit import unit
 
 VOID = 255
 TOLERANCE = 0.008  # of the image's diagonal: how far a boundary may be off
@@ -66,8 +67,7 @@ def propagate(
 def _follow(patches: jax.Array, first: jax.Array, *, context: int, radius: int, top_k: int, heat: float) -> jax.Array:
     """Returns soft labels `(frames - 1, rows, columns, objects)` of all frames but the first."""
     frames, rows, columns, dim = patches.shape
-    unit = patches / jnp.maximum(jnp.linalg.norm(patches, axis=-1, keepdims=True), 1e-12)
-    unit = unit.reshape(frames, rows * columns, dim)
+    patches = unit(patches).reshape(frames, rows * columns, dim)
     near = jnp.asarray(_near(rows, columns, radius))
     first = first.reshape(rows * columns, -1)
 
@@ -76,7 +76,7 @@ def _follow(patches: jax.Array, first: jax.Array, *, context: int, radius: int, 
         last = frame - 1 - jnp.arange(context)
         sources = jnp.concatenate([jnp.zeros(1, last.dtype), jnp.maximum(last, 0)])
         usable = jnp.concatenate([jnp.ones(1, bool), last > 0])
-        cosines = jnp.einsum("td,csd->tcs", unit[frame], unit[sources], precision=jax.lax.Precision.HIGHEST)
+        cosines = jnp.einsum("td,csd->tcs", patches[frame], patches[sources], precision=jax.lax.Precision.HIGHEST)
         allowed = near[:, None, :] & usable[None, :, None]
         candidates = jnp.where(allowed, cosines, -jnp.inf).reshape(rows * columns, -1)
         best, where = jax.lax.top_k(candidates, min(top_k, candidates.shape[1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_jax.pictures.components import shared_components
 from dino_jax.pictures.sheet import Sheet, middle
 
 MAX_HEADS = 12
@@ -32,31 +33,13 @@ def pca(
       ValueError: when shapes disagree or a feature is not finite.
     """
     images, features = _checked("pca", images, features)
-    colors = principal_colors(features)
+    components = shared_components(list(features))
     title = "First three principal components of the patch features"
     sheet = Sheet(images, panels=2, blocks=1 if len(images) == 1 else 2, title=title, names=names)
     for index, image in enumerate(images):
         sheet.image(index, 0, image)
-        sheet.image(index, 1, colors[index])
+        sheet.image(index, 1, components.colors(features[index]))
     return sheet.save(path)
-
-
-def principal_colors(features: np.ndarray) -> np.ndarray:
-    """Maps features `(images, grid_height, grid_width, dim)` to colours in [0, 1] with three channels in place of dim.
-
-    Projects on the three leading principal components of all patches; each is scaled so that its 1st and 99th
-    percentiles become 0 and 1. The sign makes each component's skewness positive, whatever the sign of the basis.
-    """
-    flat = np.asarray(features, np.float64).reshape(-1, features.shape[-1])
-    flat = flat - flat.mean(axis=0)
-    _, _, basis = np.linalg.svd(flat, full_matrices=False)
-    scores = np.zeros((len(flat), 3))
-    components = flat @ basis[:3].T
-    scores[:, : components.shape[1]] = components
-    scores *= np.where(np.sum(scores**3, axis=0) < 0, -1.0, 1.0)
-    low, high = np.percentile(scores, [1, 99], axis=0)
-    colors = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return colors.reshape(*features.shape[:-1], 3)
 
 
 def attention(

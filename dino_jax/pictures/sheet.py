@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from dino_jax.data.shards import write_whole
+
 DPI = 150
 PANEL = 2.0  # inches, the longer side of an image panel
 GAP = 0.06
@@ -125,14 +127,9 @@ def middle(grid: Sequence[int]) -> tuple[int, int]:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:
-    """Writes a figure as PNG to `path` through a temporary file, and returns the path."""
+    """Writes a figure as PNG, whole or not at all, and returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # The figure never meets pyplot, whose global state would keep it alive and might ask for a display.
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=DPI)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # The figure never meets pyplot, whose global state would keep it alive and might ask for a display.
+    canvas = FigureCanvasAgg(figure)
+    write_whole(path, lambda file: canvas.print_figure(file, format="png", dpi=DPI))
     return path
