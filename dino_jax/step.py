@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dino_jax import health, optim
-from dino_jax.objective import Batch, Objective, loss_terms, targets, teacher_logits
+from dino_jax import optim
+from dino_jax.objective import Batch, Objective, loss_terms, targets
 from dino_jax.state import Networks, Params, TrainState
 
 # Sets the random numbers of the networks apart from those of the weights and of the augmentation (see `train`), which
@@ -108,30 +108,3 @@ def make_train_step(
 def named(group: str, values: Mapping[str, Array]) -> dict[str, Array]:
     """Puts the group before the names, as in "loss/total"."""
     return {f"{group}/{name}": value for name, value in values.items()}
-
-
-def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[str, Array]]:
-    """Builds the measurement of a run's health on a batch: flat `health/...` float32 scalars (see `health.measure`).
-
-    Teacher distributions are softmaxes at the student's temperature of 0.1: Sinkhorn-Knopp would hide a collapse.
-    """
-
-    def masked_patches(out: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        if "ibot" not in out:
-            return {}
-        return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
-
-    def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
-        stats = None if state.batch_stats is None else state.batch_stats["teacher"]
-        out, _ = teacher_logits(networks, state.teacher, batch, stats)
-        views = out["cls"].shape[1]
-        return health.measure(
-            cls=out["cls"][:, 0],
-            patches=out["patches"][::views],
-            student=state.student,
-            teacher=state.teacher,
-            dino_probs=jax.nn.softmax(out["dino"] / 0.1),
-            **masked_patches(out, batch),
-        )
-
-    return measure

@@ -20,9 +20,10 @@ from dino_jax.benches.features import DINOV3
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import processors
 from dino_jax.flops import train_flops_per_image
-from dino_jax.progress import peak_flops, table
+from dino_jax.progress import table
 from dino_jax.report import peak_memory
 from dino_jax.state import Networks
+from dino_jax.throughput import peak_flops
 
 Batch = dict[str, np.ndarray]
 # PyTorch's DINOv3 step (float32, ViT-S/16, batch 4, 2 x 224 + 8 x 96, 65,536 prototypes, 2 threads), images/s by drop
