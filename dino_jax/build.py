@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import optim, schedules
 from dino_jax.data.labelled import with_classes
+from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import TrainBatches, train_batches
 from dino_jax.data.sources import Source, open_source
 from dino_jax.models import Backbone, PrototypeHead, ResNet, VisionTransformer
@@ -26,15 +27,15 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
     data = config.data
     if data.source == "packaged":
         number = data.windows_per_photograph
-        train, test = (
-            open_source(data.source, split=split, window_size=data.window_size, windows_per_photograph=windows)
-            for split, windows in (("train", number), ("test", max(1, number // 4)))
+        seen, held_out = (
+            PackagedSource(split=split, window_size=data.window_size, windows_per_photograph=count)
+            for split, count in (("train", number), ("test", max(1, number // 4)))
         )
-        return train, test
-    train = open_source(data.source, data.path, split="train")
+        return seen, held_out
+    train = open_source(data.source, data.path)
     if not data.test_path:
         return train, None
-    test = open_source(data.source, data.test_path, split="test")
+    test = open_source(data.source, data.test_path)
     if train.class_names and test.class_names:
         test = with_classes(test, train.class_names, place=data.test_path, other=data.path)
     return train, test
@@ -136,7 +137,7 @@ def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
 
 
 def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
-    """Builds the phase's schedules by the names of `step.HYPER`; each counts from the phase's first step."""
+    """Builds the phase's schedules by the names that the step takes; each counts from the phase's first step."""
     scale = schedules.scale_learning_rate(1.0, rule=phase.optim.lr_scaling, batch_size=phase.batch_size)
     built: dict[str, schedules.Schedule] = {}
     for name, s in phase.schedules.items():

@@ -22,14 +22,14 @@ from dino_jax.state import Networks, Params, TrainState
 
 SHOWN = 6  # images in a picture
 FINEST_GRID = 24  # patches per side in pictures of small images, which are enlarged to it
-Tokens = Callable[[Params, Any], dict[str, Array]]
+Patches = Callable[[Params, np.ndarray], np.ndarray]
 
 
 def draw(
     config: ConfigDict,
     networks: Networks,
     mesh: Mesh,
-    tokens: Tokens,
+    patches: Patches,
     source: Source,
     state: TrainState,
     records: Sequence[dict[str, Any]],
@@ -38,7 +38,7 @@ def draw(
     """Draws principal components, attention, cosine maps and curves; every process computes, the first one draws.
 
     Args:
-      tokens: maps backbone parameters and uint8 images `(images, side, side, 3)` to the backbone's output.
+      patches: maps backbone parameters and uint8 images `(images, side, side, 3)` to `(images, rows, columns, dim)`.
       source: images to choose from.
       records: of metrics.jsonl.
       folder: receives the files.
@@ -51,16 +51,12 @@ def draw(
     some = Chosen(source, middles(len(source), SHOWN))
     batch = next(eval_batches(some, size=side, batch_size=len(some)))
     images, labels = batch["images"][batch["valid"]], batch["labels"][batch["valid"]]
-    grid = (len(images), side // patch, side // patch)
-
-    def patches(params: Params) -> np.ndarray:
-        return np.asarray(tokens(params, images)["patches"], np.float32).reshape(*grid, -1)
-
     teacher = state.teacher["backbone"]
-    attention = cls_attention(config, networks, mesh, teacher, images).reshape(len(images), -1, *grid[1:])
-    compared = {"student": patches(state.student["backbone"]), "EMA teacher": patches(teacher)}
+    attention = cls_attention(config, networks, mesh, teacher, images)
+    attention = attention.reshape(*attention.shape[:2], side // patch, side // patch)
+    compared = {"student": patches(state.student["backbone"], images), "EMA teacher": patches(teacher, images)}
     if state.gram_teacher is not None:
-        compared["Gram teacher"] = patches(state.gram_teacher)
+        compared["Gram teacher"] = patches(state.gram_teacher, images)
     if jax.process_index() != 0:
         return []
     folder.mkdir(exist_ok=True)

@@ -37,21 +37,21 @@ class Objective:
       gram_stats: also report the Gram loss over masked and over unmasked patches, over the whole batch.
     """
 
-    student_temperature: float = 0.1
-    targets: Targets = "sinkhorn_knopp"
-    sinkhorn_iterations: int = 3
-    center_momentum: float = 0.9
-    dino: float = 1.0
-    ibot: float = 1.0
-    koleo: float = 0.1
-    koleo_topk: int = 1
-    koleo_group_size: int | None = None
-    gram: bool = False
-    gram_antialias: bool = False
-    gram_image_level: bool = True
-    gram_remove_negatives: Negatives = "none"
-    gram_tokens: str = "all"
-    gram_stats: bool = False
+    student_temperature: float
+    targets: Targets
+    sinkhorn_iterations: int
+    center_momentum: float
+    dino: float
+    ibot: float
+    koleo: float
+    koleo_topk: int
+    koleo_group_size: int | None
+    gram: bool
+    gram_antialias: bool
+    gram_image_level: bool
+    gram_remove_negatives: Negatives
+    gram_tokens: str
+    gram_stats: bool
 
 
 def flat(crops: Array) -> Array:

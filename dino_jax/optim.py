@@ -23,6 +23,7 @@ PATCH_EMBED = re.compile(r"^[^/]+/patch_embed/")
 UNDECAYED = re.compile(r"norm|(^|/)(bias|scale|gamma)$")
 GAIN = re.compile(r"(^|/)prototypes/gain$")
 LAST_LAYER = re.compile(r"(^|/)prototypes/")
+EPS = 1e-8  # of Adam, added to the root of the second moment, in all references
 
 
 def _map_paths(function: Callable[[str, Any], Any], params: Any) -> Any:
@@ -178,7 +179,7 @@ class SgdState:
     momentum: Any
 
 
-def adamw(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+def adamw(b1: float, b2: float) -> optax.GradientTransformationExtraArgs:
     """Builds AdamW with learning rates per parameter and schedules given at each update.
 
     The update of a parameter p with Adam direction u is  - rate * (u + weight_decay * decay_mask * p).  At a rate of 0
@@ -192,7 +193,6 @@ def adamw(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformati
     Args:
       b1: decay of the first moment.
       b2: decay of the second moment.
-      eps: added to the root of the second moment.
 
     Returns:
       The transformation; its state is an `AdamState`.
@@ -218,7 +218,7 @@ def adamw(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformati
             # Before its first gradient a resting layer has no moments to correct.
             updates = jnp.maximum(last_count, 1) if last else count
             mu_scale, nu_scale = _bias_correction(b1, updates), _bias_correction(b2, updates)
-            direction = (m / mu_scale) / (jnp.sqrt(v / nu_scale) + eps)
+            direction = (m / mu_scale) / (jnp.sqrt(v / nu_scale) + EPS)
             return -rate * (direction + weight_decay * decayed * p)
 
         updates = jax.tree.map(step, mu, nu, params, rates, decay_mask, last_layer)

@@ -1,7 +1,7 @@
 """What a run writes down and shows while it trains: metrics, health, throughput, k-NN accuracy, progress."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from dino_jax import health
 from dino_jax.flops import train_flops_per_image
 from dino_jax.metrics import NOTHING_RESTORED, MetricsWriter, read_metrics
+from dino_jax.objective import Batch, teacher_logits
 from dino_jax.phases import Phase
-from dino_jax.progress import Progress, Throughput
+from dino_jax.progress import Progress
 from dino_jax.report import Report
 from dino_jax.state import Networks, TrainState, teacher_weights
-from dino_jax.step import make_health_step
+from dino_jax.throughput import Throughput
 
 
 class Recorder:
@@ -118,3 +119,30 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._progress.close()
         self._writer.close()
+
+
+def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[str, Array]]:
+    """Builds the measurement of a run's health on a batch: flat `health/...` float32 scalars (see `health.measure`).
+
+    Teacher distributions are softmaxes at the student's temperature of 0.1: Sinkhorn-Knopp would hide a collapse.
+    """
+
+    def masked_patches(out: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        if "ibot" not in out:
+            return {}
+        return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
+
+    def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
+        stats = None if state.batch_stats is None else state.batch_stats["teacher"]
+        out, _ = teacher_logits(networks, state.teacher, batch, stats)
+        views = out["cls"].shape[1]
+        return health.measure(
+            cls=out["cls"][:, 0],
+            patches=out["patches"][::views],
+            student=state.student,
+            teacher=state.teacher,
+            dino_probs=jax.nn.softmax(out["dino"] / 0.1),
+            **masked_patches(out, batch),
+        )
+
+    return measure

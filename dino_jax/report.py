@@ -1,6 +1,5 @@
 """What a finished run shows: k-NN accuracy on held-out images, the final table, its pictures and results.json."""
 
-import functools
 import resource
 import sys
 from collections.abc import Callable
@@ -11,8 +10,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax import sharding
-from dino_jax.data.photometry import normalize
 from dino_jax.data.sources import Source
 from dino_jax.metrics import read_metrics
 from dino_jax.progress import table
@@ -38,15 +35,6 @@ class Report:
         self.first_backbone = first_backbone
         self.source, self.held_out = source, held_out
         self.scores = Scores(config, networks, mesh, source, held_out)
-        backbone = networks.backbone
-
-        @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-        def tokens(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-            images = normalize(images, config.data.mean, config.data.std)
-            out: Any = backbone.apply({"params": params}, {"global": images})
-            return out["global"]
-
-        self.tokens = tokens
 
     def finish(self, state: TrainState, *, seconds: Callable[[], float]) -> dict[str, float]:
         """Evaluates a finished run, draws its pictures, prints a table and says where things are.
@@ -84,7 +72,7 @@ class Report:
             self.config,
             self.networks,
             self.mesh,
-            self.tokens,
+            self.scores.patches,
             self.held_out or self.source,
             state,
             records,

@@ -89,7 +89,8 @@ class Scores:
 
     def dense_score(self, params: Params) -> float:
         """Returns the mIoU (0 to 1) of a linear probe on the patches of a backbone, on eval.dense.path."""
-        (train, train_masks), (test, test_masks) = (self._labelled_patches(params, split) for split in ("train", "val"))
+        (train, train_masks), (test, test_masks) = (self._dense_images[split] for split in ("train", "val"))
+        train, test = (self.patches(params, images) for images in (train, test))
         return quick_miou(train, train_masks, test, test_masks, classes=len(self._dense_pairs["train"].class_names))
 
     def quality(self, params: Params) -> Numbers:
@@ -137,17 +138,17 @@ class Scores:
         patch, count = self.networks.backbone.patch_size, self.config.eval.dense.images
         return {split: read_dense(pairs, count=count, multiple=patch) for split, pairs in self._dense_pairs.items()}
 
-    def _labelled_patches(self, params: Params, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns patches `(images, rows, columns, dim)` and masks `(images, height, width)` of a split."""
-        images, masks = self._dense_images[split]
+    def patches(self, params: Params, images: np.ndarray) -> np.ndarray:
+        """Returns patches float32 `(images, rows, columns, dim)` of uint8 images `(images, height, width, 3)`."""
         model, parts = self._extractor(params), []
-        size = DENSE_BATCH + -DENSE_BATCH % sharding.data_shards(self.mesh)
+        size = min(DENSE_BATCH, len(images))
+        size += -size % sharding.data_shards(self.mesh)
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
             found = self._patches(model, sharding.place_whole(padded, self.mesh))
             parts.append(np.asarray(found, np.float32)[: len(batch)])
-        return np.concatenate(parts), masks
+        return np.concatenate(parts)
 
 
 def read_dense(pairs: MaskPairs, *, count: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:

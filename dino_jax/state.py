@@ -59,13 +59,13 @@ class Networks:
 
     def dino_logits(self, params: Params, cls: Array) -> Array:
         """Scores CLS tokens `(..., dim)`: `(..., prototypes)`, float32."""
-        return self.dino_head.apply({"params": params["dino_head"]}, cls)["logits"]
+        return self.dino_head.apply({"params": params["dino_head"]}, cls)
 
     def ibot_logits(self, params: Params, patches: Array) -> Array:
         """Scores patches `(..., dim)` by the iBOT head, or by the DINO head if that is shared: `(..., prototypes)`."""
         if self.ibot_head is None:
             return self.dino_logits(params, patches)
-        return self.ibot_head.apply({"params": params["ibot_head"]}, patches)["logits"]
+        return self.ibot_head.apply({"params": params["ibot_head"]}, patches)
 
     def init(self, key: Array) -> Params:
         """Draws parameters: {"backbone", "dino_head", and "ibot_head" if there is one}."""

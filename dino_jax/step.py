@@ -9,15 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dino_jax import health, optim
-from dino_jax.objective import Batch, Objective, loss_terms, targets, teacher_logits
+from dino_jax import optim
+from dino_jax.objective import Batch, Objective, loss_terms, targets
 from dino_jax.state import Networks, Params, TrainState
 
-# The scheduled scalars that a step takes, besides the losses' own.
-HYPER = (
-    *("lr", "backbone_lr", "last_layer_lr", "last_layer_rests", "weight_decay"),
-    *("momentum", "teacher_temperature", "local_weight", "gram_weight"),
-)
 # Sets the random numbers of the networks apart from those of the weights and of the augmentation (see `train`), which
 # fold small numbers into the same seed.
 NETWORK_STREAM = 0x6E657477
@@ -38,8 +33,10 @@ def make_train_step(
 ) -> Step:
     """Builds the step of a phase, to be jitted with its first argument donated.
 
-    The step takes the state, a batch of normalised float crops (see `data.pipeline`) and the scalars `HYPER`. An update
-    with a non-finite loss, gradient or result is left out and counted; the step number goes on, as does the data.
+    The step takes the state, a batch of normalised float crops (see `data.pipeline`) and the scheduled scalars "lr",
+    "backbone_lr", "last_layer_lr", "last_layer_rests", "weight_decay", "momentum", "teacher_temperature",
+    "local_weight" and "gram_weight". An update with a non-finite loss, gradient or result is left out and counted; the
+    step number goes on, as does the data.
 
     Args:
       clip: `optim.clip_by_module` or `optim.clip_by_tensor`.
@@ -111,30 +108,3 @@ def make_train_step(
 def named(group: str, values: Mapping[str, Array]) -> dict[str, Array]:
     """Puts the group before the names, as in "loss/total"."""
     return {f"{group}/{name}": value for name, value in values.items()}
-
-
-def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[str, Array]]:
-    """Builds the measurement of a run's health on a batch: flat `health/...` float32 scalars (see `health.measure`).
-
-    Teacher distributions are softmaxes at the student's temperature of 0.1: Sinkhorn-Knopp would hide a collapse.
-    """
-
-    def masked_patches(out: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        if "ibot" not in out:
-            return {}
-        return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
-
-    def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
-        stats = None if state.batch_stats is None else state.batch_stats["teacher"]
-        out, _ = teacher_logits(networks, state.teacher, batch, stats)
-        views = out["cls"].shape[1]
-        return health.measure(
-            cls=out["cls"][:, 0],
-            patches=out["patches"][::views],
-            student=state.student,
-            teacher=state.teacher,
-            dino_probs=jax.nn.softmax(out["dino"] / 0.1),
-            **masked_patches(out, batch),
-        )
-
-    return measure

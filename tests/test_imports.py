@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dino_jax"
 
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
-    "models losses data evals schedules optim sharding metrics progress health phases recipe validate "
+    "models losses data evals schedules optim sharding metrics progress throughput health phases recipe validate "
     "guard command compiling export_onnx",
     "state stop checksum config workdir feature_files weights pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
@@ -24,8 +24,8 @@ LEVELS: tuple[str, ...] = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 # These run in a notebook without a configuration: everything they need is an argument.
 WITHOUT_CONFIG = (
-    *("models", "losses", "data", "evals", "schedules", "optim", "sharding", "metrics", "progress", "health"),
-    *("pictures", "state", "checksum", "objective", "checkpoint", "step", "gram_teacher", "guard", "stop"),
+    *("models", "losses", "data", "evals", "schedules", "optim", "sharding", "metrics", "progress", "throughput"),
+    *("health", "pictures", "state", "checksum", "objective", "checkpoint", "step", "gram_teacher", "guard", "stop"),
 )
 
 

@@ -9,7 +9,6 @@ import pytest
 from dino_jax import build, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
-from dino_jax.step import HYPER
 from tests.tiny_recipe import get_config
 
 
@@ -43,9 +42,9 @@ def setting(config):
 
 
 def hyper(**changes):
-    return {
-        name: np.float32(changes.get(name, {"momentum": 0.9, "last_layer_rests": 0}.get(name, 1e-3))) for name in HYPER
-    }
+    small = ("lr", "backbone_lr", "last_layer_lr", "weight_decay", "teacher_temperature", "local_weight", "gram_weight")
+    values = dict.fromkeys(small, 1e-3) | {"momentum": 0.9, "last_layer_rests": 0.0}
+    return {name: np.float32(value) for name, value in (values | changes).items()}
 
 
 def parts(state):

@@ -71,10 +71,32 @@ def networks_of(config: dict) -> Networks:
     return Networks(backbone, *heads)
 
 
+def objective(**changes) -> Objective:
+    """Returns the references' objective without a Gram term, with `changes`."""
+    options = {
+        "student_temperature": 0.1,
+        "targets": "sinkhorn_knopp",
+        "sinkhorn_iterations": 3,
+        "center_momentum": 0.9,
+        "dino": 1.0,
+        "ibot": 1.0,
+        "koleo": 0.1,
+        "koleo_topk": 1,
+        "koleo_group_size": None,
+        "gram": False,
+        "gram_antialias": False,
+        "gram_image_level": True,
+        "gram_remove_negatives": "none",
+        "gram_tokens": "all",
+        "gram_stats": False,
+    }
+    return Objective(**options | changes)
+
+
 def objective_of(config: dict) -> Objective:
     dino, gram = config["dino"], config["gram"]
     assert dino["global_ignore_diagonal"] and gram["normalized"]
-    return Objective(
+    return objective(
         dino=dino["loss_weight"],
         ibot=config["ibot"]["loss_weight"],
         koleo=dino["koleo_loss_weight"],

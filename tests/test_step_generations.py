@@ -10,16 +10,13 @@ from dino_jax import state as states
 from dino_jax.models import PrototypeHead, ResNet, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
-from dino_jax.step import HYPER as STEP_HYPER
 from dino_jax.step import make_train_step
-from tests.test_step import batch_of
+from tests.test_step import batch_of, objective
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
 # A few roundings of 6e-8 per step, on losses that fall to a tenth within four large steps. The weights, which follow
 # from the same gradients, are held to the recorded noise floor.
 METRIC, GRADIENT_NORM = 1e-5, 1e-5
-
-HYPER = {"momentum": 0.9, "teacher_temperature": 0.04, "lr": 0.1, "backbone_lr": 0.1, "last_layer_lr": 0.1}
 
 
 def vit(small: dict, **options) -> VisionTransformer:
@@ -102,8 +99,8 @@ def check_parameters(g, i: int, state: TrainState) -> None:
             assert_trees_close(without_key_bias(params), expected, absolute=10 * floor, prefix=network)
 
 
-def jitted(networks: Networks, optimizer, objective: Objective, **options):
-    return jax.jit(make_train_step(networks, optimizer, objective, seed=0, **options), donate_argnums=0)
+def jitted(networks: Networks, optimizer, terms: Objective, **options):
+    return jax.jit(make_train_step(networks, optimizer, terms, seed=0, **options), donate_argnums=0)
 
 
 @pytest.mark.golden
@@ -113,11 +110,12 @@ def test_dino(golden):
     c = g.config
     head = PrototypeHead(prototypes=c["K"], hidden=c["hid"], bottleneck=c["bott"], mlp_layers=c["nl"], gain="frozen")
     networks = Networks(vit(c, registers=0, layer_scale=0.0, masking=False, pos_offset=0.1), head)
-    optimizer = optim.adamw(*c["betas"], eps=c["eps"])
+    assert c["eps"] == optim.EPS
+    optimizer = optim.adamw(*c["betas"])
     step = jitted(
         networks,
         optimizer,
-        Objective(targets="centering", ibot=0.0, koleo=0.0),
+        objective(targets="centering", ibot=0.0, koleo=0.0),
         clip=optim.clip_by_tensor,
         clip_norm=c["clip"],
         layer_decay=1.0,
@@ -173,16 +171,15 @@ def test_dinov2(golden, name):
     targets = config["train"]["centering"]
     options = config["optim"]
     optimizer = optim.adamw(options["adamw_beta1"], options["adamw_beta2"])
-    objective = Objective(
-        targets=targets,
-        dino=config["dino"]["loss_weight"],
-        ibot=config["ibot"]["loss_weight"],
-        koleo=config["dino"]["koleo_loss_weight"],
-    )
     step = jitted(
         networks,
         optimizer,
-        objective,
+        objective(
+            targets=targets,
+            dino=config["dino"]["loss_weight"],
+            ibot=config["ibot"]["loss_weight"],
+            koleo=config["dino"]["koleo_loss_weight"],
+        ),
         clip_norm=options["clip_grad"],
         layer_decay=options["layerwise_decay"],
         patch_embed_multiplier=options["patch_embed_lr_mult"],
@@ -220,7 +217,7 @@ def resnet():
     step = make_train_step(
         networks,
         optimizer,
-        Objective(targets="centering", ibot=0.0, koleo=0.0),
+        objective(targets="centering", ibot=0.0, koleo=0.0),
         clip=optim.clip_by_tensor,
         clip_norm=3.0,
         layer_decay=1.0,
@@ -234,7 +231,7 @@ def resnet():
         "global_crops": rng.normal(size=(4, 2, 16, 16, 3)).astype(np.float32),
         "local_crops": rng.normal(size=(4, 2, 8, 8, 3)).astype(np.float32),
     }
-    hyper = {name: np.float32(HYPER.get(name, 0)) for name in STEP_HYPER} | {"local_weight": np.float32(1)}
+    hyper = hyper_of({"lr": [0.1], "weight_decay": [0.0], "momentum": [0.9]}, 0, temperature=0.04)
     step = jax.jit(step)
     after, _, finite = step(state, batch, hyper)
     assert finite.all()

@@ -20,9 +20,10 @@ from dino_jax.benches.features import DINOV3
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import processors
 from dino_jax.flops import train_flops_per_image
-from dino_jax.progress import peak_flops, table
+from dino_jax.progress import table
 from dino_jax.report import peak_memory
 from dino_jax.state import Networks
+from dino_jax.throughput import peak_flops
 
 Batch = dict[str, np.ndarray]
 # PyTorch's DINOv3 step (float32, ViT-S/16, batch 4, 2 x 224 + 8 x 96, 65,536 prototypes, 2 threads), images/s by drop
@@ -179,12 +180,12 @@ def random_batch(phase: ConfigDict, *, patch: int) -> Batch:
     }
 
 
-def matmul_speed(dtype: Any, *, side: int = 2048) -> float:
-    """Returns the FLOP/s of a plain square matrix product on one device, the best of ten."""
-    x = jnp.ones((side, side), dtype)
+def matmul_speed(dtype: Any) -> float:
+    """Returns the FLOP/s of a plain matrix product, 2048 x 2048, on one device, the best of ten."""
+    x = jnp.ones((2048, 2048), dtype)
     product = jax.jit(lambda x: x @ x)
     times = turns.take_turns({"product": turns.timed(lambda: jax.block_until_ready(product(x)))}, 10)
-    return 2 * side**3 / min(times["product"])
+    return 2 * 2048**3 / min(times["product"])
 
 
 def _comparable(options: argparse.Namespace) -> bool:

@@ -1,4 +1,4 @@
-"""Views of images for training a probe: a random window, resized and perhaps mirrored."""
+"""Views of images for training a probe: a random window, resized and mirrored half of the time."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,6 @@ class Augmented:
     size: int
     seed: int
     epoch: int
-    flips: bool = True
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -35,8 +34,8 @@ class Augmented:
         rng = np.random.default_rng((self.seed, self.epoch, index))
         window = random_window(rng, *sample["image"].shape[:2], scale=SCALE)
         image = resized_crop(Image.fromarray(sample["image"]), window, size=self.size)
-        return sample | {"image": image[:, ::-1] if self.flips and rng.random() < 0.5 else image, "id": index}
+        return sample | {"image": image[:, ::-1] if rng.random() < 0.5 else image, "id": index}
 
     def name(self, index: int) -> str:
         """Returns the file and the view, so that caches of different views differ."""
-        return f"{self.source.name(index)} view {self.seed}/{self.epoch}/{int(self.flips)}"
+        return f"{self.source.name(index)} view {self.seed}/{self.epoch}"

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dino_jax.data.decode import BadImage
+from dino_jax.data.reading import why
+from dino_jax.data.shards import write_whole
 from dino_jax.data.sources import Source
 
 # The share is not judged before this many images were drawn (or all of them, if there are fewer): one early bad image
@@ -56,7 +57,9 @@ class BadImages:
         self._replaced += len(bad)
         new = {self._source.name(index): index for index in bad if self._source.name(index) not in self._listed}
         if new:
-            self._listed |= {name: self._entry(name, index) for name, index in new.items()}
+            self._listed |= {
+                name: {"id": index, "name": name, "reason": why(self._source, index)} for name, index in new.items()
+            }
             self._write()
         enough = min(LEAST_DRAWS, len(self._source))
         if self._drawn >= enough and self._replaced > self._most * self._drawn:
@@ -65,20 +68,10 @@ class BadImages:
                 f"data.max_bad_share allows: see {self.file}, for example {self._example()}"
             )
 
-    def _entry(self, name: str, index: int) -> dict[str, Any]:
-        try:
-            self._source[index]
-            reason = "readable now"
-        except BadImage as error:
-            reason = str(error)
-        return {"id": index, "name": name, "reason": reason}
-
     def _example(self) -> str:
         entry = next(reversed(self._listed.values()))
         return f"{entry['name']} ({entry['reason']})"
 
     def _write(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in self._listed.values()))
-        unfinished.replace(self.file)
+        text = "".join(json.dumps(entry) + "\n" for entry in self._listed.values())
+        write_whole(self.file, lambda file: file.write(text.encode()))

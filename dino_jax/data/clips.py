@@ -8,8 +8,8 @@ import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.files import Files, natural, open_files
+from dino_jax.data.image_list import ImageList
 from dino_jax.data.labelled import TEST_FOLDERS
-from dino_jax.data.landmarks import ImageList
 
 
 @dataclasses.dataclass(frozen=True)

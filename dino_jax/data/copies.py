@@ -7,7 +7,7 @@ import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.files import below, in_folder, open_files
-from dino_jax.data.landmarks import ImageList
+from dino_jax.data.image_list import ImageList
 
 ORIGINAL = "original"
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a window: torchvision's RandomResizedCrop default, used by DINO v1 to v3
 ATTEMPTS = 10
+GLOBAL_NUMBER = 2  # of all three generations
 
 Window = tuple[int, int, int, int]
 """Top, left, height, width."""
@@ -21,7 +22,6 @@ def multi_crop(
     *,
     global_size: int,
     global_scale: tuple[float, float],
-    global_number: int = 2,
     local_size: int,
     local_scale: tuple[float, float],
     local_number: int,
@@ -35,22 +35,22 @@ def multi_crop(
       rng: source of every random choice.
       global_size, local_size: side of the crops in pixels.
       global_scale, local_scale: range of a window's share of the image's area.
-      global_number, local_number: crops of each kind.
+      local_number: local crops; there are two global ones.
       horizontal_flips: mirror each crop with probability one half.
       gram_size: side of the Gram teacher's crops, which show the same windows, flipped alike; 0 for none.
 
     Returns:
-      "global_crops" uint8 (global_number, global_size, global_size, 3); "local_crops" uint8 (local_number,
-      local_size, local_size, 3); "gram_crops" uint8 (global_number, gram_size, gram_size, 3) if `gram_size`.
+      "global_crops" uint8 (2, global_size, global_size, 3); "local_crops" uint8 (local_number,
+      local_size, local_size, 3); "gram_crops" uint8 (2, gram_size, gram_size, 3) if `gram_size`.
     """
     photograph = Image.fromarray(image)
     crops = {
-        "global_crops": np.empty((global_number, global_size, global_size, 3), np.uint8),
+        "global_crops": np.empty((GLOBAL_NUMBER, global_size, global_size, 3), np.uint8),
         "local_crops": np.empty((local_number, local_size, local_size, 3), np.uint8),
     }
     if gram_size:
-        crops["gram_crops"] = np.empty((global_number, gram_size, gram_size, 3), np.uint8)
-    for kind, scale, number in (("global", global_scale, global_number), ("local", local_scale, local_number)):
+        crops["gram_crops"] = np.empty((GLOBAL_NUMBER, gram_size, gram_size, 3), np.uint8)
+    for kind, scale, number in (("global", global_scale, GLOBAL_NUMBER), ("local", local_scale, local_number)):
         for view in range(number):
             window = random_window(rng, *image.shape[:2], scale=scale)
             flip = horizontal_flips and rng.random() < 0.5

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from dino_jax.data import fit
-from dino_jax.data.crops import multi_crop
+from dino_jax.data.crops import GLOBAL_NUMBER, multi_crop
 from dino_jax.data.decode import BadImage
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import read_batches
@@ -41,8 +41,7 @@ def train_batches(
     patch_size: int,
     mask_ratio: tuple[float, float],
     mask_probability: float,
-    mask_group_size: int = 16,
-    global_number: int = 2,
+    mask_group_size: int,
     gram_size: int = 0,
     workers: int = 0,
     process_index: int = 0,
@@ -57,7 +56,7 @@ def train_batches(
       source: the images; may be smaller than a batch.
       batch_size: images in a global batch. Process p has its p-th equal part.
       seed: of the order, the crops and the masks.
-      global_size, ..., horizontal_flips, global_number, gram_size: see `crops.multi_crop`.
+      global_size, ..., horizontal_flips, gram_size: see `crops.multi_crop`.
       patch_size: side of a patch in pixels; divides `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
       mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
@@ -66,11 +65,11 @@ def train_batches(
 
     Returns:
       an iterator over dictionaries with a leading batch dimension, that of this process:
-      "global_crops" uint8 (batch, global_number, global_size, global_size, 3); "local_crops" uint8 (batch,
-      local_number, local_size, local_size, 3); "gram_crops" uint8 (batch, global_number, gram_size, gram_size, 3) if
-      `gram_size`; "masks" bool (batch, global_number, patches); "mask_indices" int32 and "mask_weights" float32
-      (groups, bound), see `masks.draw_masks`; "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the
-      source; "replaced" int32 (batch,), index of the unreadable image whose place the sample took, else -1.
+      "global_crops" uint8 (batch, 2, global_size, global_size, 3); "local_crops" uint8 (batch, local_number,
+      local_size, local_size, 3); "gram_crops" uint8 (batch, 2, gram_size, gram_size, 3) if `gram_size`; "masks" bool
+      (batch, 2, patches); "mask_indices" int32 and "mask_weights" float32 (groups, bound), see `masks.draw_masks`;
+      "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the source; "replaced" int32 (batch,), index
+      of the unreadable image whose place the sample took, else -1.
 
     Raises:
       ValueError: an empty source or a size that does not divide as it must.
@@ -82,7 +81,6 @@ def train_batches(
         multi_crop,
         global_size=global_size,
         global_scale=global_scale,
-        global_number=global_number,
         local_size=local_size,
         local_scale=local_scale,
         local_number=local_number,
@@ -91,7 +89,7 @@ def train_batches(
     )
     mask = partial(
         draw_masks,
-        crops=mask_group_size * global_number,
+        crops=mask_group_size * GLOBAL_NUMBER,
         grid=(global_size // patch_size,) * 2,
         ratio=mask_ratio,
         probability=mask_probability,

@@ -49,15 +49,13 @@ def read_batches(
         yield _batch(found, rows, batch_size, empty)
 
 
-def read_by_shape(
-    source: Source, indices: Sequence[int], *, batch_size: int, prepare: Prepare, threads: int | None = None
-) -> Iterator[Batch]:
+def read_by_shape(source: Source, indices: Sequence[int], *, batch_size: int, prepare: Prepare) -> Iterator[Batch]:
     """Iterates as `read_batches`, over images that `prepare` leaves different in shape: each batch has one shape.
 
     The images are in the order of the source only within a shape; those that cannot be used are in no batch.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Sample]]] = {}
-    samples = read_samples(source, indices, prepare=prepare, ahead=BATCHES_AHEAD * batch_size, threads=threads)
+    samples = read_samples(source, indices, prepare=prepare, ahead=BATCHES_AHEAD * batch_size)
     for index, sample in zip(indices, samples, strict=True):
         if sample is None:
             continue

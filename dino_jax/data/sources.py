@@ -11,7 +11,9 @@ from dino_jax.data.folder import FolderSource
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.tar import TarSource
 
-SOURCES = ("packaged", "folder", "tar", "arrayrecord")
+SOURCES = ("folder", "tar", "arrayrecord")
+# What `open_path` cuts from the photographs of scikit-image.
+PACKAGED: dict[str, Any] = {"split": "test", "window_size": 96, "windows_per_photograph": 64}
 
 
 class Source(Protocol):
@@ -44,21 +46,12 @@ def has_labels(source: Source) -> bool:
         return False
 
 
-def open_source(
-    source: str,
-    path: str = "",
-    *,
-    split: str = "train",
-    window_size: int = 96,
-    windows_per_photograph: int = 512,
-) -> Source:
-    """Opens a collection of images.
+def open_source(source: str, path: str) -> Source:
+    """Opens the images of a folder or file.
 
     Args:
-      source: "packaged" (photographs that come with scikit-image), "folder", "tar" or "arrayrecord".
-      path: the folder or file; "{split}" in it is replaced by `split`. Not used by "packaged".
-      split: "train" or "test".
-      window_size, windows_per_photograph: of "packaged" only.
+      source: "folder", "tar" or "arrayrecord".
+      path: the folder or file.
 
     Raises:
       ValueError: an unknown source, a path that is missing, or one without images.
@@ -67,11 +60,9 @@ def open_source(
         near = get_close_matches(source, SOURCES, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data source must be one of {SOURCES}, got {source!r}{hint}")
-    if source == "packaged":
-        return PackagedSource(split=split, window_size=window_size, windows_per_photograph=windows_per_photograph)
     if not path:
         raise ValueError(f"data source {source!r} needs a path: set data.path")
-    place = Path(path.replace("{split}", split)).expanduser()
+    place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f"data path {place} does not exist")
     if source == "folder":
@@ -90,7 +81,7 @@ def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
       ValueError: a path that is missing, or one without images.
     """
     if path == "packaged":
-        return PackagedSource(split="test", window_size=96, windows_per_photograph=64)
+        return PackagedSource(**PACKAGED)
     place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f"{place} does not exist: give a folder of images, a tar or an .array_record file")

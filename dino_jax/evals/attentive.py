@@ -19,6 +19,7 @@ SELF_BLOCKS = 3
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.1
 INIT_STD = 0.02
+BLOCK = 64  # clips that are classified at a time
 
 Params = dict[str, Any]
 
@@ -119,12 +120,12 @@ def fit(
     return params
 
 
-def predict(params: Params, features: np.ndarray, *, heads: int, batch_size: int = 64) -> np.ndarray:
+def predict(params: Params, features: np.ndarray, *, heads: int) -> np.ndarray:
     """Returns labels int `(rates, clips)`, -1 where a probe has diverged."""
     parts = []
-    for start in range(0, len(features), batch_size):
-        part = features[start : start + batch_size]
-        padded = np.pad(part, [(0, batch_size - len(part)), *[(0, 0)] * (part.ndim - 1)])
+    for start in range(0, len(features), BLOCK):
+        part = features[start : start + BLOCK]
+        padded = np.pad(part, [(0, BLOCK - len(part)), *[(0, 0)] * (part.ndim - 1)])
         parts.append(np.asarray(_predict(params, jnp.asarray(padded), heads=heads))[:, : len(part)])
     return np.concatenate(parts, axis=1)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dino_jax.evals.segmentation import upsample
+from dino_jax.evals.unit import unit
 
 ALPHAS = (0.05, 0.1, 0.2)
 
@@ -43,9 +44,9 @@ def match_points(
 
 @functools.partial(jax.jit, static_argnames="finer")
 def _nearest(source: jax.Array, target: jax.Array, points: jax.Array, *, finer: int) -> tuple[jax.Array, jax.Array]:
-    places = upsample(_unit(target)[None], (target.shape[0] * finer, target.shape[1] * finer))[0]
-    wanted = _unit(_sample(_unit(source), points))
-    cosines = jnp.matmul(wanted, _unit(places).reshape(-1, places.shape[-1]).T, precision=jax.lax.Precision.HIGHEST)
+    places = upsample(unit(target)[None], (target.shape[0] * finer, target.shape[1] * finer))[0]
+    wanted = unit(_sample(unit(source), points))
+    cosines = jnp.matmul(wanted, unit(places).reshape(-1, places.shape[-1]).T, precision=jax.lax.Precision.HIGHEST)
     return jnp.argmax(cosines, axis=1), jnp.max(cosines, axis=1)
 
 
@@ -72,7 +73,7 @@ def mutual_matches(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, 
       The patches' centres `(matches, 2)` in the source and in the target, x and y as shares of width and height, and
       cosines `(matches,)`, the best first.
     """
-    first, second = (np.asarray(_unit(jnp.asarray(grid, jnp.float32))) for grid in (source, target))
+    first, second = (np.asarray(unit(jnp.asarray(grid, jnp.float32))) for grid in (source, target))
     cosines = first.reshape(-1, first.shape[-1]) @ second.reshape(-1, second.shape[-1]).T
     forward, backward = cosines.argmax(axis=1), cosines.argmax(axis=0)
     kept = np.flatnonzero(backward[forward] == np.arange(len(forward)))
@@ -102,7 +103,3 @@ def pck(found: np.ndarray, truth: np.ndarray, *, size: float | np.ndarray, alpha
     if found.shape != truth.shape or not len(found):
         raise ValueError(f"correspondence: {found.shape} points found for {truth.shape}; give one or more of each")
     return float(np.mean(np.linalg.norm(found - truth, axis=1) <= alpha * np.asarray(size)))
-
-
-def _unit(features: jax.Array) -> jax.Array:
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

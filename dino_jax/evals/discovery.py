@@ -101,8 +101,8 @@ def box_iou(first: Box, second: Box) -> float:
     return shared / (areas - shared) if areas > shared else 0.0
 
 
-def corloc(found: list[Box], truth: list[list[Box]], *, at: float = 0.5) -> float:
-    """Returns the share of images whose box overlaps one of the true boxes by an IoU of `at` or more.
+def corloc(found: list[Box], truth: list[list[Box]]) -> float:
+    """Returns the share of images whose box overlaps one of the true boxes by an IoU of one half or more.
 
     Raises:
       ValueError: when the lists differ in length, or an image has no true box.
@@ -112,7 +112,7 @@ def corloc(found: list[Box], truth: list[list[Box]], *, at: float = 0.5) -> floa
     empty = [index for index, boxes in enumerate(truth) if not boxes]
     if empty:
         raise ValueError(f"discovery: image {empty[0]} has no true box; leave it out")
-    hits = [max(box_iou(box, true) for true in boxes) >= at for box, boxes in zip(found, truth, strict=True)]
+    hits = [max(box_iou(box, true) for true in boxes) >= 0.5 for box, boxes in zip(found, truth, strict=True)]
     return float(np.mean(hits))
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from dino_jax.evals.unit import unit
+
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 # Training samples whose similarities to one block of queries are held at once: 256 MiB for 512 queries.
@@ -146,9 +148,8 @@ def few_shot(
     draws: int = 5,
     k: int = 20,
     temperature: float = TEMPERATURE,
-    seed: int = 0,
 ) -> np.ndarray:
-    """Classifies by `shots` random training images per class, in several draws.
+    """Classifies by `shots` random training images per class, in several draws, which are the same at each call.
 
     Args:
       shots: images of each class, without replacement.
@@ -167,7 +168,7 @@ def few_shot(
             f"few-shot k-NN: {draws} draws of {shots} images per class, but class {counts.argmin()} has "
             f"{counts.min()} training images; give 1 <= shots <= that number"
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     members = [np.flatnonzero(train_labels == label) for label in range(len(counts))]
     accuracies = []
     for _ in range(draws):
@@ -180,13 +181,13 @@ def few_shot(
     return np.array(accuracies)
 
 
-def raw_pixels(images: np.ndarray, *, side: int = 16, mean: np.ndarray | None = None) -> np.ndarray:
-    """Turns images `(images, height, width, 3)` uint8 into pixel features `(images, side * side * 3)` float32.
+def raw_pixels(images: np.ndarray, *, mean: np.ndarray | None = None) -> np.ndarray:
+    """Turns images `(images, height, width, 3)` uint8 into pixel features `(images, 16 * 16 * 3)` float32.
 
-    Each image is resized to `side` x `side` (Lanczos) and scaled to [0, 1]; `mean`, the mean feature of the training
+    Each image is resized to 16 x 16 (Lanczos) and scaled to [0, 1]; `mean`, the mean feature of the training
     images, is then subtracted. Uncentred pixels are all positive, so their cosines mostly compare brightness.
     """
-    small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)) for image in images]
+    small = [np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.LANCZOS)) for image in images]
     features = np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
     return features if mean is None else features - mean
 
@@ -235,13 +236,13 @@ def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[jax.Array, 
 def _grouped(features: jax.Array, *, shape: tuple[int, int, int]) -> jax.Array:
     """Returns unit vectors `(chunks, group, groups, dim)` of `shape` (chunks, groups, group), the last one repeated."""
     copies = jnp.broadcast_to(features[-1], (math.prod(shape) - len(features), features.shape[1]))
-    return jnp.swapaxes(_unit(jnp.concatenate([features, copies])).reshape(*shape, -1), 1, 2)
+    return jnp.swapaxes(unit(jnp.concatenate([features, copies])).reshape(*shape, -1), 1, 2)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "group", "train"))
 def _nearest(queries: jax.Array, chunks: jax.Array, *, k: int, group: int, train: int) -> tuple[jax.Array, jax.Array]:
     """Returns cosines and training indices `(queries, k)`; `train` is the number of samples before padding."""
-    queries = _unit(queries)
+    queries = unit(queries)
     size = chunks.shape[1] * chunks.shape[2]
 
     def merge(best: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]):
@@ -302,8 +303,3 @@ def _winners(
         votes, _ = jax.lax.scan(add_vote, votes, new)
         counted, winners[k] = k, jnp.argmax(votes, axis=-1).astype(jnp.int32)
     return jnp.stack([winners[k] for k in ks], axis=1)
-
-
-def _unit(features: jax.Array) -> jax.Array:
-    """L2-normalises the last axis; a zero vector stays zero."""
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

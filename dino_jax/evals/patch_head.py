@@ -165,12 +165,10 @@ def depth_from_bins(outputs: Array, *, low: float, high: float) -> Array:
     return weights @ depths / weights.sum(axis=-1)
 
 
-def scale_invariant_log_loss(
-    outputs: Array, depths: Array, *, low: float, high: float, mean_weight: float = 0.15
-) -> Array:
-    """Computes the square root of var(g) + mean_weight * mean(g)^2, g = log d - log t over all known pixels.
+def scale_invariant_log_loss(outputs: Array, depths: Array, *, low: float, high: float) -> Array:
+    """Computes the square root of var(g) + 0.15 * mean(g)^2, g = log d - log t over all known pixels.
 
-    Eigen et al., arXiv 1406.2283, with the weights of AdaBins, arXiv 2011.14141; 0 forgives a wrong scale entirely.
+    Eigen et al., arXiv 1406.2283, with the weights of AdaBins, arXiv 2011.14141.
 
     Args:
       outputs: scores of the bins `(batch, rows, columns, bins)`; their depth is upsampled to the truth.
@@ -183,4 +181,4 @@ def scale_invariant_log_loss(
     mean = difference.sum() / count
     variance = jnp.sum(jnp.where(valid, difference - mean, 0.0) ** 2) / count
     # The root has no gradient at 0.
-    return jnp.sqrt(variance + mean_weight * mean**2 + 1e-8)
+    return jnp.sqrt(variance + 0.15 * mean**2 + 1e-8)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dino_jax.evals.unit import unit
+
 KERNEL = 2.0  # t of the Gaussian potential, the paper's choice
 
 
@@ -17,7 +19,7 @@ def alignment(first: Array, second: Array) -> Array:
 
     The paper's exponent of 2.
     """
-    return jnp.mean(jnp.sum(jnp.square(_unit(first) - _unit(second)), axis=-1))
+    return jnp.mean(jnp.sum(jnp.square(unit(first) - unit(second)), axis=-1))
 
 
 def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
@@ -31,7 +33,7 @@ def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
     count = len(features)
     if count < 2:
         raise ValueError(f"uniformity: {count} image has no pair; give at least two")
-    x = _unit(jnp.asarray(features, jnp.float32))
+    x = unit(jnp.asarray(features, jnp.float32))
     total = 0.0
     for start in range(0, count, block):
         part = x[start : start + block]
@@ -52,9 +54,9 @@ def neighbour_cosine(patches: Array) -> Array:
 
     Beside `health.mean_pairwise_cosine` it tells whether what lies together is more alike than what lies apart.
     """
-    unit = _unit(patches)
-    across = jnp.sum(unit[:, :, 1:] * unit[:, :, :-1], axis=-1)
-    down = jnp.sum(unit[:, 1:] * unit[:, :-1], axis=-1)
+    patches = unit(patches)
+    across = jnp.sum(patches[:, :, 1:] * patches[:, :, :-1], axis=-1)
+    down = jnp.sum(patches[:, 1:] * patches[:, :-1], axis=-1)
     count = max(int(across.size) + int(down.size), 1)
     return (jnp.sum(across) + jnp.sum(down)) / count
 
@@ -69,10 +71,4 @@ def spectrum(features: Array) -> Array:
 @jax.jit
 def cosines(first: Array, second: Array) -> Array:
     """Returns the cosine of each pair of rows `(n, dim)`, as `(n,)`."""
-    return jnp.sum(_unit(first) * _unit(second), axis=-1)
-
-
-def _unit(vectors: Array) -> Array:
-    """L2-normalises the last axis in float32; a zero vector stays zero."""
-    vectors = vectors.astype(jnp.float32)
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return jnp.sum(unit(first) * unit(second), axis=-1)

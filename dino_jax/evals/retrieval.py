@@ -12,6 +12,7 @@ PROTOCOLS = {
 }
 RANKS = (1, 5, 10)
 COPIES_FOUND = 20  # how far down copy detection looks
+BLOCK = 256  # queries whose cosines are in memory at a time
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -26,7 +27,7 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
-def rankings(queries: np.ndarray, database: np.ndarray, *, block: int = 256) -> np.ndarray:
+def rankings(queries: np.ndarray, database: np.ndarray) -> np.ndarray:
     """Sorts the database by cosine to each query.
 
     Args:
@@ -40,8 +41,8 @@ def rankings(queries: np.ndarray, database: np.ndarray, *, block: int = 256) -> 
     if queries.shape[1] != database.shape[1]:
         raise ValueError(f"retrieval: queries have {queries.shape[1]} dimensions, the database {database.shape[1]}")
     parts = [
-        np.argsort(-(queries[start : start + block] @ database.T), axis=1, kind="stable").astype(np.int32)
-        for start in range(0, len(queries), block)
+        np.argsort(-(queries[start : start + BLOCK] @ database.T), axis=1, kind="stable").astype(np.int32)
+        for start in range(0, len(queries), BLOCK)
     ]
     return np.concatenate(parts)
 

@@ -11,31 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 
 IGNORE = 255
+BLOCK = 16  # images on the device at a time
 # Power of the classes' frequencies that serves as their prior. 1 suits the share of right pixels and 0 the mean over
 # classes; between them, neither loses much.
 PRIOR = 0.5
 NEVER = -1e9  # log prior of classes without a training pixel
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore: int = IGNORE) -> np.ndarray:
+def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int) -> np.ndarray:
     """Counts the pixels of every (true class, predicted class) pair.
 
     Args:
-      truth: integers of any shape, 0 to classes - 1 or `ignore`.
+      truth: integers of any shape, 0 to classes - 1 or 255, which is ignored.
       predicted: integers of the same shape, 0 to classes - 1.
 
     Returns:
-      int64 `(classes, classes)`; pixels whose truth is `ignore` are not counted. Sums over images add up.
+      int64 `(classes, classes)`; ignored pixels are not counted. Sums over images add up.
 
     Raises:
       ValueError: when shapes differ or a label is out of range.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"segmentation: predicted map {predicted.shape} for a mask {truth.shape}; resize it first")
-    valid = truth != ignore
+    valid = truth != IGNORE
     truth, predicted = truth[valid].astype(np.int64), predicted[valid].astype(np.int64)
-    _check_labels("mask", truth, classes=classes, ignore=ignore)
-    _check_labels("prediction", predicted, classes=classes, ignore=ignore)
+    _check_labels("mask", truth, classes=classes)
+    _check_labels("prediction", predicted, classes=classes)
     return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
@@ -73,9 +74,6 @@ def quick_miou(
     test_masks: np.ndarray,
     *,
     classes: int,
-    ignore: int = IGNORE,
-    ridge: float = 1e-3,
-    block: int = 16,
 ) -> float:
     """Scores patch features by a linear map to classes in closed form: a dense score that costs seconds.
 
@@ -84,13 +82,10 @@ def quick_miou(
 
     Args:
       train_patches: `(images, grid_height, grid_width, dim)`, any float dtype.
-      train_masks: `(images, height, width)` integers, 0 to classes - 1 or `ignore`.
+      train_masks: `(images, height, width)` integers, 0 to classes - 1 or 255, which is ignored.
       test_patches: as `train_patches`, the grid may differ.
       test_masks: as `train_masks`, the size may differ.
       classes: number of classes.
-      ignore: label of pixels that count nowhere.
-      ridge: added to the covariance within classes, as a share of the features' variance.
-      block: images on the device at a time.
 
     Returns:
       Mean intersection over union over the whole test set, 0 to 1.
@@ -98,14 +93,7 @@ def quick_miou(
     Raises:
       ValueError: when shapes disagree, a label is out of range, a feature is not finite, or no pixel is labelled.
     """
-    counts = quick_confusion(
-        *(train_patches, train_masks, test_patches, test_masks),
-        classes=classes,
-        ignore=ignore,
-        ridge=ridge,
-        block=block,
-    )
-    return mean_iou(counts)
+    return mean_iou(quick_confusion(train_patches, train_masks, test_patches, test_masks, classes=classes))
 
 
 def quick_confusion(
@@ -115,22 +103,17 @@ def quick_confusion(
     test_masks: np.ndarray,
     *,
     classes: int,
-    ignore: int = IGNORE,
-    ridge: float = 1e-3,
-    block: int = 16,
 ) -> np.ndarray:
     """Returns the confusion `(classes, classes)` of the test pixels behind `quick_miou`, with the same arguments."""
     _check_maps("test", test_patches, test_masks)
-    weights, bias = linear_patch_probe(
-        train_patches, train_masks, classes=classes, ignore=ignore, ridge=ridge, block=block
-    )
+    weights, bias = linear_patch_probe(train_patches, train_masks, classes=classes)
     if test_patches.shape[-1] != len(weights):
         raise ValueError(f"segmentation: train has {len(weights)} dimensions, test {test_patches.shape[-1]}")
     counts = np.zeros((classes, classes), np.int64)
-    for start in range(0, len(test_masks), block):
-        part = slice(start, start + block)
-        predicted = predict_masks(test_patches[part], weights, bias, size=test_masks.shape[1:], pad_to=block)
-        counts += confusion(test_masks[part], predicted, classes=classes, ignore=ignore)
+    for start in range(0, len(test_masks), BLOCK):
+        part = slice(start, start + BLOCK)
+        predicted = predict_masks(test_patches[part], weights, bias, size=test_masks.shape[1:], pad_to=BLOCK)
+        counts += confusion(test_masks[part], predicted, classes=classes)
     return counts
 
 
@@ -139,9 +122,7 @@ def linear_patch_probe(
     masks: np.ndarray,
     *,
     classes: int,
-    ignore: int = IGNORE,
     ridge: float = 1e-3,
-    block: int = 16,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits a linear discriminant from patch features to classes, in closed form (Fisher's, with a ridge).
 
@@ -149,7 +130,8 @@ def linear_patch_probe(
     that lie between others are never the largest, it gives rare classes their place.
 
     Args:
-      patches, masks, classes, ignore, ridge, block: see `quick_miou`.
+      patches, masks, classes: see `quick_miou`.
+      ridge: added to the covariance within classes, as a share of the features' variance.
 
     Returns:
       Weights `(dim, classes)` and bias `(classes,)`, float32, to be applied to the features as they came. Classes
@@ -162,11 +144,11 @@ def linear_patch_probe(
     dim = patches.shape[-1]
     second, cross = np.zeros((dim, dim)), np.zeros((dim, classes))
     feature_sum, share_sum = np.zeros(dim), np.zeros(classes)
-    center = np.asarray(patches[:block], np.float32).reshape(-1, dim).mean(axis=0)  # keeps float32 sums accurate
-    for start in range(0, len(masks), block):
-        shares, weights = class_shares(masks[start : start + block], patches.shape[1:3], classes=classes, ignore=ignore)
-        features = np.asarray(patches[start : start + block], np.float32)
-        sums = _moments(_pad(features - center, block), _pad(shares, block), _pad(weights, block))
+    center = np.asarray(patches[:BLOCK], np.float32).reshape(-1, dim).mean(axis=0)  # keeps float32 sums accurate
+    for start in range(0, len(masks), BLOCK):
+        shares, weights = class_shares(masks[start : start + BLOCK], patches.shape[1:3], classes=classes)
+        features = np.asarray(patches[start : start + BLOCK], np.float32)
+        sums = _moments(_pad(features - center, BLOCK), _pad(shares, BLOCK), _pad(weights, BLOCK))
         for total, part in zip((second, cross, feature_sum, share_sum), sums, strict=True):
             total += np.asarray(part, np.float64)
     if not share_sum.any():
@@ -184,13 +166,11 @@ def linear_patch_probe(
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def class_shares(
-    masks: np.ndarray, grid: tuple[int, int], *, classes: int, ignore: int = IGNORE
-) -> tuple[np.ndarray, np.ndarray]:
+def class_shares(masks: np.ndarray, grid: tuple[int, int], *, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Averages masks over the cells of a grid.
 
     Args:
-      masks: `(images, height, width)` integers, 0 to classes - 1 or `ignore`.
+      masks: `(images, height, width)` integers, 0 to classes - 1 or 255, which is ignored.
       grid: rows and columns of the patches; a pixel belongs to the patch that covers its centre.
 
     Returns:
@@ -204,9 +184,9 @@ def class_shares(
     rows = (2 * np.arange(height) + 1) * grid[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * grid[1] // (2 * width)
     cells = (np.arange(images)[:, None, None] * grid[0] + rows[:, None]) * grid[1] + columns
-    valid = masks != ignore
+    valid = masks != IGNORE
     labels = masks[valid].astype(np.int64)
-    _check_labels("mask", labels, classes=classes, ignore=ignore)
+    _check_labels("mask", labels, classes=classes)
     shape = (images, *grid)
     size = int(np.prod(shape))
     counts = np.bincount(cells[valid] * classes + labels, minlength=size * classes).reshape(*shape, classes)
@@ -265,13 +245,13 @@ def _pad(array: np.ndarray, count: int) -> np.ndarray:
     return np.pad(array, [(0, count - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
-def _check_labels(what: str, labels: np.ndarray, *, classes: int, ignore: int) -> None:
+def _check_labels(what: str, labels: np.ndarray, *, classes: int) -> None:
     """Raises ValueError for a label out of range."""
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         wrong = labels.max() if labels.max() >= classes else labels.min()
         raise ValueError(
             f"segmentation: a {what} holds label {wrong}, but there are {classes} classes (0 to {classes - 1}; "
-            f"{ignore} is ignored): give the right number of classes"
+            f"{IGNORE} is ignored): give the right number of classes"
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from dino_jax.evals.segmentation import class_shares, upsample
+from dino_jax.evals.unit import unit
 
 VOID = 255
 TOLERANCE = 0.008  # of the image's diagonal: how far a boundary may be off
@@ -66,8 +67,7 @@ def propagate(
 def _follow(patches: jax.Array, first: jax.Array, *, context: int, radius: int, top_k: int, heat: float) -> jax.Array:
     """Returns soft labels `(frames - 1, rows, columns, objects)` of all frames but the first."""
     frames, rows, columns, dim = patches.shape
-    unit = patches / jnp.maximum(jnp.linalg.norm(patches, axis=-1, keepdims=True), 1e-12)
-    unit = unit.reshape(frames, rows * columns, dim)
+    patches = unit(patches).reshape(frames, rows * columns, dim)
     near = jnp.asarray(_near(rows, columns, radius))
     first = first.reshape(rows * columns, -1)
 
@@ -76,7 +76,7 @@ def _follow(patches: jax.Array, first: jax.Array, *, context: int, radius: int, 
         last = frame - 1 - jnp.arange(context)
         sources = jnp.concatenate([jnp.zeros(1, last.dtype), jnp.maximum(last, 0)])
         usable = jnp.concatenate([jnp.ones(1, bool), last > 0])
-        cosines = jnp.einsum("td,csd->tcs", unit[frame], unit[sources], precision=jax.lax.Precision.HIGHEST)
+        cosines = jnp.einsum("td,csd->tcs", patches[frame], patches[sources], precision=jax.lax.Precision.HIGHEST)
         allowed = near[:, None, :] & usable[None, :, None]
         candidates = jnp.where(allowed, cosines, -jnp.inf).reshape(rows * columns, -1)
         best, where = jax.lax.top_k(candidates, min(top_k, candidates.shape[1]))
@@ -119,16 +119,14 @@ def region_similarity(truth: np.ndarray, predicted: np.ndarray, *, void: np.ndar
     return float((truth & predicted).sum() / union) if union else 1.0
 
 
-def boundary_measure(
-    truth: np.ndarray, predicted: np.ndarray, *, void: np.ndarray | None = None, tolerance: float = TOLERANCE
-) -> float:
+def boundary_measure(truth: np.ndarray, predicted: np.ndarray, *, void: np.ndarray | None = None) -> float:
     """Returns F, the harmonic mean of precision and recall of the boundaries of two bool masks `(height, width)`.
 
-    A boundary pixel is right when the other boundary comes as near as ceil(tolerance * diagonal) pixels. Without
+    A boundary pixel is right when the other boundary comes as near as ceil(TOLERANCE * diagonal) pixels. Without
     boundary in both masks F is 1, without boundary in one it is 0.
     """
     truth, predicted = _without_void(truth, predicted, void)
-    reach = math.ceil(tolerance * math.hypot(*truth.shape))
+    reach = math.ceil(TOLERANCE * math.hypot(*truth.shape))
     true, found = boundary(truth), boundary(predicted)
     if not (true.any() and found.any()):
         return float(not true.any() and not found.any())

@@ -9,7 +9,7 @@ def dino_loss(
     student_logits: jax.Array,
     teacher_probs: jax.Array,
     *,
-    student_temperature: float = 0.1,
+    student_temperature: float,
     ignore_diagonal: bool = False,
 ) -> jax.Array:
     """Averages the cross-entropy over all pairs of a student view and a teacher view (DINO, equation 3).

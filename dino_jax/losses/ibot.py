@@ -10,7 +10,7 @@ def ibot_loss(
     weights: jax.Array,
     *,
     images: int,
-    student_temperature: float = 0.1,
+    student_temperature: float,
 ) -> jax.Array:
     """Sums the weighted cross-entropy of masked patches and divides by the number of images (iBOT, equation 2).
 

@@ -9,7 +9,7 @@ EPS = 1e-8  # of the references: in the normalisation, on each coordinate of the
 RESOLUTION = 1e-6  # distances of unit vectors below this are rounding errors of float32
 
 
-def koleo_loss(x: jax.Array, *, topk: int = 1, group_size: int | None = None) -> jax.Array:
+def koleo_loss(x: jax.Array, *, topk: int, group_size: int | None = None) -> jax.Array:
     """Estimates the negative entropy of features from nearest neighbours (Kozachenko-Leonenko; DINOv2, section 4).
 
         - mean over samples and their `topk` nearest neighbours of  log(distance on the unit sphere + 1e-8)

@@ -16,7 +16,7 @@ def sinkhorn_knopp(
     logits: jax.Array,
     temperature: jax.typing.ArrayLike,
     *,
-    iterations: int = 3,
+    iterations: int,
     weights: jax.Array | None = None,
 ) -> jax.Array:
     """Assigns samples to prototypes so that all prototypes are used equally (SwAV, Algorithm 1; DINOv2, section 4).
@@ -74,7 +74,7 @@ def softmax_center(logits: jax.Array, center: jax.Array, temperature: jax.typing
 
 
 def update_center(
-    center: jax.Array, logits: jax.Array, *, momentum: float = 0.9, weights: jax.Array | None = None
+    center: jax.Array, logits: jax.Array, *, momentum: float, weights: jax.Array | None = None
 ) -> jax.Array:
     """Moves the center towards the mean teacher logits of the batch (DINO, equation 4).
 

@@ -21,19 +21,15 @@ class PrototypeHead(nn.Module):
     """
 
     prototypes: int
-    hidden: int = 2048
-    bottleneck: int = 256
+    hidden: int
+    bottleneck: int
     mlp_layers: int = 3
     gain: str = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> dict[str, Array]:
-        """Scores `(..., dim)` features against all prototypes.
-
-        Returns:
-          "bottleneck" `(..., bottleneck)` normalised, in the compute dtype; "logits" `(..., prototypes)` in float32.
-        """
+    def __call__(self, x: Array) -> Array:
+        """Scores `(..., dim)` features against all prototypes: `(..., prototypes)` in float32."""
         widths = [self.hidden] * (self.mlp_layers - 1) + [self.bottleneck]
         for index, width in enumerate(widths):
             x = layers.Dense(width, bias=True, dtype=self.dtype, name=f"mlp_{index}")(x)
@@ -42,8 +38,7 @@ class PrototypeHead(nn.Module):
         x = x.astype(jnp.float32)
         # Clamping the squared norm keeps the gradient finite at zero; 1e-24 is torch's eps of 1e-12 on the norm.
         x = (x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))).astype(self.dtype)
-        prototypes = Prototypes(self.prototypes, self.gain, self.dtype, name="prototypes")
-        return {"bottleneck": x, "logits": prototypes(x)}
+        return Prototypes(self.prototypes, self.gain, self.dtype, name="prototypes")(x)
 
 
 class Prototypes(nn.Module):

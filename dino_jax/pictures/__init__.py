@@ -4,7 +4,7 @@ Takes plain arrays. What writes a file (PNG, GIF, MP4, HTML) writes it atomicall
 """
 
 from dino_jax.pictures.history import curves
-from dino_jax.pictures.maps import attention, cosine_maps, pca, principal_colors
+from dino_jax.pictures.maps import attention, cosine_maps, pca
 from dino_jax.pictures.tradeoff import global_against_dense
 
-__all__ = ["attention", "cosine_maps", "curves", "global_against_dense", "pca", "principal_colors"]
+__all__ = ["attention", "cosine_maps", "curves", "global_against_dense", "pca"]

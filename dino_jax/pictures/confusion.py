@@ -13,10 +13,8 @@ MOST = 16
 CELL = 0.42  # inches
 
 
-def confusion(
-    counts: np.ndarray, names: Sequence[str], path: str | os.PathLike, *, title: str, most: int = MOST
-) -> Path:
-    """Draws the rows of a confusion matrix of the classes with the lowest accuracy, in per cent of each.
+def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike, *, title: str) -> Path:
+    """Draws the rows of a confusion matrix of the `MOST` classes with the lowest accuracy, in per cent of each.
 
     What is taken for none of these classes has a column of its own.
 
@@ -24,12 +22,11 @@ def confusion(
       counts: `(classes, classes)` integers, truth by prediction.
       names: of the classes.
       path: the PNG to write.
-      most: how many classes at most.
     """
     totals = counts.sum(axis=1)
     present = np.flatnonzero(totals)
     accuracies = np.diag(counts)[present] / totals[present]
-    worst = present[np.argsort(accuracies, kind="stable")[:most]]
+    worst = present[np.argsort(accuracies, kind="stable")[:MOST]]
     among = counts[np.ix_(worst, worst)]
     others = totals[worst] - among.sum(axis=1)
     columns = np.column_stack([among, others]) if others.any() else among

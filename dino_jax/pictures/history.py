@@ -52,7 +52,6 @@ def curves(
     path: str | os.PathLike,
     *,
     phases: Sequence[tuple[str, int]] = (),
-    title: str = "Training curves",
 ) -> Path:
     """Draws the logged metrics, one small plot per kind.
 
@@ -65,7 +64,6 @@ def curves(
         needs every name.
       path: the PNG to write.
       phases: name and first step of every phase, marked in all plots.
-      title: of the picture.
 
     Raises:
       ValueError: when no record holds a metric that can be drawn.
@@ -77,7 +75,7 @@ def curves(
     rows = -(-len(panels) // COLUMNS)
     columns = min(COLUMNS, len(panels))
     figure = Figure(figsize=(3.3 * columns + 0.2, 2.35 * rows + 0.6), dpi=DPI, layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
+    figure.suptitle("Training curves", x=0.01, ha="left", size=12, weight="bold")
     if len(phases) > 1:
         words = ", ".join(f"{name} from step {first:,}" for name, first in phases)
         figure.text(0.99, 1 - 0.14 / figure.get_figheight(), words, ha="right", va="center", size=8, color=GREY)

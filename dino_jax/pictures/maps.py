@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dino_jax.pictures.sheet import Sheet, cell_at
+from dino_jax.pictures.components import shared_components
+from dino_jax.pictures.sheet import Sheet, middle
 
 MAX_HEADS = 12
 
@@ -17,7 +18,6 @@ def pca(
     path: str | os.PathLike,
     *,
     names: Sequence[str] | None = None,
-    title: str = "First three principal components of the patch features",
 ) -> Path:
     """Draws the first three principal components of patch features as red, green and blue beside each image.
 
@@ -28,36 +28,18 @@ def pca(
       features: `(images, grid_height, grid_width, dim)`.
       path: the PNG to write.
       names: one title per image.
-      title: of the picture.
 
     Raises:
       ValueError: when shapes disagree or a feature is not finite.
     """
     images, features = _checked("pca", images, features)
-    colors = principal_colors(features)
+    components = shared_components(list(features))
+    title = "First three principal components of the patch features"
     sheet = Sheet(images, panels=2, blocks=1 if len(images) == 1 else 2, title=title, names=names)
     for index, image in enumerate(images):
         sheet.image(index, 0, image)
-        sheet.image(index, 1, colors[index])
+        sheet.image(index, 1, components.colors(features[index]))
     return sheet.save(path)
-
-
-def principal_colors(features: np.ndarray) -> np.ndarray:
-    """Maps features `(images, grid_height, grid_width, dim)` to colours in [0, 1] with three channels in place of dim.
-
-    Projects on the three leading principal components of all patches; each is scaled so that its 1st and 99th
-    percentiles become 0 and 1. The sign makes each component's skewness positive, whatever the sign of the basis.
-    """
-    flat = np.asarray(features, np.float64).reshape(-1, features.shape[-1])
-    flat = flat - flat.mean(axis=0)
-    _, _, basis = np.linalg.svd(flat, full_matrices=False)
-    scores = np.zeros((len(flat), 3))
-    components = flat @ basis[:3].T
-    scores[:, : components.shape[1]] = components
-    scores *= np.where(np.sum(scores**3, axis=0) < 0, -1.0, 1.0)
-    low, high = np.percentile(scores, [1, 99], axis=0)
-    colors = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return colors.reshape(*features.shape[:-1], 3)
 
 
 def attention(
@@ -66,7 +48,6 @@ def attention(
     path: str | os.PathLike,
     *,
     names: Sequence[str] | None = None,
-    title: str = "Attention of the CLS token in the last block",
 ) -> Path:
     """Draws one map per head beside each image, and the mean over heads; at most MAX_HEADS heads are shown.
 
@@ -76,13 +57,12 @@ def attention(
         own colour range from 0 to its 99.5th percentile: heads differ in how much they look at patches at all.
       path: the PNG to write.
       names: one title per image.
-      title: of the picture.
 
     Raises:
       ValueError: when shapes disagree or a weight is not finite.
     """
     images, weights = _checked("attention", images, weights)
-    heads = min(weights.shape[1], MAX_HEADS)
+    heads, title = min(weights.shape[1], MAX_HEADS), "Attention of the CLS token in the last block"
     if heads < weights.shape[1]:
         title = f"{title} (first {heads} of {weights.shape[1]} heads)"
     columns = ["image", "mean", *(f"head {head + 1}" for head in range(heads))]
@@ -99,47 +79,41 @@ def cosine_maps(
     features: Mapping[str, np.ndarray],
     path: str | os.PathLike,
     *,
-    at: Sequence[tuple[float, float]] | None = None,
     names: Sequence[str] | None = None,
-    title: str = "Cosine of one patch to all others",
 ) -> Path:
-    """Draws the cosine of a chosen patch to all patches of its image, for one or more networks side by side.
+    """Draws the cosine of the middle patch to all patches of its image, for one or more networks side by side.
 
     Args:
       images: `(images, height, width, 3)` uint8.
       features: by network name, patch features `(images, grid_height, grid_width, dim)`; grids may differ.
       path: the PNG to write.
-      at: per image the chosen place `(down, right)` as shares of height and width; default the centre. It is marked.
       names: one title per image.
-      title: of the picture.
 
     Raises:
       ValueError: when shapes disagree or a feature is not finite.
     """
-    places = [(0.5, 0.5)] * len(images) if at is None else list(at)
     maps = {}
     for network, array in features.items():
         images, array = _checked(f"cosine_maps ({network})", images, array)
-        maps[network] = [_cosines(grid, place) for grid, place in zip(array, places, strict=True)]
-    blocks = 2 if len(images) > 4 else 1
+        maps[network] = [_cosines(grid) for grid in array]
+    blocks, title = 2 if len(images) > 4 else 1, "Cosine of one patch to all others"
     columns = ["image", *maps]
     sheet = Sheet(images, panels=len(columns), blocks=blocks, title=title, names=names, columns=columns, colorbar=True)
     low = min(0.0, float(np.percentile(np.concatenate([m.ravel() for group in maps.values() for m in group]), 2)))
     for index, image in enumerate(images):
         grid = next(iter(maps.values()))[index].shape
-        sheet.mark(sheet.image(index, 0, image), image.shape, grid, places[index])
+        sheet.mark(sheet.image(index, 0, image), image.shape, grid)
         for panel, group in enumerate(maps.values(), start=1):
             axes = sheet.map(index, panel, group[index], low=low, high=1.0, colors="viridis")
-            sheet.mark(axes, image.shape, group[index].shape, places[index])
+            sheet.mark(axes, image.shape, group[index].shape)
     sheet.bar(low, 1.0, "viridis")
     return sheet.save(path)
 
 
-def _cosines(grid: np.ndarray, place: tuple[float, float]) -> np.ndarray:
-    """Returns the cosines `(grid_height, grid_width)` of the patch at `place` to all patches of one image."""
+def _cosines(grid: np.ndarray) -> np.ndarray:
+    """Returns the cosines `(grid_height, grid_width)` of the middle patch to all patches of one image."""
     unit = grid / np.maximum(np.linalg.norm(grid, axis=-1, keepdims=True), 1e-12)
-    row, column = cell_at(grid.shape, place)
-    return unit @ unit[row, column]
+    return unit @ unit[middle(grid.shape)]
 
 
 def _checked(what: str, images: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from dino_jax.data.shards import write_whole
+
 DPI = 150
 PANEL = 2.0  # inches, the longer side of an image panel
 GAP = 0.06
@@ -98,9 +100,9 @@ class Sheet:
         size = (round(self._width * DPI), round(self._height * DPI))
         return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC))
 
-    def mark(self, axes: Axes, image: Sequence[int], grid: Sequence[int], place: tuple[float, float]) -> None:
-        """Outlines the patch at `place`."""
-        row, column = cell_at(grid, place)
+    def mark(self, axes: Axes, image: Sequence[int], grid: Sequence[int]) -> None:
+        """Outlines the middle patch."""
+        row, column = middle(grid)
         height, width = image[0] / grid[0], image[1] / grid[1]
         for color, line in (("black", 2.6), ("white", 1.2)):
             box = Rectangle((column * width, row * height), width, height, fill=False, edgecolor=color, linewidth=line)
@@ -119,21 +121,15 @@ class Sheet:
         return save(self._figure, path)
 
 
-def cell_at(grid: Sequence[int], place: tuple[float, float]) -> tuple[int, int]:
-    """Returns the row and column of the patch that covers `place`, shares of height and width."""
-    row, column = (min(int(share * size), size - 1) for share, size in zip(place, grid, strict=False))
-    return row, column
+def middle(grid: Sequence[int]) -> tuple[int, int]:
+    """Returns the row and column of the patch that covers the middle of the image."""
+    return grid[0] // 2, grid[1] // 2
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:
-    """Writes a figure as PNG to `path` through a temporary file, and returns the path."""
+    """Writes a figure as PNG, whole or not at all, and returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # The figure never meets pyplot, whose global state would keep it alive and might ask for a display.
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=DPI)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # The figure never meets pyplot, whose global state would keep it alive and might ask for a display.
+    canvas = FigureCanvasAgg(figure)
+    write_whole(path, lambda file: canvas.print_figure(file, format="png", dpi=DPI))
     return path

@@ -59,12 +59,12 @@ def similarity_page(
     return path
 
 
-def compressed(features: Sequence[np.ndarray], *, dimensions: int = MOST_DIMENSIONS) -> list[np.ndarray]:
-    """Returns int8 features `(rows, columns, at most dimensions)` whose cosines are nearly those of the given ones."""
+def compressed(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns int8 features `(rows, columns, at most MOST_DIMENSIONS)` whose cosines are nearly those of the given."""
     unit = [grid / np.maximum(np.linalg.norm(grid, axis=-1, keepdims=True), 1e-12) for grid in features]
     patches = np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in unit]).astype(np.float64)
     _, directions = np.linalg.eigh(patches.T @ patches)
-    turned = [grid @ directions[:, ::-1][:, :dimensions] for grid in unit]
+    turned = [grid @ directions[:, ::-1][:, :MOST_DIMENSIONS] for grid in unit]
     largest = [np.maximum(np.abs(grid).max(axis=-1, keepdims=True), 1e-12) for grid in turned]
     return [np.rint(grid / limit * 127).astype(np.int8) for grid, limit in zip(turned, largest, strict=True)]
 

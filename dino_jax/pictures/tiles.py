@@ -31,10 +31,10 @@ def to_bytes(colors: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8)
 
 
-def heat(values: np.ndarray, *, high: float, height: int, width: int, colors: str = "inferno") -> np.ndarray:
+def heat(values: np.ndarray, *, high: float, height: int, width: int) -> np.ndarray:
     """Draws a grid of values from 0 to `high` as uint8 colours `(height, width, 3)`."""
     share = enlarge(values, height=height, width=width) / max(high, 1e-12)
-    return to_bytes(matplotlib.colormaps[colors](np.clip(share, 0, 1))[..., :3])
+    return to_bytes(matplotlib.colormaps["inferno"](np.clip(share, 0, 1))[..., :3])
 
 
 def glow(image: np.ndarray, values: np.ndarray, *, high: float) -> np.ndarray:
@@ -74,8 +74,8 @@ def tile(panels: Sequence[Panel], *, columns: int) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def overview(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, height: int, across: int = 2) -> np.ndarray:
-    """Lays out small groups of pictures, scaled to one height, each group under its name, `across` groups in a row."""
+def overview(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, height: int) -> np.ndarray:
+    """Lays out small groups of pictures, scaled to one height, each group under its name, two groups in a row."""
     groups = []
     for name, pictures in rows:
         small = [_scaled(picture, height) for picture in pictures]
@@ -87,7 +87,7 @@ def overview(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, height: int, a
         canvas[:] = PAPER
         canvas[:, : group.shape[1]] = group
         padded.append((name, canvas))
-    return tile(padded, columns=across)
+    return tile(padded, columns=2)
 
 
 def _scaled(picture: np.ndarray, height: int) -> np.ndarray:

@@ -19,7 +19,6 @@ def global_against_dense(
     path: str | os.PathLike,
     *,
     phases: Sequence[tuple[str, int]] = (),
-    title: str = "Global against dense quality of the EMA teacher",
 ) -> Path:
     """Draws k-NN accuracy and mIoU over the steps, and one against the other; the step of the best mIoU is marked.
 
@@ -27,7 +26,6 @@ def global_against_dense(
       metrics: records with "step", of which some hold `knn/teacher` and `dense/miou` (0 to 1).
       path: the PNG to write.
       phases: name and first step of every phase.
-      title: of the picture.
 
     Raises:
       ValueError: when fewer than two records hold both numbers.
@@ -38,6 +36,7 @@ def global_against_dense(
     steps, knn, miou = np.array(both, float).T
     best = int(np.nanargmax(miou))
     figure = Figure(figsize=(10.4, 3.5), dpi=DPI, layout="constrained")
+    title = "Global against dense quality of the EMA teacher"
     figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
     time, plane = figure.subplots(1, 2, width_ratios=(1.6, 1))
     _over_time(time, steps, knn, miou, best)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dino_jax.pictures import film
 from dino_jax.pictures.dense import paint
 from dino_jax.pictures.page import page
 from dino_jax.pictures.sheet import save
@@ -15,7 +16,7 @@ from dino_jax.pictures.sheet import save
 OBJECTS = ("#000000", "#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
 OPACITY = 0.6
 GIF_HEIGHT = 180
-MILLISECONDS = 120
+FRAMES_PER_SECOND = 8
 GAP = 6  # pixels between the parts of a GIF
 
 
@@ -46,21 +47,11 @@ def gif(frames: np.ndarray, masks: Sequence[np.ndarray], path: str | os.PathLike
       frames: uint8 `(frames, height, width, 3)`.
       masks: each `(frames, height, width)`.
     """
-    path = Path(path)
     gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
     images = []
     for number, frame in enumerate(frames):
         parts = [part for mask in masks for part in (overlay(frame, mask[number]), gap)][:-1]
         image = Image.fromarray(np.concatenate(parts, axis=1))
         width = round(image.width * GIF_HEIGHT / image.height)
-        images.append(image.resize((width, GIF_HEIGHT)).quantize(128, dither=Image.Dither.NONE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        images[0].save(
-            temporary, "GIF", save_all=True, append_images=images[1:], duration=MILLISECONDS, loop=0, optimize=True
-        )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        images.append(np.asarray(image.resize((width, GIF_HEIGHT))))
+    return film.gif(images, path, per_second=FRAMES_PER_SECOND)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dino_jax.data.decode import BadImage
+from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import eval_batches, train_batches
 from dino_jax.data.sources import open_source
 from tests.data.images import encode, photograph
@@ -107,7 +108,7 @@ def test_crops_and_masks_differ_between_epochs(packaged):
 
 @pytest.fixture(scope="module")
 def packaged():
-    return open_source("packaged", window_size=32, windows_per_photograph=3)
+    return PackagedSource(split="train", window_size=32, windows_per_photograph=3)
 
 
 def test_without_masks_the_crops_are_the_same(packaged):
@@ -296,6 +297,6 @@ def test_eval_batches_are_padded_and_in_order(tmp_path):
     assert (batches[2]["images"] == 0).all()
 
 
-def test_eval_images_of_the_right_size_are_untouched():
-    image = next(eval_batches(open_source("packaged", window_size=32), size=32, batch_size=1))["images"][0]
-    np.testing.assert_array_equal(image, open_source("packaged", window_size=32)[0]["image"])
+def test_eval_images_of_the_right_size_are_untouched(packaged):
+    image = next(eval_batches(packaged, size=32, batch_size=1))["images"][0]
+    np.testing.assert_array_equal(image, packaged[0]["image"])

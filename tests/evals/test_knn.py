@@ -140,12 +140,12 @@ def test_wrong_input_is_refused(clusters):
 def test_raw_pixels_are_resized_colours():
     images = np.zeros((2, 32, 48, 3), np.uint8)
     images[1, ..., 0] = 255
-    features = raw_pixels(images, side=4)
-    assert features.shape == (2, 48)
+    features = raw_pixels(images)
+    assert features.shape == (2, 768)
     assert features.dtype == np.float32
     np.testing.assert_array_equal(features[0], 0)
-    np.testing.assert_array_equal(features[1].reshape(4, 4, 3), np.tile([1.0, 0, 0], (4, 4, 1)))
-    np.testing.assert_allclose(raw_pixels(images, side=4, mean=features.mean(0)).mean(0), 0, atol=1e-7)
+    np.testing.assert_array_equal(features[1].reshape(16, 16, 3), np.tile([1.0, 0, 0], (16, 16, 1)))
+    np.testing.assert_allclose(raw_pixels(images, mean=features.mean(0)).mean(0), 0, atol=1e-7)
 
 
 def read_objects(path):

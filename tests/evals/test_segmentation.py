@@ -59,13 +59,14 @@ def test_class_shares_by_hand():
     np.testing.assert_allclose(labelled, [[[1, 1 / 4]]])
 
 
-def test_probe_is_the_linear_discriminant_of_scikit_learn():
+def test_probe_is_the_linear_discriminant_of_scikit_learn(monkeypatch):
     """On masks whose patches are of one class each; scikit-learn's prior is the frequency itself."""
     random = np.random.default_rng(2)
     coarse = random.integers(0, 4, (5, 4, 6)) // random.integers(1, 3, (5, 4, 6))
     masks = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
     patches = (random.normal(size=(5, 4, 6, 3)) + coarse[..., None] * [1, 0, 2]) * [1, 10, 0.1] + [0, 100, 0]
-    weights, bias = segmentation.linear_patch_probe(patches.astype(np.float32), masks, classes=4, ridge=0, block=2)
+    monkeypatch.setattr(segmentation, "BLOCK", 2)
+    weights, bias = segmentation.linear_patch_probe(patches.astype(np.float32), masks, classes=4, ridge=0)
     judge = LinearDiscriminantAnalysis(solver="lsqr").fit(patches.reshape(-1, 3), coarse.ravel())
     expected = judge.decision_function(patches.reshape(-1, 3)) - (1 - segmentation.PRIOR) * np.log(judge.priors_)
     found = patches.reshape(-1, 3) @ weights + bias
@@ -99,10 +100,8 @@ def test_classes_never_seen_are_never_predicted():
 
 
 def test_features_that_know_the_class_score_all():
-    train, test = random_masks(3), random_masks(4, images=5)
-    score = segmentation.quick_miou(
-        planted_patches(train), train, planted_patches(test), test, classes=4, ridge=1e-6, block=2
-    )
+    train, test = random_masks(3), random_masks(4, images=20)  # more than a block
+    score = segmentation.quick_miou(planted_patches(train), train, planted_patches(test), test, classes=4)
     # Bilinear maps blur borders between patches, so exact agreement is asked of the patches' centres only.
     weights, bias = segmentation.linear_patch_probe(planted_patches(train), train, classes=4, ridge=1e-6)
     coarse = segmentation.predict_masks(planted_patches(test), weights, bias, size=(4, 6))

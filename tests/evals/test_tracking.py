@@ -100,14 +100,14 @@ def test_boundary_by_hand():
 
 
 def test_boundary_measure_is_the_dilation_of_the_definition():
-    truth, found = disk_mask(20), disk_mask(17, center=(31, 42))
-    reach = disk(int(np.ceil(0.03 * np.hypot(60, 80))))
+    truth, found = disk_mask(20), disk_mask(19, center=(31, 40))
+    reach = disk(int(np.ceil(tracking.TOLERANCE * np.hypot(60, 80))))
     true, guess = tracking.boundary(truth), tracking.boundary(found)
     precision = (guess & dilation(true, reach)).sum() / guess.sum()
     recall = (true & dilation(guess, reach)).sum() / true.sum()
     expected = 2 * precision * recall / (precision + recall)
     assert 0.5 < expected < 1
-    assert tracking.boundary_measure(truth, found, tolerance=0.03) == pytest.approx(expected)
+    assert tracking.boundary_measure(truth, found) == pytest.approx(expected)
 
 
 def test_boundary_measure_of_shifted_squares():

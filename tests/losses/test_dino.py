@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ from dino_jax.losses import targets
 from dino_jax.losses.dino import crop_weights, dino_loss
 from tests.torch_weights import assert_close
 
-loss = jax.jit(dino_loss, static_argnames=("student_temperature", "ignore_diagonal"))
+TEMPERATURE = 0.1
+loss = jax.jit(partial(dino_loss, student_temperature=TEMPERATURE), static_argnames="ignore_diagonal")
 
 
 def inputs(batch=3, student_views=4, teacher_views=2, prototypes=7):
@@ -18,7 +21,7 @@ def inputs(batch=3, student_views=4, teacher_views=2, prototypes=7):
 
 def test_by_hand():
     # A student with probabilities (1/4, 3/4) against certain teachers: -log(1/4) and -log(3/4).
-    student = 0.1 * np.log(np.array([[[1.0, 3.0]]], np.float32))
+    student = TEMPERATURE * np.log(np.array([[[1.0, 3.0]]], np.float32))
     teacher = np.array([[[1.0, 0.0], [0.0, 1.0]]], np.float32)
     np.testing.assert_allclose(loss(student, teacher), (np.log(4) + np.log(4 / 3)) / 2, rtol=1e-6)
     np.testing.assert_allclose(loss(student, teacher, ignore_diagonal=True), np.log(4 / 3), rtol=1e-6)
@@ -32,16 +35,16 @@ def test_against_loops(ignore_diagonal):
         for s in range(4):
             for t in range(2):
                 if not (ignore_diagonal and s == t):
-                    scores = student[sample, s].astype(np.float64) / 0.2
+                    scores = student[sample, s].astype(np.float64) / TEMPERATURE
                     log_probs = scores - np.log(np.exp(scores).sum())
                     terms.append(-(teacher[sample, t] * log_probs).sum())
-    value = loss(student, teacher, student_temperature=0.2, ignore_diagonal=ignore_diagonal)
+    value = loss(student, teacher, ignore_diagonal=ignore_diagonal)
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-6)
 
 
 def test_gradient_reaches_only_the_student():
     student, teacher = inputs()
-    to_student, to_teacher = jax.grad(dino_loss, argnums=(0, 1))(jnp.array(student), jnp.array(teacher))
+    to_student, to_teacher = jax.grad(loss, argnums=(0, 1))(jnp.array(student), jnp.array(teacher))
     assert np.abs(to_student).max() > 0
     assert (np.asarray(to_teacher) == 0).all()
     np.testing.assert_allclose(to_student.sum(axis=-1), 0, atol=1e-6)
@@ -49,7 +52,7 @@ def test_gradient_reaches_only_the_student():
 
 def test_no_pairs_left():
     with pytest.raises(ValueError, match="leave no pair"):
-        dino_loss(jnp.zeros((2, 1, 3)), jnp.zeros((2, 1, 3)), ignore_diagonal=True)
+        loss(jnp.zeros((2, 1, 3)), jnp.zeros((2, 1, 3)), ignore_diagonal=True)
     with pytest.raises(ValueError, match="add crops"):
         crop_weights(global_crops=1, local_crops=0, ignore_diagonal=True)
 
@@ -99,7 +102,7 @@ def test_v1_golden(golden):
         teacher = file[f"in/{i}/teacher"].reshape(2, batch, -1).swapaxes(0, 1)
         temperature = file["teacher_temp_schedule_per_epoch"][int(file[f"in/{i}/epoch"])]
         probs = targets.softmax_center(teacher, center, temperature)
-        value, gradient = jax.jit(jax.value_and_grad(lambda x, p=probs: dino_loss(x, p, ignore_diagonal=True)))(student)
+        value, gradient = jax.jit(jax.value_and_grad(lambda x, p=probs: loss(x, p, ignore_diagonal=True)))(student)
         assert_close(value, file[f"out/{i}/loss"], relative=1e-6)
         assert_close(
             gradient.swapaxes(0, 1).reshape(-1, student.shape[-1]), file[f"grad_input/{i}/student"], relative=2e-6

@@ -22,7 +22,7 @@ def normal(*shape):
 def test_by_hand():
     # Three unit vectors at 0, 60 and 180 degrees (lengths do not matter): nearest distances 1, 1 and sqrt(3).
     x = np.array([[2.0, 0.0], [0.5, np.sqrt(3) / 2], [-7.0, 0.0]], np.float32)
-    np.testing.assert_allclose(loss_and_gradient(x)[0], -np.log(3) / 6, rtol=1e-5)
+    np.testing.assert_allclose(loss_and_gradient(x, topk=1)[0], -np.log(3) / 6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("topk", [1, 3])
@@ -38,7 +38,7 @@ def test_groups_are_losses_of_their_own():
 
 
 def test_opposite_samples_are_each_others_neighbour():
-    value, _ = loss_and_gradient(np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32))
+    value, _ = loss_and_gradient(np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32), topk=1)
     np.testing.assert_allclose(value, -np.log(2), rtol=1e-6)
 
 
@@ -46,14 +46,14 @@ def test_invariant_to_rotation_and_length():
     x = normal(8, 4)
     rotation, _ = np.linalg.qr(normal(4, 4))
     moved = (3.0 * x @ rotation).astype(np.float32)
-    np.testing.assert_allclose(loss_and_gradient(moved)[0], loss_and_gradient(x)[0], rtol=1e-5)
+    np.testing.assert_allclose(loss_and_gradient(moved, topk=1)[0], loss_and_gradient(x, topk=1)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("row", [1.0, 0.0])
 def test_duplicates_and_zeros_have_a_tame_gradient(row):
     x = normal(8, 4)
     x[0] = x[1] = row
-    value, gradient = loss_and_gradient(x)
+    value, gradient = loss_and_gradient(x, topk=1)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     if row:
@@ -63,7 +63,7 @@ def test_duplicates_and_zeros_have_a_tame_gradient(row):
 def test_bad_groups():
     x = jnp.array(normal(6, 3))
     with pytest.raises(ValueError, match="does not divide 6"):
-        koleo_loss(x, group_size=4)
+        koleo_loss(x, topk=1, group_size=4)
     with pytest.raises(ValueError, match="must be 1 to 2"):
         koleo_loss(x, group_size=3, topk=3)
 

@@ -7,6 +7,7 @@ from dino_jax.losses import targets
 from tests.torch_weights import assert_close
 
 sinkhorn_knopp = jax.jit(targets.sinkhorn_knopp, static_argnames="iterations")
+update_center = jax.jit(targets.update_center)
 
 
 def reference_sinkhorn(logits, temperature, iterations):
@@ -48,7 +49,7 @@ def test_sinkhorn_is_exact_where_direct_exponentials_overflow(scale):
     assert np.abs(logits / 0.05).max() > 88  # the largest exponent of float32
     scores = logits.astype(np.float64) / 0.05
     expected = log_domain_sinkhorn(scores, 3)
-    out = sinkhorn_knopp(logits, 0.05)
+    out = sinkhorn_knopp(logits, 0.05, iterations=3)
     # The scores themselves are rounded at 6e-8 of their size, which the exponential turns into a relative error.
     np.testing.assert_allclose(out, expected, rtol=2e-7 * np.abs(scores).max(), atol=1e-6)
 
@@ -64,7 +65,7 @@ def test_sinkhorn_with_a_dead_prototype_and_an_outlying_sample():
     logits = normal(6, 5)
     logits[:, 2] -= 1000.0  # underflows for all samples
     logits[3] += 500.0  # dwarfs all other samples
-    out = sinkhorn_knopp(logits, 1.0)
+    out = sinkhorn_knopp(logits, 1.0, iterations=3)
     assert np.isfinite(out).all()
     np.testing.assert_allclose(out, log_domain_sinkhorn(logits.astype(np.float64), 3), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(out.sum(axis=1), np.ones(6), rtol=1e-6)
@@ -75,17 +76,17 @@ def test_sinkhorn_ignores_padding(garbage):
     logits = normal(10, 6)
     weights = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1, 0], np.float32)
     padded = np.where(weights[:, None] > 0, logits, garbage)
-    out = np.asarray(sinkhorn_knopp(padded, 0.2, weights=weights))
+    out = np.asarray(sinkhorn_knopp(padded, 0.2, iterations=3, weights=weights))
     # 1.3e-6 was measured: the sums have other terms beside each other.
-    np.testing.assert_allclose(out[weights > 0], sinkhorn_knopp(logits[weights > 0], 0.2), rtol=3e-6)
+    np.testing.assert_allclose(out[weights > 0], sinkhorn_knopp(logits[weights > 0], 0.2, iterations=3), rtol=3e-6)
     assert (out[weights == 0] == 0).all()
-    assert (np.asarray(sinkhorn_knopp(padded, 0.2, weights=np.zeros(10))) == 0).all()
+    assert (np.asarray(sinkhorn_knopp(padded, 0.2, iterations=3, weights=np.zeros(10))) == 0).all()
 
 
 def test_sinkhorn_shows_a_nan():
     logits = normal(4, 3)
     logits[1, 1] = np.nan
-    assert np.isnan(sinkhorn_knopp(logits, 1.0)).any()
+    assert np.isnan(sinkhorn_knopp(logits, 1.0, iterations=3)).any()
 
 
 def test_sinkhorn_needs_an_iteration():
@@ -96,9 +97,9 @@ def test_sinkhorn_needs_an_iteration():
 def test_targets_stop_the_gradient():
     logits, center = normal(4, 3), jnp.zeros(3)
     for function in (
-        lambda x: targets.sinkhorn_knopp(x, 0.5),
+        lambda x: targets.sinkhorn_knopp(x, 0.5, iterations=3),
         lambda x: targets.softmax_center(x, center, 0.5),
-        lambda x: targets.update_center(center, x),
+        lambda x: targets.update_center(center, x, momentum=0.9),
     ):
         gradient = jax.grad(lambda x, function=function: jnp.sum(function(x) ** 2))(logits)
         assert (np.asarray(gradient) == 0).all()
@@ -106,9 +107,9 @@ def test_targets_stop_the_gradient():
 
 def test_center_by_hand():
     logits = np.array([[1.0, 3.0], [3.0, 5.0], [np.nan, np.nan]], np.float32)
-    center = jax.jit(targets.update_center)(jnp.array([1.0, 0.0]), logits, weights=np.array([1, 1, 0]))
+    center = update_center(jnp.array([1.0, 0.0]), logits, momentum=0.9, weights=np.array([1, 1, 0]))
     np.testing.assert_allclose(center, [0.9 * 1 + 0.1 * 2, 0.1 * 4], rtol=1e-6)
-    kept = targets.update_center(jnp.array([1.0, 0.0]), logits, weights=np.zeros(3))
+    kept = update_center(jnp.array([1.0, 0.0]), logits, momentum=0.9, weights=np.zeros(3))
     np.testing.assert_allclose(kept, [1.0, 0.0])
     probs = jax.jit(targets.softmax_center)(np.array([[0.5, 0.5]], np.float32), jnp.array([0.5, 0.5 - np.log(3)]), 1.0)
     np.testing.assert_allclose(probs, [[0.25, 0.75]], rtol=1e-6)
@@ -128,11 +129,11 @@ def test_sinkhorn_golden(golden, iterations):
 def test_sinkhorn_golden_of_masked_patches(golden, name):
     file = golden(name)
     logits, temperature = file["in/teacher_logits"], float(file["in/teacher_temp"])
-    assert_close(sinkhorn_knopp(logits, temperature), file["out/sinkhorn"], relative=1e-6)
-    assert_close(sinkhorn_knopp(logits, temperature), file["out/sinkhorn_with_B_plus_7"], relative=1e-6)
+    assert_close(sinkhorn_knopp(logits, temperature, iterations=3), file["out/sinkhorn"], relative=1e-6)
+    assert_close(sinkhorn_knopp(logits, temperature, iterations=3), file["out/sinkhorn_with_B_plus_7"], relative=1e-6)
     padded = np.concatenate([logits, np.zeros((3, logits.shape[1]), np.float32)])
-    assert_close(sinkhorn_knopp(padded, temperature), file["out/sinkhorn_3_zero_pad_rows"], relative=1e-6)
-    weighted = sinkhorn_knopp(padded, temperature, weights=np.arange(len(padded)) < len(logits))
+    assert_close(sinkhorn_knopp(padded, temperature, iterations=3), file["out/sinkhorn_3_zero_pad_rows"], relative=1e-6)
+    weighted = sinkhorn_knopp(padded, temperature, iterations=3, weights=np.arange(len(padded)) < len(logits))
     assert_close(weighted[: len(logits)], file["out/sinkhorn"], relative=1e-6)
 
 
@@ -144,7 +145,7 @@ def test_sinkhorn_golden_over_ranks(golden, name, kind):
     ranks = range(file.config["world"])
     logits = np.concatenate([file[f"rank{rank}/{kind}/in/teacher_logits"] for rank in ranks])
     expected = np.concatenate([file[f"rank{rank}/{kind}/out"] for rank in ranks])
-    assert_close(sinkhorn_knopp(logits, file.config["teacher_temp"]), expected, relative=1e-6)
+    assert_close(sinkhorn_knopp(logits, file.config["teacher_temp"], iterations=3), expected, relative=1e-6)
 
 
 @pytest.mark.golden

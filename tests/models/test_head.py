@@ -28,13 +28,16 @@ def test_forward_and_gradients(golden, name):
 
     @jax.jit
     def scalar(params, x):
-        out = head.apply({"params": params}, x)
-        return jnp.sum(out["logits"] * g["in/cotangent"]), out
+        logits = head.apply({"params": params}, x)
+        return jnp.sum(logits * g["in/cotangent"]), logits
 
     differentiate = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)
-    (_, out), (grads, input_grad) = differentiate(params, g["in/x"])
-    assert_close(out["logits"], g["out/logits"], relative=1e-5, name="logits")
-    assert_close(out["bottleneck"], g["out/bottleneck_normalized"], relative=1e-5, name="bottleneck")
+    (_, logits), (grads, input_grad) = differentiate(params, g["in/x"])
+    assert_close(logits, g["out/logits"], relative=1e-5, name="logits")
+    # Prototypes along the axes show what is scored.
+    axes = params | {"prototypes": {"kernel": jnp.eye(g.config["bottleneck_dim"])}}
+    bottleneck = head.clone(prototypes=g.config["bottleneck_dim"], gain="none").apply({"params": axes}, g["in/x"])
+    assert_close(bottleneck, g["out/bottleneck_normalized"], relative=1e-5, name="bottleneck")
     expected = tree({f"head.{name}": array for name, array in g.under("grad/").items()})["head"]
     if gain == "frozen":  # it has no gradient there
         expected["prototypes"]["gain"] = np.zeros(g.config["out_dim"])
@@ -44,14 +47,13 @@ def test_forward_and_gradients(golden, name):
 
 def test_by_hand():
     """One linear layer (3, 4) is normalised to (0.6, 0.8) and scored against three prototypes."""
-    head = PrototypeHead(prototypes=3, bottleneck=2, mlp_layers=1)
+    head = PrototypeHead(prototypes=3, hidden=1, bottleneck=2, mlp_layers=1)
     params = {
         "mlp_0": {"kernel": jnp.array([[3.0, 0.0], [0.0, 2.0]]), "bias": jnp.array([0.0, 2.0])},
         "prototypes": {"kernel": jnp.array([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0]])},
     }
-    out = head.apply({"params": params}, jnp.array([1.0, 1.0]))
-    np.testing.assert_allclose(out["bottleneck"], [0.6, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(out["logits"], [0.6, 0.8, 7.0], rtol=1e-6)
+    logits = head.apply({"params": params}, jnp.array([1.0, 1.0]))
+    np.testing.assert_allclose(logits, [0.6, 0.8, 7.0], rtol=1e-6)
 
 
 def test_weight_normalised_by_hand():
@@ -61,11 +63,11 @@ def test_weight_normalised_by_hand():
         "prototypes": {"kernel": jnp.array([[3.0, 0.0], [4.0, -2.0]]), "gain": jnp.array([1.0, 0.5])},
     }
     trained, frozen = (
-        PrototypeHead(prototypes=2, bottleneck=2, mlp_layers=1, gain=gain) for gain in ("trained", "frozen")
+        PrototypeHead(prototypes=2, hidden=1, bottleneck=2, mlp_layers=1, gain=gain) for gain in ("trained", "frozen")
     )
 
     def score(params, head):
-        return head.apply({"params": params}, jnp.array([0.0, 7.0]))["logits"]
+        return head.apply({"params": params}, jnp.array([0.0, 7.0]))
 
     np.testing.assert_allclose(score(params, trained), [0.8, -0.5], rtol=1e-6)
     np.testing.assert_array_equal(score(params, frozen), score(params, trained))
@@ -90,7 +92,7 @@ def test_weight_normalised_initialisation():
 
 def test_an_unknown_gain_is_refused():
     with pytest.raises(ValueError, match="gain = 'fixed' is not one of 'none', 'frozen', 'trained'"):
-        PrototypeHead(prototypes=2, gain="fixed").init(jax.random.key(0), jnp.zeros((1, 4)))
+        PrototypeHead(prototypes=2, hidden=2, bottleneck=2, gain="fixed").init(jax.random.key(0), jnp.zeros((1, 4)))
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +119,19 @@ def test_scores_do_not_depend_on_the_length_of_the_bottleneck(small):
     head, params, x = small
     longer = params | {"mlp_2": jax.tree.map(lambda p: 100 * p, params["mlp_2"])}
     expected = head.apply({"params": params}, x)
-    np.testing.assert_allclose(jnp.linalg.norm(expected["bottleneck"], axis=-1), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(head.apply({"params": longer}, x)["logits"], expected["logits"], atol=1e-7)
+    np.testing.assert_allclose(head.apply({"params": longer}, x), expected, atol=1e-7)
 
 
 def test_gradient_is_finite_where_the_bottleneck_is_zero(small):
     head, params, x = small
     nothing = params | {"mlp_2": jax.tree.map(jnp.zeros_like, params["mlp_2"])}
-    grads = jax.jit(jax.grad(lambda p: head.apply({"params": p}, x)["logits"].sum()))(nothing)
+    grads = jax.jit(jax.grad(lambda p: head.apply({"params": p}, x).sum()))(nothing)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_scores_are_float32_in_bfloat16_too(small):
     head, params, x = small
-    out = head.clone(dtype=jnp.bfloat16).apply({"params": params}, x)
-    assert (out["bottleneck"].dtype, out["logits"].dtype) == (jnp.bfloat16, jnp.float32)
+    logits = head.clone(dtype=jnp.bfloat16).apply({"params": params}, x)
+    assert logits.dtype == jnp.float32
     # Scores are below 0.1, and bfloat16 keeps 8 bits of each factor.
-    np.testing.assert_allclose(out["logits"], head.apply({"params": params}, x)["logits"], atol=3e-3)
+    np.testing.assert_allclose(logits, head.apply({"params": params}, x), atol=3e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.pictures.confusion import confusion
+from dino_jax.pictures.confusion import MOST, confusion
 from dino_jax.pictures.examples import RIGHT, WRONG, Example, examples
 from dino_jax.pictures.rates import over_setting
 from dino_jax.pictures.spectrum import spread
@@ -40,9 +40,10 @@ def test_confusion_leaves_out_absent_classes_and_shows_the_worst(tmp_path):
     counts = np.diag(np.arange(30))  # class 0 has no image
     counts[29, 3] = 40
     names = [f"class number {index}, of a long name" for index in range(30)]
-    all_classes = confusion(counts, names, tmp_path / "all.png", title="all", most=40)
-    worst = confusion(counts, names, tmp_path / "worst.png", title="worst", most=2)
-    assert len(pixels(worst)) < len(pixels(all_classes))
+    worst, as_many = confusion(counts, names, tmp_path / "worst.png", title="worst"), np.diag([0, *[1] * MOST])
+    few = confusion(as_many[:9, :9], names[:9], tmp_path / "few.png", title="few")
+    most = confusion(as_many, names[: MOST + 1], tmp_path / "most.png", title="most")
+    assert len(pixels(few)) < len(pixels(most)) == len(pixels(worst))
 
 
 def test_lines_over_a_setting(tmp_path):
