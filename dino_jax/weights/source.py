@@ -38,7 +38,7 @@ class Checkpoint:
       heads: tensors of heads by name, which stand beside those of a backbone.
       whose: "official", "hf" or "timm" where the place tells; None otherwise.
       config: what a folder's config.json says.
-      beside: what `FACTS` says.
+      beside: what `FACTS` says, where it is there.
       params, leftover: what `ASIDE` holds: parameters of ours, and buffers of official files.
       statistics: "mean" and "std" of the channels, where the folder tells them: the file, and what stands there.
     """
@@ -48,7 +48,7 @@ class Checkpoint:
     heads: StateDict = dataclasses.field(default_factory=dict)
     whose: str | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, Any] | None = None
     params: StateDict = dataclasses.field(default_factory=dict)
     leftover: StateDict = dataclasses.field(default_factory=dict)
     statistics: Mapping[str, tuple[Path, Any]] = dataclasses.field(default_factory=dict)
@@ -104,7 +104,7 @@ def _open_folder(folder: Path, branch: str) -> Checkpoint:
         heads,
         whose=whose,
         config=config,
-        beside=read_json(folder / FACTS),
+        beside=read_json(folder / FACTS) if (folder / FACTS).exists() else None,
         params={name.removeprefix("ours/"): x for name, x in aside.items() if name.startswith("ours/")},
         leftover={name.removeprefix("official/"): x for name, x in aside.items() if name.startswith("official/")},
         statistics=_statistics(folder, config if whose == "timm" else {}),

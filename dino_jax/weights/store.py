@@ -179,7 +179,7 @@ def _recognise(there: Checkpoint) -> Layout:
 
 
 def _architecture(there: Checkpoint, layout: Layout, options: Mapping[str, Any]) -> Architecture:
-    if there.beside:
+    if there.beside is not None:
         architecture = _from_facts(there.beside, there.path / FACTS)
         # The layout's own code resizes positions in its way, the weights' origin perhaps otherwise.
         return architecture.with_options(**{**layout.options, **options})
@@ -192,7 +192,7 @@ def _architecture(there: Checkpoint, layout: Layout, options: Mapping[str, Any])
 
 def _statistics(there: Checkpoint, channels: int) -> tuple[statistics.Numbers, statistics.Numbers]:
     found = dict(there.statistics)
-    if len(found) < 2 and there.beside:
+    if len(found) < 2 and there.beside is not None:
         found = {key: (there.path / FACTS, there.beside[key]) for key in ("mean", "std")}
     if len(found) < 2:
         mean, std = (statistics.spread(x, channels) for x in statistics.published(there.path).values())

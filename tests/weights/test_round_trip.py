@@ -121,7 +121,7 @@ def test_a_damaged_description_of_our_own(content, message, to, tmp_path):
         ((key, value),) = content.items()
         (facts if key in facts else facts["options"])[key] = value
         content = json.dumps(facts)
-    (tmp_path / "x" / "config.json").write_text('{"architecture": "x"}')  # without statistics
+    (tmp_path / "x" / "config.json").write_text('{"architecture": ""}')  # which says no statistics
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         store.read(tmp_path / "x")
