@@ -7,6 +7,8 @@ Time and score: not run.
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v2_vitl14.py --workdir DIR
   --config.data.path=IMAGES
 
+The feed-forward layers are SwiGLU, as in that configuration; the released ViT-L/14 has MLPs, so its weights do not fit.
+
 Differs from the published runs: positions are learned on the 37 x 37 grid of the last phase from the start, resized to
 16 x 16 in the first.
 """

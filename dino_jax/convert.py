@@ -68,7 +68,7 @@ def convert(options: argparse.Namespace) -> None:
     if options.out:
         refuse_existing(options.out, folder=options.to != "official", force=options.force)
     started = time.monotonic()
-    heads = {"heads": options.heads} if options.heads else {}
+    heads = {"heads": options.heads} if options.heads is not None else {}
     try:
         weights = pretrained.read(options.source, options.arch, branch=options.branch, **heads)
     except ManifestError as error:

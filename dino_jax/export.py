@@ -63,6 +63,7 @@ def start(options: argparse.Namespace) -> None:
     """Loads the model, exports it and says how far the file is from it."""
     command.only_our_lines()
     command.check_output(options.json)
+    command.check_output(options.out)
     if len(options.size) > 2:
         raise ValueError(f"--size takes a side, or height and width, got {len(options.size)} numbers")
     model = model_options.load_model(options)
@@ -90,15 +91,19 @@ def to_stablehlo(
       model: the network.
       path: the file.
       height, width: of the images in pixels.
-      platforms: on which the file can run.
+      platforms: on which the file can run, this machine's among them.
 
     Returns:
       By `difference/<output>`, the largest absolute difference between file and model on random images.
 
     Raises:
-      ValueError: if sizes do not fit the network, it is too large for one file, or the file does not compute the same.
+      ValueError: if sizes do not fit the network, it is too large for one file, this machine cannot run it, or the
+        file does not compute the same.
     """
     _check(model, height, width)
+    here = jax.export.default_export_platform()
+    if here not in platforms:
+        raise ValueError(f"the file is compared with the model on this machine: add {here} to --platforms")
     features = _features(model)
     shape = (height, width, model.backbone.in_channels)
     (batch,) = jax.export.symbolic_shape("batch")

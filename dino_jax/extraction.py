@@ -381,6 +381,8 @@ def _check(
     patch = model.patch_size
     if layers > 1 and not isinstance(model.backbone, VisionTransformer):
         raise ValueError(f"the stages of {model.name} differ in width and cannot be stacked: take layers 1")
+    if layers > model.depth:
+        raise ValueError(f"{model.name} has {model.depth} blocks, asked for the last {layers}: take fewer layers")
     if how != "native" and (size < patch or size % patch):
         near = max(round(size / patch), 1) * patch
         raise ValueError(f"size {size} is not a multiple of the patch of {model.name}, {patch} px: take {near}")

@@ -60,6 +60,7 @@ def start(options: argparse.Namespace) -> None:
     command.only_our_lines()
     feature_files.require(options.format)
     command.check_output(options.json)
+    command.check_output(options.out / "features.json")
     command.join_cluster()
     import jax
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dino_jax import sharding
+from dino_jax.models import VARIANTS
 from dino_jax.state import Networks, Params
 
 # Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, parameters).
@@ -19,6 +20,7 @@ FREE = (
     *("name", "parent", "drop_path", "layer_scale", "shards", "remat", "attention", "dtype"),
     *("rope_shift", "rope_jitter", "rope_rescale"),
     *("pos_offset", "pos_antialias"),  # how positions are resized, in which the libraries differ for the same weights
+    "norm_epsilon",  # the libraries differ in this too; each is nothing beside the variance of trained features
 )
 
 
@@ -72,12 +74,16 @@ def check_architecture(weights: str, model: Any, expected: Any) -> None:
     fix = f"choose the recipe's variant {model.name}, or other weights"
     if type(model.backbone) is not type(expected):
         raise ValueError(f"{problem} (a {type(expected).__name__}): {fix}")
-    for option in dataclasses.fields(expected):
-        if option.name in FREE:
-            continue
-        theirs, ours = getattr(model.backbone, option.name), getattr(expected, option.name)
-        if theirs != ours:
-            raise ValueError(f"{problem}: model.{option.name} is {theirs!r} there and {ours!r} here: {fix}")
+    names = [field.name for field in dataclasses.fields(expected) if field.name not in FREE]
+    options = {name: (getattr(model.backbone, name), getattr(expected, name)) for name in names}
+    different = {name: pair for name, pair in options.items() if pair[0] != pair[1]}
+    published = VARIANTS.get(model.name, {})
+    # Where the recipe has what is published under this name, or nothing is, only its options can be changed.
+    if all(published.get(name, ours) == ours for name, (_, ours) in different.items()):
+        fix = "set " + " ".join(f"--config.model.{name}={theirs}" for name, (theirs, _) in different.items())
+    if different:
+        name, (theirs, ours) = next(iter(different.items()))
+        raise ValueError(f"{problem}: model.{name} is {theirs!r} there and {ours!r} here: {fix}")
 
 
 def check_statistics(weights: str, model: Any, statistics: tuple[Sequence[float], Sequence[float]]) -> None:

@@ -11,7 +11,7 @@ from dino_jax.models import Extractor
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights and --model."""
+    """Adds --weights, --model and --heads."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -19,6 +19,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
     )
     parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where nothing else tells them")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def load_model(options: argparse.Namespace) -> Extractor:
             f"says what they are of), or random:{options.weights}"
         )
     given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
+    given |= {"heads": options.heads} if options.heads is not None else {}
     path = (options.model, options.weights) if options.model else (options.weights,)
     return pretrained.load(*path, **given)[0]
 

@@ -14,14 +14,18 @@ import numpy as np
 
 from dino_jax import checksum
 from dino_jax.models import VARIANTS, Extractor, inflate_patch_embed
+from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights import orbax, store
 from dino_jax.weights.files import check_finite
 from dino_jax.weights.manifest import Manifest
 from dino_jax.weights.network import STATS, Architecture, Tree, family_of, flatten, published
+from dino_jax.weights.source import check_branch
+from dino_jax.weights.statistics import problem, spread
 from dino_jax.weights.store import Weights
 
 RANDOM = "random:"
 SEALED = ("content", "checksums")  # what `checksum.sealed` consists of
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 def load(
@@ -53,10 +57,10 @@ def load(
       weights: the same kinds of file or folder; None draws them from `seed`, with a warning.
       in_chans: channels of the images. Weights for three are spread over others (`models.inflate_patch_embed`), and
         so are the channel statistics.
-      dtype: of parameters and computation, such as "bfloat16".
+      dtype: of parameters and computation, one of `FLOATS`.
       branch: which network of a training checkpoint, "teacher" or "student".
       mean, std: statistics of each channel, for images in [0, 1]; None takes those of the weights. The satellite
-        weights of DINOv3 are known by "sat493m" in their name, and have `store.SATELLITE`.
+        weights of DINOv3 are known by "sat493m" in their name, and have `statistics.SATELLITE`.
       options: of the network, where the weights do not tell (such as heads), or to compute otherwise (such as
         attention="cudnn").
 
@@ -65,8 +69,9 @@ def load(
 
     Raises:
       ValueError: in one line, for an unknown name (the nearest are named), weights of another architecture (which one
-        is named), damaged, incomplete or hostile files, and channels that do not fit.
+        is named), damaged, incomplete or hostile files, and channels, statistics or types that do not fit.
     """
+    kind = _float_type(dtype)
     text = str(name_or_path)
     named = weights is None and text in VARIANTS and not Path(text).exists()
     if text.startswith(RANDOM) or named:
@@ -79,8 +84,8 @@ def load(
         published(text)
         found = read(weights, text, branch=branch, **options)
     found = with_statistics(with_channels(found, in_chans), mean, std)
-    backbone = found.architecture.with_options(dtype=jnp.dtype(dtype)).build()
-    params, stats = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (found.tree(), found.stats()))
+    backbone = found.architecture.with_options(dtype=kind).build()
+    params, stats = (jax.tree.map(lambda x: jnp.asarray(x, kind), tree) for tree in (found.tree(), found.stats()))
     model = Extractor(found.architecture.name, backbone, params, found.mean, found.std, batch_stats=stats)
     return model, params
 
@@ -92,6 +97,7 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
       ValueError: as `load`.
     """
     path = Path(path).expanduser()
+    check_branch(branch)
     if not path.exists():
         if len(path.parts) > 1 or path.suffix:
             raise ValueError(f"there are no weights at {path}: check the path")
@@ -115,7 +121,7 @@ def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights
     architecture = published(name).with_options(in_channels=in_chans, **options)
     variables = jax.tree.map(np.asarray, _init(architecture.build(), jax.random.key(seed)))
     flat = flatten(variables["params"]) | flatten({"batch_stats": variables.get("batch_stats", {})})
-    mean, std = spread(store.IMAGENET_MEAN, in_chans), spread(store.IMAGENET_STD, in_chans)
+    mean, std = spread(IMAGENET_MEAN, in_chans), spread(IMAGENET_STD, in_chans)
     return Weights(architecture, flat, {}, mean, std, Manifest("random"))
 
 
@@ -154,22 +160,29 @@ def with_statistics(weights: Weights, mean: tuple[float, ...] | None, std: tuple
     """Returns weights with other channel statistics, where they are given.
 
     Raises:
-      ValueError: if they are not as many as channels, or a standard deviation is not positive.
+      ValueError: if they are not as many as channels, not finite, or a standard deviation is not positive.
     """
-    channels = weights.architecture.options["in_channels"]
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and len(values) != channels:
-            raise ValueError(f"{name} has {len(values)} numbers for {channels} channels: give one for each")
-    if std is not None and min(std) <= 0:
-        raise ValueError(f"std = {tuple(std)} must be positive")
-    return dataclasses.replace(weights, mean=tuple(mean or weights.mean), std=tuple(std or weights.std))
+    given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
+    for name, values in given.items():
+        wrong = problem(name, values, weights.architecture.options["in_channels"])
+        if wrong:
+            raise ValueError(f"{wrong}: give a number for each channel")
+    return dataclasses.replace(weights, mean=given.get("mean", weights.mean), std=given.get("std", weights.std))
 
 
-def spread(statistics: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Repeats channel statistics in turn, as the weights are; one channel gets their mean."""
-    if channels == 1:
-        return (sum(statistics) / len(statistics),)
-    return tuple(statistics[i % len(statistics)] for i in range(channels))
+def _float_type(dtype: Any) -> jnp.dtype:
+    """Returns a type of `FLOATS`.
+
+    Raises:
+      ValueError: for any other.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in FLOATS:
+        raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(FLOATS)}")
+    return found
 
 
 def run_place(path: Path) -> tuple[Path, Path] | None:
@@ -216,6 +229,8 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
         tree = orbax.read_tree(folder / "state", [(part, *path) for part in SEALED for path in wanted])
         stats = {part: {STATS: tree[part][STATS][branch]} if STATS in tree[part] else {} for part in SEALED}
         sealed = {part: tree[part][branch]["backbone"] | stats[part] for part in SEALED}
+    elif branch == "student":
+        raise ValueError(f"{folder} is a snapshot of the teacher: leave branch out, or take a checkpoint of the run")
     else:
         sealed = orbax.read_tree(folder)
     try:

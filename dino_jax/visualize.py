@@ -1,6 +1,7 @@
 """Draws what a network sees: `python -m dino_jax.visualize KIND --images DIR --weights PATH`."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -154,7 +155,14 @@ def _shown(image: np.ndarray) -> np.ndarray:
 def _named_files(folder: Path, named: Sequence[tuple[str, object]]) -> list[Path]:
     """Returns a file for each name, its folders kept as dashes, numbered where two would be the same."""
     stems = ["-".join(PurePosixPath(name).with_suffix("").parts) for name, _ in named]
-    return [folder / f"{stem}{f'-{index}' if stems.count(stem) > 1 else ''}.png" for index, stem in enumerate(stems)]
+    taken, files = set(stems), []
+    for index, stem in enumerate(stems):
+        name = stem
+        if stems.count(stem) > 1:
+            name = next(new for number in itertools.count(index) if (new := f"{stem}-{number}") not in taken)
+            taken.add(name)
+        files.append(folder / f"{name}.png")
+    return files
 
 
 def _sequence(source: Source, wanted: str | None) -> tuple[str, list[int]]:

@@ -99,7 +99,7 @@ def test_a_failure_leaves_nothing_half_written(file, tmp_path, capsys):
         (["FILE", "--heads", "3", "--arch", "dinov2_vits15"], "did you mean dinov2_vits14"),
         (["/nowhere"], "there are no weights at /nowhere: check the path"),
         (["FILE", "--heads", "5"], "width 48 cannot have 5 heads: give a divisor of 48"),
-        (["FILE"], "shapes do not show the number of heads: give it (heads=N)"),
+        (["FILE"], "shapes do not show the number of heads: give it (--heads N, in Python heads=N)"),
     ],
 )
 def test_wrong_input_is_one_line(file, arguments, message, capsys):

@@ -173,6 +173,7 @@ def test_fingerprint_sees_names_and_pixels():
         ({"how": "stretch"}, "fit must be one of centre, crop, squash, native"),
         ({"how": "native", "outputs": ("patches",)}, "do not stack"),
         ({"layers": 0}, "at least 1"),
+        ({"layers": 4}, "tiny has 3 blocks, asked for the last 4: take fewer layers"),
         ({"batch_size": 0}, "at least 1"),
     ],
 )

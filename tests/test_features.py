@@ -160,8 +160,8 @@ def write_images(folder, count=3):
 def command(tmp_path, monkeypatch, capsys):
     """Runs the command with a tiny network; returns its exit code and the last line on stderr."""
 
-    def load(path, *, in_chans, mean, std):
-        model = tiny_model(in_channels=in_chans)
+    def load(path, *, in_chans, mean, std, heads=2):
+        model = tiny_model(in_channels=in_chans, heads=heads)
         return dataclasses.replace(model, mean=mean or model.mean, std=std or model.std), None
 
     monkeypatch.setattr(pretrained, "load", load)
@@ -196,6 +196,19 @@ def test_sixteen_bits_and_five_channels_reach_the_model(command, tmp_path):
     model = tiny_model(in_channels=5)
     expected = model(((bands / 65535 - 0.03) / 0.03).astype(np.float32))["cls"]
     np.testing.assert_allclose(features.read(tmp_path / "out")["cls"], expected, atol=1e-4)
+
+
+def test_heads_reach_the_model(command, tmp_path):
+    assert command(write_images(tmp_path / "images"), "--heads", "4")[0] == 0
+    assert "heads = 4" in json.loads((tmp_path / "out" / "features.json").read_text())["backbone"]
+
+
+def test_out_is_no_file(command, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    code, said = command(write_images(tmp_path / "images"))
+    assert code == 2
+    assert "cannot be written" in said[0]
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

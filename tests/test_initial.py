@@ -12,7 +12,7 @@ import pytest
 from dino_jax import build, initial, sharding
 from dino_jax import state as states
 from dino_jax.metrics import read_metrics
-from dino_jax.models import VisionTransformer
+from dino_jax.models import VARIANTS, VisionTransformer
 from tests.tiny_recipe import get_config
 
 
@@ -58,6 +58,31 @@ def test_other_training_options_are_no_other_architecture(networks):
     options = {name: getattr(networks.backbone, name) for name in get_config().model}
     other = VisionTransformer(**options | {"drop_path": 0.0, "layer_scale": 1e-5, "remat": "full"})
     initial.check_architecture("x", SimpleNamespace(name="tiny", backbone=other), networks.backbone)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "there", "fix"),
+    [
+        ("dino_vits16", {}, {"norm_epsilon": 1e-12}, None),
+        ("dinov2_vits14", {}, {"pos_grid": 16}, "set --config.model.pos_grid=16"),
+        (
+            "dinov2_vits14",
+            {"width": 768},
+            {"pos_grid": 16},
+            "choose the recipe's variant dinov2_vits14, or other weights",
+        ),
+        ("dinov3_custom", {}, {"width": 48, "heads": 3}, "set --config.model.width=48 --config.model.heads=3"),
+    ],
+)
+def test_advice_about_other_options_leads_on(name, recipe, there, fix):
+    options = VARIANTS["dinov3_vits16" if "custom" in name else name]
+    model = SimpleNamespace(name=name, backbone=VisionTransformer(**options | there))
+    expected = VisionTransformer(**options | recipe)
+    if fix is None:
+        initial.check_architecture("x", model, expected)
+        return
+    with pytest.raises(ValueError, match=f": {fix}$"):
+        initial.check_architecture("x", model, expected)
 
 
 def test_problems_in_one_line(networks, mesh, tmp_path):

@@ -15,6 +15,7 @@ from dino_jax import pretrained
 from dino_jax.checksum import sealed
 from dino_jax.gram_teacher import save_snapshot
 from dino_jax.models import VARIANTS
+from dino_jax.models.extractor import IMAGENET_MEAN
 from dino_jax.weights import pth_writer, store
 from dino_jax.weights.network import flatten
 from tests.weights import tiny
@@ -73,7 +74,9 @@ def test_channels_that_do_not_fit(tmp_path):
     store.save(drawn, tmp_path / "six.pth", "official")
     with pytest.raises(ValueError, match="are for 6 channels, not 3: load them with in_chans=6"):
         dino_jax.load(tmp_path / "six.pth")
-    assert dino_jax.load(tmp_path / "six.pth", in_chans=6)[0].backbone.in_channels == 6
+    model, _ = dino_jax.load(tmp_path / "six.pth", in_chans=6)
+    assert model.backbone.in_channels == 6
+    assert model.mean == IMAGENET_MEAN * 2
 
 
 def test_satellite_weights_have_statistics_of_their_own(file, tmp_path):
@@ -89,6 +92,26 @@ def test_statistics_can_be_given(file):
         dino_jax.load(file, mean=(0.1,))
     with pytest.raises(ValueError, match="must be positive"):
         dino_jax.load(file, std=(0.1, 0.0, 0.3))
+    with pytest.raises(ValueError, match=r"std = \(nan, 1, 1\) is no list of finite numbers"):
+        dino_jax.load(file, std=(float("nan"), 1, 1))
+    assert dino_jax.load(file, mean=np.full(3, 0.5, np.float32))[0].mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float33"}, "dtype = 'float33' is not one of float32, bfloat16"),
+        ({"dtype": "int8"}, "dtype = 'int8' is not one of float32, bfloat16"),
+        ({"remat": "x"}, "remat = 'x' is not one of none, matmuls, full"),
+        ({"attention": "x"}, "attention = 'x' is not one of xla, cudnn"),
+        ({"heads": "3"}, "cannot have heads = '3': give a fitting int"),
+        ({"depht": 3}, "has no option 'depht'; did you mean depth"),
+        ({"branch": "both"}, "branch = 'both' is not one of teacher, student"),
+    ],
+)
+def test_options_that_are_none(file, options, message):
+    with pytest.raises(ValueError, match=message):
+        dino_jax.load(file, **options)
 
 
 def test_random_weights_are_announced():
@@ -139,6 +162,8 @@ def test_loads_a_snapshot_of_a_run(run):
     model, params = dino_jax.load(workdir / "gram_teacher" / "7")
     assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     assert model.backbone.attention == "xla"
+    with pytest.raises(ValueError, match="is a snapshot of the teacher: leave branch out"):
+        dino_jax.load(workdir / "gram_teacher" / "7", branch="student")
     assert dino_jax.load(workdir / "gram_teacher" / "7", attention="cudnn")[0].backbone.attention == "cudnn"
     loaded = flatten(params)
     assert all(np.array_equal(loaded[path], x) for path, x in drawn.params.items())
@@ -176,6 +201,17 @@ def test_runs_that_cannot_be_used(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"holds nothing: a folder of weights has config\.json"):
         dino_jax.load(tmp_path / "empty")
+
+
+def test_folders_that_are_no_weights_say_what_they_are(file, tmp_path):
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has no config\.json beside model\.safetensors.*give the file itself"):
+        dino_jax.load(tmp_path / "alone")
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"make a file of it by python -m .*format_utils dcp_to_torch .*/dcp FILE"):
+        dino_jax.load(tmp_path / "dcp")
 
 
 @pytest.mark.slow

@@ -152,3 +152,10 @@ def test_deep_images_are_shown_in_8_bits():
     assert visualize._shown(deep).shape == (4, 4, 3)
     assert (visualize._shown(deep) == 255).all()
     assert visualize._shown(deep[..., :2]).shape == (4, 4, 3)
+
+
+def test_files_of_the_same_stem_do_not_meet(tmp_path):
+    names = ["a.jpg", "a.png", "a-1.png", "b/c.jpg", "a-0.jpg", "a-0.png"]
+    files = visualize._named_files(tmp_path, [(name, None) for name in names])
+    assert len(set(files)) == len(names)
+    assert files[2:4] == [tmp_path / "a-1.png", tmp_path / "b-c.png"]

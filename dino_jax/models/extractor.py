@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dino_jax.models.stages import intermediate_stages
@@ -53,25 +54,39 @@ class Extractor:
         """Dimensions of a feature."""
         return self.backbone.width
 
-    def variables(self, params: Params | None = None) -> dict[str, Params]:
-        """Returns what the backbone is applied to, with `params` in place of the model's own if they are given."""
-        params = {"params": self.params if params is None else params}
+    @property
+    def depth(self) -> int:
+        """Blocks, or stages of a convolutional network."""
+        return self.backbone.depth if isinstance(self.backbone, VisionTransformer) else len(self.backbone.depths)
+
+    def variables(self) -> dict[str, Params]:
+        """Returns what the backbone is applied to."""
+        params = {"params": self.params}
         return params | {"batch_stats": self.batch_stats} if self.batch_stats else params
 
     def normalize(self, images: Array) -> Array:
-        """Brings images `(..., height, width, channels)`, uint8, uint16 or floats in [0, 1], to the network's range."""
-        images = jnp.asarray(images)
-        if jnp.issubdtype(images.dtype, jnp.integer):
-            images = images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
+        """Brings images `(..., height, width, channels)`, uint8, uint16 or floats in [0, 1], to the network's range.
+
+        Raises:
+          ValueError: for other types, of which nobody knows the largest value.
+        """
+        # JAX would take 64-bit integers for 32-bit ones.
+        images = images if isinstance(images, Array) else np.asarray(images)
+        dtype = images.dtype
+        if dtype in (np.uint8, np.uint16):
+            images = jnp.asarray(images, jnp.float32) / jnp.iinfo(dtype).max
+        elif not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"images must be uint8, uint16 or floats in [0, 1], got {dtype}: convert to uint8 or uint16"
+            )
         return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
-    def __call__(self, images: Array, params: Params | None = None) -> dict[str, Array]:
+    def __call__(self, images: Array) -> dict[str, Array]:
         """Computes the features of normalised images.
 
         Args:
           images: float `(batch, height, width, channels)`, see `normalize`; for transformers, sides are multiples of
             `patch_size`.
-          params: used in place of the model's own.
 
         Returns:
           "cls" `(batch, width)`, "registers" `(batch, registers, width)` and "patches" `(batch, height / patch_size,
@@ -82,11 +97,11 @@ class Extractor:
           ValueError: if the images do not fit the network.
         """
         self._check(images)
-        tokens = self.backbone.apply(self.variables(params), {"global": images})["global"]
+        tokens = self.backbone.apply(self.variables(), {"global": images})["global"]
         return self._on_grid(tokens, images, layer=-1)
 
     def intermediate(
-        self, images: Array, layers: int | Sequence[int] = 1, *, norm: bool = True, params: Params | None = None
+        self, images: Array, layers: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[dict[str, Array]]:
         """Computes the features after several blocks (of a convolutional network: stages).
 
@@ -96,18 +111,20 @@ class Extractor:
 
         Returns:
           As `__call__`, for each block in the order asked.
+
+        Raises:
+          ValueError: if the images do not fit the network, or it has no such blocks.
         """
         self._check(images)
-        params = self.params if params is None else params
-        wanted = list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
+        wanted = self._wanted(layers)
         if isinstance(self.backbone, VisionTransformer):
-            blocks = intermediate_layers(self.backbone, params, images, wanted, norm=norm)
+            blocks = intermediate_layers(self.backbone, self.params, images, wanted, norm=norm)
         else:
             stats = self.batch_stats
-            blocks = intermediate_stages(self.backbone, params, images, wanted, norm=norm, batch_stats=stats)
+            blocks = intermediate_stages(self.backbone, self.params, images, wanted, norm=norm, batch_stats=stats)
         return [self._on_grid(block, images, layer=layer) for block, layer in zip(blocks, wanted, strict=True)]
 
-    def attention(self, images: Array, params: Params | None = None, *, queries: int | None = None) -> Array:
+    def attention(self, images: Array, *, queries: int | None = None) -> Array:
         """Returns the last block's attention `(batch, heads, queries, tokens)`; tokens are CLS, registers, patches.
 
         Args:
@@ -119,8 +136,17 @@ class Extractor:
         if not isinstance(self.backbone, VisionTransformer):
             raise ValueError(f"{self.name} has no attention: it is no transformer")
         self._check(images)
-        params = self.params if params is None else params
-        return last_attention(self.backbone, params, images, queries=queries)
+        return last_attention(self.backbone, self.params, images, queries=queries)
+
+    def _wanted(self, layers: int | Sequence[int]) -> list[int]:
+        """Returns the indices of blocks, which JAX would clamp."""
+        count = self.depth
+        known = 1 <= layers <= count if isinstance(layers, int) else all(-count <= i < count for i in layers)
+        if not known:
+            kind = "blocks" if isinstance(self.backbone, VisionTransformer) else "stages"
+            allowed = f"1 to {count}" if isinstance(layers, int) else f"indices from {-count} to {count - 1}"
+            raise ValueError(f"{self.name} has {count} {kind}, asked for {layers}: take {allowed}")
+        return list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
 
     def _on_grid(self, tokens: dict[str, Array], images: Array, *, layer: int) -> dict[str, Array]:
         patches = tokens["patches"]

@@ -18,6 +18,7 @@ REMAT_POLICIES = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+ATTENTIONS = ("xla", "cudnn")
 
 
 class VisionTransformer(nn.Module):
@@ -123,6 +124,9 @@ class VisionTransformer(nn.Module):
                 )
             self.pos_embed = self.param("pos_embed", layers.normal_init, (1 + self.pos_grid**2, self.width))
         block = Block
+        for option, value, known in (("remat", self.remat, REMAT_POLICIES), ("attention", self.attention, ATTENTIONS)):
+            if value not in known:
+                raise ValueError(f"{option} = {value!r} is not one of {', '.join(known)}")
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False, static_argnums=(3, 4))
         self.blocks = nn.scan(

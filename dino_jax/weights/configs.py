@@ -69,8 +69,11 @@ def options_of(config: Config, folder: Path) -> Options:
         raise ValueError(f"hidden_act = {config['hidden_act']!r} in config.json: only {act!r} is supported")
     options: Config = {"heads": _number(config, "num_attention_heads", folder), "norm_epsilon": epsilon}
     if kind == "dinov3_vit":
-        # Newer versions of transformers gather what concerns RoPE.
-        rope = {"rope_theta": config.get("rope_theta"), **(config.get("rope_parameters") or {})}
+        # Some versions of transformers gather what concerns RoPE; where both are there, the class takes the plain one.
+        gathered = config.get("rope_parameters") or {}
+        if not isinstance(gathered, Mapping):
+            raise ValueError(f"config.json of {folder} is damaged: rope_parameters = {gathered!r} is no mapping")
+        rope = config if config.get("rope_theta") is not None else gathered
         options["rope_base"] = float(_number(rope, "rope_theta", folder))
     return options
 

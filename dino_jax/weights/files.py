@@ -14,10 +14,15 @@ StateDict = Mapping[str, np.ndarray]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+# What weights are, in a folder of our own format or beside a checkpoint whose layout cannot hold everything; and the
+# tensors that such a layout cannot hold.
+FACTS = "dino_jax.json"
+ASIDE = "dino_jax.safetensors"
+
 # All that converters put into a folder, beside the Orbax checkpoint `ARRAYS` of our own format.
 WRITTEN = (
-    "dino_jax.json",
-    "dino_jax.safetensors",
+    FACTS,
+    ASIDE,
     "config.json",
     "model.safetensors",
     "preprocessor_config.json",
@@ -91,7 +96,7 @@ def _check_replaceable(path: Path, *, folder: bool) -> None:
     if foreign:
         raise ValueError(f"{path} holds {foreign[0]}, which is no part of weights: choose another --out")
     names = {entry.name for entry in entries}
-    if names and "dino_jax.json" not in names and not names >= {"config.json", "model.safetensors"}:
+    if names and FACTS not in names and not names >= {"config.json", "model.safetensors"}:
         raise ValueError(f"{path} is not a folder of weights ({', '.join(sorted(names))}): choose another --out")
 
 

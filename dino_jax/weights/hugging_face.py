@@ -36,7 +36,7 @@ DINOV2 = table(
     EMBEDDING
     + ATTENTION
     + """
-    mask_token              = embeddings.mask_token                       : row
+    mask_token              = ?embeddings.mask_token                      : row
     registers               = embeddings.register_tokens                  : tokens
     blocks/norm1/scale      = encoder.layer.{i}.norm1.weight              : vector
     blocks/norm1/bias       = encoder.layer.{i}.norm1.bias                : vector
@@ -56,7 +56,7 @@ DINOV2 = table(
 )
 DINOV3_COMMON = """
 cls_token               = embeddings.cls_token                    : token
-mask_token              = embeddings.mask_token                   : token
+mask_token              = ?embeddings.mask_token                  : token
 registers               = embeddings.register_tokens              : tokens
 patch_embed/kernel      = embeddings.patch_embeddings.weight      : conv
 patch_embed/bias        = embeddings.patch_embeddings.bias        : vector

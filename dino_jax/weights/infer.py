@@ -5,9 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dino_jax import models
+from dino_jax.models import rope
 from dino_jax.weights.files import StateDict
 from dino_jax.weights.layouts import Layout
+from dino_jax.weights.mapping import ROUNDED
 from dino_jax.weights.network import BASES, Architecture, family_of
 from dino_jax.weights.rules import ABSENT, LONGEST_STAGE
 
@@ -40,7 +44,8 @@ def architecture(state: StateDict, layout: Layout, known: Mapping[str, Any]) -> 
         if found["heads"] is None:
             raise ValueError(
                 f"no published network of {layout.family} has width {found['width']}, depth {found['depth']} and "
-                f"{found['registers']} registers, and shapes do not show the number of heads: give it (heads=N)"
+                f"{found['registers']} registers, and shapes do not show the number of heads: give it (--heads N, in "
+                "Python heads=N)"
             )
     found["layer_scale"] = (base["layer_scale"] or 1e-5) if scaled else 0.0
     options = {**base, **found, **layout.options, **known}
@@ -94,8 +99,23 @@ def _transformer(state: StateDict, layout: Layout) -> Found:
         tokens = there["pos_embed"][1] - (0 if layout.name == "timm_dinov2_registers" else 1)
         found["pos_grid"] = math.isqrt(tokens)
     if "rope_embed.periods" in state:
-        found["heads"] = found["width"] // (4 * len(state["rope_embed.periods"]))
+        periods = state["rope_embed.periods"].astype(np.float64)
+        found["heads"] = found["width"] // (4 * len(periods))
+        found |= _rope(periods)
     return found
+
+
+def _rope(periods: np.ndarray) -> Found:
+    """Returns the options that give these periods `(head_dim / 4,)`, where the published ones do not."""
+    count = len(periods)
+    published = rope.periods(4 * count, base=models.VARIANTS[BASES["dinov3"]]["rope_base"])
+    if count < 2 or not (periods > 0).all() or np.allclose(periods, published, rtol=ROUNDED, atol=0):
+        return {}
+    if periods[0] != 1:
+        limits = {"rope_min_period": float(periods[0]), "rope_max_period": float(periods[-1])}
+        return {"rope_base": None} | limits
+    # In float32 the last digits of the base are lost.
+    return {"rope_base": float(f"{periods[-1] ** (count / (count - 1)):.5g}")}
 
 
 def _attention_bias(state: StateDict, layout: Layout, there: Mapping[str, Any]) -> Found:

@@ -90,7 +90,8 @@ LAYOUTS = {
             "official_v2",
             "dinov2",
             official.V2,
-            marks=(r"pos_embed", r"mask_token"),
+            # Without any of these, it has the names of timm's.
+            marks=(r"pos_embed", r"mask_token|register_tokens|blocks\.0\.mlp\.w12\.weight"),
             skipped=CLASSIFIER,
         ),
         Layout(
@@ -195,17 +196,10 @@ LAYOUTS = {
             marks=(r"stem\.0\.weight", r"stages\.0\.blocks\.0\.conv_dw\.weight"),
             skipped=CLASSIFIER,
         ),
-        # timm has taken over torchvision's names.
-        Layout(
-            "timm_resnet",
-            "resnet",
-            official.RESNET,
-            marks=(r"conv1\.weight", r"layer1\.0\.conv1\.weight"),
-            kept=BATCHES,
-            skipped={r"fc\.(weight|bias)": "a classifier"},
-        ),
     )
 }
+# timm has taken over torchvision's names.
+LAYOUTS["timm_resnet"] = dataclasses.replace(LAYOUTS["official_resnet"], name="timm_resnet")
 
 
 def recognise(names: list[str], *, whose: str | None = None) -> Layout:

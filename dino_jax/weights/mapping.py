@@ -70,6 +70,7 @@ def to_ours(state: StateDict, layout: Layout, shapes: Shapes, options: Options, 
             manifest.add("buffer", theirs=(name,), their_shapes=(array.shape,), note="kept, of no effect")
         else:
             reason = next((why for pattern, why in layout.skipped.items() if re.fullmatch(pattern, name)), "")
+            reason = reason if array.size else "empty"
             kind = "skipped" if reason else "unused"
             manifest.add(kind, theirs=(name,), their_shapes=(array.shape,), note=reason)
     return Converted(params, aside, manifest)
@@ -238,7 +239,10 @@ def _buffers_read(state: StateDict, layout: Layout, options: Options, manifest: 
         used.add(name)
         there, note = state[name], "follows from the options"
         if there.shape != content.shape or not np.allclose(there.astype(np.float32), content, rtol=ROUNDED, atol=0):
-            raise ValueError(f"buffer {name} {there.shape} is not what this architecture has: name another")
+            raise ValueError(
+                f"buffer {name} {there.shape} is not what this architecture has: name another, "
+                "or give its options (rope_base=X)"
+            )
         if not same_bits(there, content):
             differing[name] = there
             worst = float(np.abs(there.astype(np.float32) / np.where(content, content, 1) - content.astype(bool)).max())

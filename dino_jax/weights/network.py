@@ -16,6 +16,9 @@ Flat = dict[str, np.ndarray]
 
 STATS = "batch_stats"  # the collection of ResNet's running statistics; their paths begin with it here
 
+FLAX = ("parent", "name")  # fields of every module
+MAY_BE_ZERO = ("registers", "pos_grid")
+
 # A published network of each family; those of other sizes are given as changes to it.
 BASES = {
     "dino": "dino_vits16",
@@ -36,7 +39,7 @@ class Architecture:
       options: all options of its class.
 
     Raises:
-      ValueError: when the heads do not divide the width.
+      ValueError: when an option is missing, unknown or of another kind, or the heads do not divide the width.
     """
 
     name: str
@@ -44,11 +47,20 @@ class Architecture:
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Checks the one option that no shape of a tensor shows and that need not fit."""
+        """Checks the options, which may come from a file."""
+        fields = {field.name: field for field in dataclasses.fields(self.build()) if field.name not in FLAX}
+        for name, field in fields.items():
+            if name not in self.options:
+                if field.default is dataclasses.MISSING:
+                    raise ValueError(f"{self.name} lacks the option {name}: give it")
+            elif not _fits(self.options[name], field.type, least=0 if name in MAY_BE_ZERO else 1):
+                kind = getattr(field.type, "__name__", str(field.type))
+                raise ValueError(f"{self.name} cannot have {name} = {self.options[name]!r}: give a fitting {kind}")
         heads, width = self.options.get("heads"), self.options.get("width")
         if heads is not None and width is not None and (heads < 1 or width % heads):
             raise ValueError(
-                f"{self.name} of width {width} cannot have {heads} heads: give a divisor of {width} (heads=N)"
+                f"{self.name} of width {width} cannot have {heads} heads: give a divisor of {width} (--heads N, in "
+                "Python heads=N)"
             )
 
     def build(self) -> Any:
@@ -88,6 +100,18 @@ def _shapes(backbone: Any) -> dict[str, tuple[int, ...]]:
 
 def _listed(numbers: Any) -> str:
     return "-".join(map(str, numbers))
+
+
+def _fits(value: Any, kind: Any, *, least: int) -> bool:
+    """Says whether an option's value is of the kind of its field, whole numbers being `least` or more."""
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if kind == tuple[int, ...]:
+        return isinstance(value, list | tuple) and all(_fits(x, int, least=least) for x in value)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {float: number, float | None: number or value is None}.get(kind, True)
 
 
 def published(name: str) -> Architecture:

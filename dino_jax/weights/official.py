@@ -8,7 +8,7 @@ V2 = table(
     CLS_AND_POSITIONS
     + """
     registers               = register_tokens              : tokens
-    mask_token              = mask_token                   : row
+    mask_token              = ?mask_token                  : row
     blocks/mlp/w1/kernel + blocks/mlp/w2/kernel = blocks.{i}.mlp.w12.weight : linear
     blocks/mlp/w1/bias + blocks/mlp/w2/bias     = blocks.{i}.mlp.w12.bias   : vector
     blocks/mlp/w3/kernel    = blocks.{i}.mlp.w3.weight     : linear
@@ -24,7 +24,7 @@ V3 = table(
     """
     cls_token               = cls_token                    : token
     registers               = storage_tokens               : tokens
-    mask_token              = mask_token                   : row
+    mask_token              = ?mask_token                  : row
     blocks/mlp/w1/kernel    = blocks.{i}.mlp.w1.weight     : linear
     blocks/mlp/w1/bias      = blocks.{i}.mlp.w1.bias       : vector
     blocks/mlp/w2/kernel    = blocks.{i}.mlp.w2.weight     : linear

@@ -10,10 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dino_jax.weights.files import ARRAYS, replacing
+from dino_jax.weights.files import ARRAYS, FACTS, replacing
 from dino_jax.weights.network import Flat, Tree, flatten
-
-FACTS = "dino_jax.json"
 
 
 def is_ours(path: Path) -> bool:

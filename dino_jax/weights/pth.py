@@ -83,6 +83,17 @@ SAFE: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
 }
 
+# Tensors of which there is no array here: how the pickle names them, or begins to.
+UNSUPPORTED = {
+    "torch ComplexFloatStorage": "complex tensors",
+    "torch ComplexDoubleStorage": "complex tensors",
+    "torch._utils _rebuild_sparse_tensor": "sparse tensors",
+    "torch._utils _rebuild_qtensor": "quantised tensors",
+    "torch._utils _rebuild_tensor_v3": "tensors of a type unknown here, such as float8",
+    "torch._utils _rebuild_meta_tensor_no_storage": "tensors without numbers, of the device meta",
+}
+LONGEST_PICKLE = 100_000_000  # bytes; that of a checkpoint has some 100 for each tensor
+
 
 class SafeUnpickler(pickle.Unpickler):
     """Unpickles numbers, strings, containers and tensors, and nothing else."""
@@ -94,6 +105,12 @@ class SafeUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns the stand-in for a global of the pickle; refuses any that is not listed."""
+        if f"{module} {name}" in UNSUPPORTED:
+            raise NotImplementedError(f"holds {UNSUPPORTED[f'{module} {name}']}: save it with tensors of float32")
+        if module.startswith("torch.distributed"):
+            raise NotImplementedError(
+                f"is one shard of a distributed run ({name}): give a file of the whole network, such as the teacher's"
+            )
         if module in ("torch", "torch.storage") and name in STORAGES:
             return STORAGES[name]
         if (module, name) in INERT:
@@ -119,7 +136,8 @@ def read(path: str | Path) -> Any:
       The stored object: containers with arrays in place of tensors, which are views of the mapped file.
 
     Raises:
-      ValueError: when the file is cut off, is of another format, or its pickle names code.
+      ValueError: when the file is cut off, is of another format, holds tensors of unknown kinds or a shard of them, or
+        its pickle names code.
     """
     path = Path(path)
     data = bytes_of(path)
@@ -132,6 +150,8 @@ def read(path: str | Path) -> Any:
         raise ValueError(
             f"{path} asks to run {error.args[0]!r} when it is loaded: refused; weights need no code, get them elsewhere"
         ) from None
+    except NotImplementedError as error:
+        raise ValueError(f"{path} {error}") from None
     except Exception as error:  # a damaged pickle or archive can make the parsers raise anything
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is cut off or damaged ({text}): fetch it again") from None
@@ -144,19 +164,26 @@ def _read_zip(path: Path, data: np.ndarray) -> Any:
         root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
         if root is None:
             raise ValueError("this zip archive holds no data.pkl")
-        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+        if f"{root}byteorder" in entries and _beginning(archive, f"{root}byteorder") != b"little":
             raise ValueError("it was written on a big-endian machine")
+        if entries[f"{root}data.pkl"].file_size > LONGEST_PICKLE:
+            raise ValueError(f"its data.pkl is longer than {LONGEST_PICKLE} bytes")
 
         def storage(key: str, dtype: np.dtype, length: int) -> np.ndarray:
             entry = entries[f"{root}data/{key}"]
-            if entry.compress_type == zipfile.ZIP_STORED:
-                content = stored(data, entry)
-            else:
-                content = np.frombuffer(archive.read(entry), np.uint8)
-            return of_length(content, dtype, length)
+            if entry.compress_type != zipfile.ZIP_STORED:  # which PyTorch never is, and few bytes could become many
+                raise NotImplementedError(
+                    "is compressed: save it again with torch.save, or unzip it and zip it with -0"
+                )
+            return of_length(stored(data, entry), dtype, length)
 
         with archive.open(f"{root}data.pkl") as file:
             return SafeUnpickler(file, storage).load()  # type: ignore[arg-type]
+
+
+def _beginning(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        return file.read(16)
 
 
 def stored(data: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:

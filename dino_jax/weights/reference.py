@@ -10,7 +10,7 @@ import numpy as np
 from dino_jax.models import Extractor
 from dino_jax.weights import configs, safetensors
 from dino_jax.weights.libraries import imported
-from dino_jax.weights.source import open_source
+from dino_jax.weights.source import open_checkpoint
 from dino_jax.weights.store import Weights
 
 Tokens = dict[str, np.ndarray]
@@ -72,7 +72,7 @@ def hugging_face(folder: Path) -> Any:
 def timm(weights: Weights, folder: Path) -> Any:
     """Builds timm's network of a published name and loads a folder's tensors into it."""
     library, torch = imported("timm"), imported("torch")
-    config = open_source(folder).config
+    config = open_checkpoint(folder).config
     if not config["architecture"]:
         raise ValueError(f"timm has no network of the size of {weights.architecture.name}")
     network = library.create_model(config["architecture"], **config["model_args"])
@@ -113,7 +113,7 @@ def _parted(tokens: np.ndarray, registers: int) -> Tokens:
 
 
 def _layout(folder: Path) -> str:
-    kind = open_source(folder).config["model_type"]
+    kind = open_checkpoint(folder).config["model_type"]
     return next(layout for layout, (name, _) in configs.CLASSES.items() if name == kind)
 
 

@@ -28,7 +28,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """Opens a safetensors file; the arrays are views of the mapped file.
 
     Raises:
-      ValueError: when the file is cut off or is not of this format.
+      ValueError: when the file is cut off, is not of this format, or holds tensors of a type unknown here.
     """
     path = Path(path)
     data = bytes_of(path)
@@ -39,6 +39,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         header = json.loads(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
         return {name: tensor(entry, data[8 + length :]) for name, entry in header.items()}
+    except NotImplementedError as error:
+        raise ValueError(f"{path} holds tensors of {error}: save it with tensors of float32") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = "its header is no JSON" if isinstance(error, json.JSONDecodeError) else f"{error}"
         raise ValueError(f"{path} is cut off or no safetensors file ({problem}): fetch it again") from None
@@ -47,7 +49,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 def tensor(entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
     """Views the tensor that a header entry describes in the bytes after the header."""
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"type {entry['dtype']} is not among {', '.join(DTYPES)}")
+        raise NotImplementedError(f"type {entry['dtype']}, which is not among {', '.join(DTYPES)}")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     start, end = entry["data_offsets"]
     if not 0 <= start <= end <= len(data):

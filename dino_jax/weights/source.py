@@ -10,30 +10,37 @@ from typing import Any
 import numpy as np
 
 from dino_jax.weights import pth, safetensors
-from dino_jax.weights.files import StateDict
+from dino_jax.weights.files import ASIDE, FACTS, StateDict
 
-# What writers here put beside a checkpoint whose layout cannot hold everything.
-BESIDE = "dino_jax.json"
-BESIDE_TENSORS = "dino_jax.safetensors"
+BRANCHES = ("teacher", "student")
+# Where training programs keep the tensors by name; averaged ones first, as a teacher is an average.
+NESTED = (
+    *("ema", "model_ema", "state_dict_ema"),
+    *("model", "state_dict", "model_state_dict", "module", "net", "backbone", "weights"),
+)
+DEEPEST = 5
 
 # Written around names by data parallelism and torch.compile.
 WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-HEADS = ("head.", "dino_head.", "ibot_head.")
+PREFIXES = ("backbone.", "model.", "vit.", "dinov2.", "dinov2_with_registers.")
+HEAD = re.compile(r"(^|\.)(\w+_)?head\.")
+
+FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """An opened checkpoint.
 
     Attributes:
       path: where it is.
       state: the backbone's tensors by name.
-      heads: tensors of prototype heads by name, without "backbone." beside them.
+      heads: tensors of heads by name, which stand beside those of a backbone.
       whose: "official", "hf" or "timm" where the place tells; None otherwise.
       config: what a folder's config.json says.
-      beside: what `BESIDE` says.
-      params, leftover: what `BESIDE_TENSORS` holds: parameters of ours, and buffers of official files.
-      mean, std: channel statistics, where the folder tells.
+      beside: what `FACTS` says, where it is there.
+      params, leftover: what `ASIDE` holds: parameters of ours, and buffers of official files.
+      statistics: "mean" and "std" of the channels, where the folder tells them: the file, and what stands there.
     """
 
     path: Path
@@ -41,14 +48,13 @@ class Source:
     heads: StateDict = dataclasses.field(default_factory=dict)
     whose: str | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, Any] | None = None
     params: StateDict = dataclasses.field(default_factory=dict)
     leftover: StateDict = dataclasses.field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    statistics: Mapping[str, tuple[Path, Any]] = dataclasses.field(default_factory=dict)
 
 
-def open_source(path: str | Path, *, branch: str = "teacher") -> Source:
+def open_checkpoint(path: str | Path, *, branch: str = "teacher") -> Checkpoint:
     """Opens a checkpoint; tensors are read when they are used.
 
     Args:
@@ -56,118 +62,180 @@ def open_source(path: str | Path, *, branch: str = "teacher") -> Source:
       branch: which network of a training checkpoint, "teacher" or "student".
 
     Raises:
-      ValueError: when there is none, or it is damaged or of another format.
+      ValueError: when there is none, or it is damaged or of another format, or has no such branch.
     """
     path = Path(path).expanduser()
+    check_branch(branch)
     if path.is_dir():
         return _open_folder(path, branch)
     if not path.exists():
         raise ValueError(f"there are no weights at {path}: check the path")
-    state, heads = read_file(path, branch)
-    return Source(path, state, heads, whose="official" if path.suffix in (".pth", ".pt") else None)
+    state, heads = split_heads(tensors_of(read_file(path), path, branch), path)
+    return Checkpoint(path, state, heads, whose="official" if path.suffix in (".pth", ".pt") else None)
 
 
-def read_file(path: Path, branch: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Reads one file; returns the tensors of the backbone and of its heads.
+def check_branch(branch: str) -> None:
+    """Raises ValueError for what is no branch."""
+    if branch not in BRANCHES:
+        raise ValueError(f"branch = {branch!r} is not one of {', '.join(BRANCHES)}")
+
+
+def read_file(path: Path) -> Any:
+    """Reads what one file holds.
 
     Raises:
-      ValueError: when it is damaged, or holds no tensors.
+      ValueError: when it is damaged.
     """
-    if path.suffix == ".safetensors":
-        return split_heads(safetensors.read(path))
-    return split_heads(tensors_of(pth.read(path), path, branch))
+    return safetensors.read(path) if path.suffix == ".safetensors" else pth.read(path)
 
 
-def _open_folder(folder: Path, branch: str) -> Source:
-    config = _json(folder / "config.json")
-    names = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
-    file = next((folder / name for name in names if (folder / name).exists()), None)
+def _open_folder(folder: Path, branch: str) -> Checkpoint:
+    config = read_json(folder / "config.json")
+    file = next((folder / name for name in FILES if (folder / name).exists()), None)
     if not config or file is None:
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
-        raise ValueError(
-            f"{folder} holds {there}: a folder of weights has config.json and model.safetensors, or was written by "
-            "python -m dino_jax.convert --to orbax"
-        )
-    state, heads = read_sharded(file) if file.suffix == ".json" else read_file(file, branch)
-    aside = safetensors.read(folder / BESIDE_TENSORS) if (folder / BESIDE_TENSORS).exists() else {}
-    statistics = {**_json(folder / "preprocessor_config.json"), **config.get("pretrained_cfg", {})}
-    mean, std = (statistics.get(key, statistics.get(f"image_{key}")) for key in ("mean", "std"))
-    return Source(
+        raise ValueError(_no_weights(folder, file))
+    read = read_sharded(file) if file.suffix == ".json" else read_file(file)
+    state, heads = split_heads(tensors_of(read, folder, branch), folder)
+    aside = safetensors.read(folder / ASIDE) if (folder / ASIDE).exists() else {}
+    whose = "hf" if "model_type" in config else "timm"
+    return Checkpoint(
         folder,
         state,
         heads,
-        whose="hf" if "model_type" in config else "timm",
+        whose=whose,
         config=config,
-        beside=_json(folder / BESIDE),
+        beside=read_json(folder / FACTS) if (folder / FACTS).exists() else None,
         params={name.removeprefix("ours/"): x for name, x in aside.items() if name.startswith("ours/")},
         leftover={name.removeprefix("official/"): x for name, x in aside.items() if name.startswith("official/")},
-        mean=tuple(mean) if mean else None,
-        std=tuple(std) if std else None,
+        statistics=_statistics(folder, config if whose == "timm" else {}),
     )
 
 
-def read_sharded(index: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Reads safetensors split over several files, listed in an index.
+def _no_weights(folder: Path, file: Path | None) -> str:
+    """Says what is wrong with a folder that lacks a configuration or tensors."""
+    if (folder / ".metadata").exists() or any(folder.glob("*.distcp")):
+        tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        return f"{folder} is a distributed checkpoint of PyTorch: make a file of it by {tool} {folder} FILE.pth"
+    if file is not None and file.suffix != ".json":
+        return f"{folder} has no config.json beside {file.name}: fetch it too, or give the file itself, {file}"
+    there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+    return (
+        f"{folder} holds {there}: a folder of weights has config.json and model.safetensors, or was written by "
+        "python -m dino_jax.convert --to orbax"
+    )
+
+
+def _statistics(folder: Path, timm: Mapping[str, Any]) -> dict[str, tuple[Path, Any]]:
+    """Finds "mean" and "std" in the files of a folder; timm's are in a part of its own, in older files on top.
 
     Raises:
-      ValueError: when a file or a tensor is missing.
+      ValueError: when timm's part about them is damaged.
     """
-    listed = _json(index).get("weight_map", {})
-    files = {name: safetensors.read(index.parent / Path(name).name) for name in sorted(set(listed.values()))}
+    preprocessor, config = folder / "preprocessor_config.json", folder / "config.json"
+    trained = timm.get("pretrained_cfg") or {}
+    if not isinstance(trained, Mapping):
+        raise ValueError(f"{config} is damaged: pretrained_cfg = {trained!r} is no mapping; fetch it again")
+    image = {key.removeprefix("image_"): x for key, x in read_json(preprocessor).items()}
+    found: dict[str, tuple[Path, Any]] = {}
+    for file, part in ((preprocessor, image), (config, timm), (config, trained)):
+        found |= {key: (file, part[key]) for key in ("mean", "std") if part.get(key) is not None}
+    return found
+
+
+def read_sharded(index: Path) -> dict[str, np.ndarray]:
+    """Reads tensors split over several files, listed in an index.
+
+    Raises:
+      ValueError: when the index is damaged, or a file or a tensor is missing.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise ValueError(f"{index} is damaged: weight_map does not give a file for each tensor; fetch it again")
+    files = {name: read_file(index.parent / Path(name).name) for name in sorted(set(listed.values()))}
     for name, file in listed.items():
-        if name not in files[file]:
+        if not isinstance(files[file], Mapping) or name not in files[file]:
             raise ValueError(f"{index} says that {file} holds {name}, but it does not: fetch both again")
-    return split_heads({name: files[file][name] for name, file in listed.items()})
+    return {name: files[file][name] for name, file in listed.items()}
 
 
 def tensors_of(stored: Any, path: Path, branch: str) -> dict[str, np.ndarray]:
-    """Finds the tensors by name in what a .pth file holds, inside of the nesting of training checkpoints.
+    """Finds the tensors of one network by name in what a file holds, inside of the nesting of training checkpoints.
 
     Raises:
       ValueError: when there are none.
     """
-    content = stored
-    for _ in range(4):
-        if not isinstance(content, Mapping):
+    content, named = stored, False
+    for _ in range(DEEPEST):
+        key = next((key for key in (branch, *NESTED) if _holds_tensors(content, key)), None)
+        if key is None:
             break
-        tensors = {str(name): x for name, x in content.items() if isinstance(x, np.ndarray)}
-        inner = next((key for key in (branch, "model", "state_dict") if isinstance(content.get(key), Mapping)), None)
-        if inner is None or len(tensors) > 1:
-            if tensors:
-                return of_branch({WRAPPERS.sub("", name).removeprefix("."): x for name, x in tensors.items()}, branch)
-            break
-        content = content[inner]
+        content, named = content[key], named or key == branch
+    state = {WRAPPERS.sub("", name).removeprefix("."): x for name, x in _arrays(content).items()}
+    mine = {name.removeprefix(f"{branch}."): x for name, x in state.items() if name.startswith(f"{branch}.")}
+    if mine or (named and state):
+        return mine or state
+    other = BRANCHES[1 - BRANCHES.index(branch)]
+    if _holds_tensors(content, other) or any(name.startswith(f"{other}.") for name in state):
+        raise ValueError(f"{path} holds a {other} only: load it with branch={other!r}")
+    if state and branch == "student":
+        raise ValueError(f"{path} holds one network, not a student beside a teacher: leave branch out")
+    if state:
+        return state
     shown = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"{path} holds no weights of a {branch}: it has {shown[:120]}")
 
 
-def of_branch(state: StateDict, branch: str) -> dict[str, np.ndarray]:
-    """Keeps the tensors of one network where names begin with "teacher." and "student."."""
-    chosen = {name.removeprefix(f"{branch}."): x for name, x in state.items() if name.startswith(f"{branch}.")}
-    return chosen or dict(state)
+def _arrays(content: Any) -> dict[str, np.ndarray]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name): x for name, x in content.items() if isinstance(x, np.ndarray)}
 
 
-def split_heads(state: StateDict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parts a state dict into backbone and heads, and brings the backbone's names to their shortest form."""
-    backbone = {name: x for name, x in state.items() if name.startswith("backbone.")}
-    heads = {name: x for name, x in state.items() if name.startswith(HEADS) and backbone}
-    rest = backbone or state
-    return {_short(name): x for name, x in rest.items()}, heads
+def _holds_tensors(content: Any, key: str, depth: int = DEEPEST) -> bool:
+    """Says whether there is a mapping under a key that has tensors in it, or deeper."""
+    inner = content.get(key) if isinstance(content, Mapping) else None
+    if not isinstance(inner, Mapping) or not depth:
+        return False
+    return any(x.ndim for x in _arrays(inner).values()) or any(_holds_tensors(inner, name, depth - 1) for name in inner)
+
+
+def split_heads(state: StateDict, path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Parts a state dict into backbone and heads, and brings the backbone's names to their shortest form.
+
+    Raises:
+      ValueError: when two tensors would get the same name.
+    """
+    inside = {name for name in state if "backbone" in name.split(".")}
+    heads = {name: x for name, x in state.items() if inside and name not in inside and HEAD.search(name)}
+    longer: dict[str, str] = {}
+    for name in state:
+        short = _short(name)
+        if name not in heads and longer.setdefault(short, name) != name:
+            raise ValueError(f"{path} holds {longer[short]} and {name}, both {short}: leave one network in it")
+    return {short: state[name] for short, name in longer.items()}, heads
 
 
 def _short(name: str) -> str:
-    for prefix in ("backbone.", "model.", "vit.", "dinov2.", "dinov2_with_registers."):
-        name = name.removeprefix(prefix)
+    shorter = name
+    for prefix in PREFIXES:
+        shorter = shorter.removeprefix(prefix)
+    if shorter != name:
+        return _short(shorter)
     # FSDP in DINOv2 puts blocks into chunks: blocks.<chunk>.<block>.
     return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of one mapping; an empty one where there is no file.
+
+    Raises:
+      ValueError: when it is damaged.
+    """
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged, it is no JSON: fetch it again")

@@ -2,22 +2,18 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dino_jax.models import VARIANTS
-from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
-from dino_jax.weights import configs, infer, layouts, mapping, orbax, pth_writer, safetensors
-from dino_jax.weights.files import check_finite, refuse_existing, replacing
+from dino_jax.weights import configs, infer, layouts, mapping, orbax, pth_writer, safetensors, statistics
+from dino_jax.weights.files import ASIDE, FACTS, check_finite, refuse_existing, replacing
 from dino_jax.weights.layouts import LAYOUTS, Layout
 from dino_jax.weights.manifest import Manifest
 from dino_jax.weights.network import BASES, STATS, Architecture, Flat, Tree, published, unflatten
-from dino_jax.weights.source import BESIDE, BESIDE_TENSORS, Source, open_source
+from dino_jax.weights.source import Checkpoint, check_branch, open_checkpoint
 
-# The satellite weights of DINOv3 have their own channel statistics (arXiv 2508.10104, section 8).
-SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 FORMATS = ("orbax", "official", "hf", "timm")
 
 
@@ -61,7 +57,7 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     """Reads a checkpoint of any layout, or our own.
 
     Args:
-      path: see `source.open_source`; or a folder that `save` wrote in our format.
+      path: see `source.open_checkpoint`; or a folder that `save` wrote in our format.
       name: published architecture that it must be of; None finds out.
       branch: which network of a training checkpoint, "teacher" or "student".
       options: of the network, where neither shapes nor a configuration show them (heads, norm_epsilon, ...).
@@ -71,17 +67,20 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     """
     path = Path(path).expanduser()
     if orbax.is_ours(path):
+        check_branch(branch)
+        if branch == "student":
+            raise ValueError(f"{path} holds one network, not a student beside a teacher: leave branch out")
         ours = _read_ours(path)
         changed = dataclasses.replace(ours, architecture=ours.architecture.with_options(**options))
         return _checked(changed, path, name)
-    source = open_source(path, branch=branch)
-    layout = _recognise(source)
-    architecture = _architecture(source, layout, options)
-    found = mapping.to_ours(source.state, layout, architecture.shapes(), architecture.options, given=source.params)
-    for head in source.heads:
-        found.manifest.add("skipped", theirs=(head,), their_shapes=(source.heads[head].shape,), note="a training head")
-    mean, std = _statistics(source)
-    leftover = {**source.leftover, **found.aside}
+    there = open_checkpoint(path, branch=branch)
+    layout = _recognise(there)
+    architecture = _architecture(there, layout, options)
+    found = mapping.to_ours(there.state, layout, architecture.shapes(), architecture.options, given=there.params)
+    for head, x in there.heads.items():
+        found.manifest.add("skipped", theirs=(head,), their_shapes=(x.shape,), note="a head beside the backbone")
+    mean, std = _statistics(there, architecture.options["in_channels"])
+    leftover = {**there.leftover, **found.aside}
     weights = Weights(architecture, found.tensors, leftover, mean, std, found.manifest)
     return _checked(weights, path, name)
 
@@ -122,11 +121,11 @@ def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) ->
         folder.mkdir()
         safetensors.write(folder / "model.safetensors", out.tensors)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (folder / BESIDE).write_text(json.dumps(_facts(weights), indent=2) + "\n")
+        (folder / FACTS).write_text(json.dumps(_facts(weights), indent=2) + "\n")
         if to == "hf":
             (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(weights), indent=2) + "\n")
         if aside:
-            safetensors.write(folder / BESIDE_TENSORS, aside)
+            safetensors.write(folder / ASIDE, aside)
     return out.manifest
 
 
@@ -155,7 +154,7 @@ def _read_ours(path: Path) -> Weights:
     content, facts = orbax.read(path)
     flat = {key: x for key, x in content.items() if key.startswith("params/")}
     manifest = Manifest("orbax")
-    architecture = _from_facts(facts, path / orbax.FACTS)
+    architecture = _from_facts(facts, path / FACTS)
     params = {key.removeprefix("params/"): x for key, x in flat.items()}
     for key, shape in architecture.shapes().items():
         there = params[key].shape if key in params else None
@@ -164,43 +163,42 @@ def _read_ours(path: Path) -> Weights:
             kind, theirs=(key,), ours=(key,), their_shapes=(there or (),), our_shapes=(shape,), note="as it is"
         )
     leftover = {key.removeprefix("leftover/"): x for key, x in content.items() if key not in flat}
-    return Weights(architecture, params, leftover, tuple(facts["mean"]), tuple(facts["std"]), manifest)
+    channels = architecture.options["in_channels"]
+    mean, std = (statistics.of_file(path / FACTS, key, facts[key], channels) for key in ("mean", "std"))
+    return Weights(architecture, params, leftover, mean, std, manifest)
 
 
-def _recognise(source: Source) -> Layout:
-    names = list(source.state)
+def _recognise(there: Checkpoint) -> Layout:
+    names = list(there.state)
     try:
-        return layouts.recognise(names, whose=source.whose)
+        return layouts.recognise(names, whose=there.whose)
     except ValueError as error:
-        if source.whose in ("official", "timm"):  # timm's state dicts are saved as .pth too
-            return _recognise(dataclasses.replace(source, whose=None))
-        raise ValueError(f"{source.path}: {error}") from None
+        if there.whose in ("official", "timm"):  # timm's state dicts are saved as .pth too
+            return _recognise(dataclasses.replace(there, whose=None))
+        raise ValueError(f"{there.path}: {error}") from None
 
 
-def _architecture(source: Source, layout: Layout, options: Mapping[str, Any]) -> Architecture:
-    if source.beside:
-        architecture = _from_facts(source.beside, source.path / BESIDE)
-        return architecture.with_options(**{**_positions(layout), **options})
-    known = configs.options_of(dict(source.config), source.path) if source.whose == "hf" else {}
+def _architecture(there: Checkpoint, layout: Layout, options: Mapping[str, Any]) -> Architecture:
+    if there.beside is not None:
+        architecture = _from_facts(there.beside, there.path / FACTS)
+        # The layout's own code resizes positions in its way, the weights' origin perhaps otherwise.
+        return architecture.with_options(**{**layout.options, **options})
+    known = configs.options_of(dict(there.config), there.path) if there.whose == "hf" else {}
     try:
-        return infer.architecture(source.state, layout, {**known, **options})
+        return infer.architecture(there.state, layout, {**known, **options})
     except KeyError as error:
-        raise ValueError(f"{source.path} looks like {layout.name} but lacks {error}: fetch it again") from None
+        raise ValueError(f"{there.path} looks like {layout.name} but lacks {error}: fetch it again") from None
 
 
-def _positions(layout: Layout) -> Mapping[str, Any]:
-    """Returns how the layout's own code resizes positions, which the weights' origin may do otherwise."""
-    return layout.options
-
-
-def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if source.mean and source.std:
-        return source.mean, source.std
-    if "mean" in source.beside:
-        return tuple(source.beside["mean"]), tuple(source.beside["std"])
-    if re.search(r"sat493m|sat-493m", source.path.name.lower()):
-        return SATELLITE["mean"], SATELLITE["std"]
-    return IMAGENET_MEAN, IMAGENET_STD
+def _statistics(there: Checkpoint, channels: int) -> tuple[statistics.Numbers, statistics.Numbers]:
+    found = dict(there.statistics)
+    if len(found) < 2 and there.beside is not None:
+        found = {key: (there.path / FACTS, there.beside[key]) for key in ("mean", "std")}
+    if len(found) < 2:
+        mean, std = (statistics.spread(x, channels) for x in statistics.published(there.path).values())
+    else:
+        mean, std = (statistics.of_file(found[key][0], key, found[key][1], channels) for key in ("mean", "std"))
+    return mean, std
 
 
 def _facts(weights: Weights) -> dict[str, Any]:
@@ -214,9 +212,14 @@ def _from_facts(facts: Mapping[str, Any], file: Path) -> Architecture:
     lacking = [key for key in ("name", "family", "options", "mean", "std") if key not in facts]
     if lacking:
         raise ValueError(f"{file} lacks {', '.join(lacking)}: write the weights again")
-    if facts["family"] not in BASES:
+    if facts["family"] not in list(BASES):
         raise ValueError(f"{file}: there is no family {facts['family']!r}: use {', '.join(BASES)}")
-    return Architecture(facts["name"], facts["family"], facts["options"])
+    if not isinstance(facts["options"], dict):
+        raise ValueError(f"{file} is damaged: options = {facts['options']!r} is no mapping; write the weights again")
+    try:
+        return Architecture(str(facts["name"]), facts["family"], facts["options"])
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
 
 
 def layout_for(architecture: Architecture, to: str) -> Layout:

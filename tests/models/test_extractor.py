@@ -59,11 +59,18 @@ def test_weights_are_leaves_and_statistics_too(models):
     assert np.abs(run(model, images) - run(doubled, images)).max() > 1e-3
 
 
-def test_parameters_can_be_given(models):
-    model = models["dinov2_vits14_reg"]
-    images = jax.random.normal(jax.random.key(1), (1, 28, 28, 3))
-    zeros = jax.tree.map(jnp.zeros_like, model.params)
-    np.testing.assert_array_equal(model(images, params=zeros)["cls"], 0)
+@pytest.mark.parametrize(
+    ("name", "layers", "message"),
+    [
+        ("dinov2_vits14_reg", 3, "dinov2_vits14_reg has 2 blocks, asked for 3: take 1 to 2"),
+        ("dinov2_vits14_reg", 0, "asked for 0: take 1 to 2"),
+        ("dinov2_vits14_reg", (0, 2), r"asked for \(0, 2\): take indices from -2 to 1"),
+        ("dinov3_convnext_tiny", [-3], r"has 2 stages, asked for \[-3\]: take indices from -2 to 1"),
+    ],
+)
+def test_blocks_that_a_network_has_not_are_refused(models, name, layers, message):
+    with pytest.raises(ValueError, match=message):
+        models[name].intermediate(np.zeros((1, 28, 28, 3), np.float32), layers)
 
 
 def test_images_of_8_and_16_bits_are_normalised_alike(models):
@@ -72,6 +79,14 @@ def test_images_of_8_and_16_bits_are_normalised_alike(models):
     expected = (bytes_ / 255 - np.array(model.mean)) / np.array(model.std)
     np.testing.assert_allclose(model.normalize(bytes_), expected, atol=1e-5)
     np.testing.assert_allclose(model.normalize(bytes_.astype(np.uint16) * 257), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.normalize)(bytes_), expected, atol=1e-5)
+    np.testing.assert_allclose(model.normalize(bytes_ / 255), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint32", "bool"])
+def test_images_of_other_types_are_refused(models, dtype):
+    with pytest.raises(ValueError, match=f"got {dtype}: convert to uint8 or uint16"):
+        models["dino_resnet50"].normalize(np.ones((4, 4, 3), dtype))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dino_jax.models import VisionTransformer
-from dino_jax.weights import reference, safetensors, store
+from dino_jax.weights import pth_writer, reference, safetensors, store
 from tests.conftest import golden_names, golden_path
 from tests.torch_libraries import library
 from tests.weights import tiny
@@ -124,6 +124,15 @@ def test_a_sharded_index_is_read(tmp_path):
         index |= dict.fromkeys(half, f"model-{number}.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert store.read(tmp_path).manifest.counts() == store.read(path).manifest.counts()
+    for number, half in enumerate(halves):
+        pth_writer.write(tmp_path / f"pytorch_model-{number}.bin", half)
+    binary = {
+        name: file.replace("model", "pytorch_model").replace("safetensors", "bin") for name, file in index.items()
+    }
+    (tmp_path / "model.safetensors.index.json").rename(tmp_path / "kept")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": binary}))
+    assert store.read(tmp_path).manifest.counts() == store.read(path).manifest.counts()
+    (tmp_path / "kept").rename(tmp_path / "model.safetensors.index.json")
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-1\.safetensors cannot be read"):
         store.read(tmp_path)
@@ -160,11 +169,65 @@ def test_rope_theta_stands_in_either_of_two_places(tmp_path):
     file = tmp_path / "x" / "config.json"
     config = json.loads(file.read_text())
     del config["rope_theta"]
-    file.write_text(json.dumps(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 50}}))
+    gathered = {"rope_parameters": {"rope_type": "default", "rope_theta": 50}}
+    file.write_text(json.dumps(config | gathered))
     assert store.read(tmp_path / "x").architecture.options["rope_base"] == 50.0
+    file.write_text(json.dumps(config | gathered | {"rope_theta": 70.0}))
+    assert store.read(tmp_path / "x").architecture.options["rope_base"] == 70.0
+    file.write_text(json.dumps(config | {"rope_parameters": "x"}))
+    with pytest.raises(ValueError, match="is damaged: rope_parameters = 'x' is no mapping"):
+        store.read(tmp_path / "x")
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json of .*x lacks rope_theta"):
         store.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "counts"),
+    [
+        ("registers", {"num_register_tokens": 0}, {"skipped": 1}),
+        ("dinov3", {"num_register_tokens": 0}, {"skipped": 1}),
+        ("dinov2", {"use_mask_token": False}, {"zero": 1}),
+        ("vit", {"num_channels": 1}, {}),
+    ],
+)
+def test_configurations_of_transformers_that_leave_something_out(case, change, counts, tmp_path):
+    transformers = library("transformers")
+    name, arguments = CASES[case]
+    options = {"add_pooling_layer": False} if name == "ViT" else {}
+    config = getattr(transformers, f"{name}Config")(**arguments | change)
+    getattr(transformers, f"{name}Model")(config, **options).save_pretrained(tmp_path)
+    weights = store.read(tmp_path)
+    there = weights.manifest.counts()
+    assert {kind: there[kind] for kind in there if kind not in ("matched", "zero")} | {
+        kind: there[kind] for kind in counts
+    } == counts
+    assert len(weights.mean) == change.get("num_channels", 3)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"image_mean": 0.5, "image_std": [1, 1, 1]}, "mean = 0.5 is no list of finite numbers"),
+        ({"image_mean": ["a"] * 3, "image_std": [1, 1, 1]}, "mean = .'a', 'a', 'a'. is no list of finite numbers"),
+        ({"image_mean": [None] * 3, "image_std": [1, 1, 1]}, "is no list of finite numbers"),
+        ({"image_mean": [0.5] * 3, "image_std": [0, 0, 0]}, r"std = \(0, 0, 0\) must be positive"),
+        ({"image_mean": [0.5], "image_std": [1]}, "mean has 1 numbers for 3 channels"),
+    ],
+)
+def test_statistics_that_are_none(statistics, message, tmp_path):
+    store.save(tiny.weights("dinov2"), tmp_path / "x", "hf")
+    (tmp_path / "x" / "preprocessor_config.json").write_text(json.dumps(statistics))
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json is damaged: .*{message}"):
+        store.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("listed", [["x"], {"norm.weight": 3}, None])
+def test_a_damaged_index(listed, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(ValueError, match=r"index\.json is damaged: weight_map does not give a file for each tensor"):
+        store.read(tmp_path)
 
 
 @pytest.mark.parametrize("case", ["vit", "dinov2", "registers"])

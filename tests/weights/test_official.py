@@ -1,6 +1,7 @@
 """The papers' own checkpoints: backbones and training checkpoints, and what is said of those that do not fit."""
 
 import argparse
+import dataclasses
 
 import jax
 import numpy as np
@@ -136,8 +137,8 @@ def changed(tmp_path):
 def test_missing_tensors_are_named_and_counted(changed):
     for block in range(3):
         del changed.state[f"blocks.{block}.norm2.weight"]
-    del changed.state["mask_token"]
-    assert "4 missing: mask_token, blocks.{0..2}.norm2.weight" in changed.message()
+    del changed.state["norm.weight"]
+    assert "4 missing: blocks.{0..2}.norm2.weight, norm.weight" in changed.message()
 
 
 def test_unused_tensors_are_an_error(changed):
@@ -170,8 +171,93 @@ def test_another_architecture_than_asked_for_is_named(changed):
 
 
 def test_buffers_of_another_network(changed):
-    changed.state["rope_embed.periods"] *= 1.5
+    changed.state["rope_embed.periods"][1] *= 1.5
     assert "buffer rope_embed.periods (4,) is not what this architecture has" in changed.message()
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"rope_base": 100.0},
+        {"rope_base": 12345.0},
+        {"rope_base": None, "rope_min_period": 0.5, "rope_max_period": 90.0},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_periods_tell_how_positions_turn(there, dtype, tmp_path):
+    drawn = tiny.weights("dinov3")
+    changed = dataclasses.replace(drawn, architecture=drawn.architecture.with_options(**there))
+    store.save(changed, tmp_path / "x.pth", "official")
+    state = dict(pth.read(tmp_path / "x.pth"))
+    state["rope_embed.periods"] = state["rope_embed.periods"].astype(dtype)
+    pth_writer.write(tmp_path / "x.pth", state)
+    options = store.read(tmp_path / "x.pth").architecture.options
+    for name, value in there.items():
+        assert options[name] == (
+            value if value is None else pytest.approx(value, rel=1e-6 if dtype == "float32" else 1e-2)
+        )
+
+
+@pytest.mark.parametrize("kind", ["dinov2_swiglu", "dinov2_registers", "dinov3"])
+def test_a_mask_token_may_be_absent(kind, tmp_path):
+    drawn = tiny.weights(kind)
+    store.save(drawn, tmp_path / "x.pth", "official")
+    state = {name: x for name, x in pth.read(tmp_path / "x.pth").items() if name != "mask_token"}
+    pth_writer.write(tmp_path / "x.pth", state)
+    weights = store.read(tmp_path / "x.pth", heads=3)
+    assert weights.manifest.layout.startswith("official")
+    assert weights.manifest.counts()["zero"] == 1
+    assert not weights.params["mask_token"].any()
+    assert same_bits(weights.params["cls_token"], drawn.params["cls_token"])
+
+
+TREES = {
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "ema": lambda state: {"ema": state, "model": {name: 2 * x for name, x in state.items()}},
+    "model beside numbers": lambda state: {"model": state, "lr": np.float32(1), "iter": np.array(7)},
+    "model is a configuration": lambda state: {"model": {"width": {}}, "state_dict": state},
+    "model.backbone": lambda state: {"state_dict": {f"model.backbone.{name}": x for name, x in state.items()}},
+    "backbone.model": lambda state: {f"backbone.model.{name}": x for name, x in state.items()},
+    "net": lambda state: {"net": {"module": {f"module.{name}": x for name, x in state.items()}}},
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_wrappers_of_other_training_programs(changed, tree):
+    before = store.read(changed.path)
+    content = {
+        name: np.asarray(x) if isinstance(x, np.generic) else x for name, x in TREES[tree](changed.state).items()
+    }
+    pth_writer.write(changed.path, content)
+    weights = store.read(changed.path)
+    assert all(same_bits(weights.params[path], x) for path, x in before.params.items())
+
+
+def test_tensors_beside_a_backbone(changed):
+    state = {f"backbone.{name}": x for name, x in changed.state.items()}
+    changed.state = state | {"decode_head.conv.weight": np.ones(2, np.float32)}
+    pth_writer.write(changed.path, changed.state)
+    assert store.read(changed.path).manifest.counts()["skipped"] == 1
+    changed.state = state | {"neck.conv.weight": np.ones(2, np.float32)}
+    assert "1 unused: neck.conv.weight" in changed.message()
+    changed.state = state | {"norm.weight": np.ones(48, np.float32)}
+    assert "holds backbone.norm.weight and norm.weight, both norm.weight: leave one network in it" in changed.message()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "branch", "message"),
+    [
+        ("student.", "teacher", "holds a student only: load it with branch='student'"),
+        ("teacher.", "student", "holds a teacher only: load it with branch='teacher'"),
+        ("", "student", "holds one network, not a student beside a teacher: leave branch out"),
+        ("", "pupil", "branch = 'pupil' is not one of teacher, student"),
+    ],
+)
+def test_branches_that_are_not_there(changed, prefix, branch, message):
+    changed.state = {prefix + name: x for name, x in changed.state.items()}
+    assert message in changed.message(branch=branch)
+    if prefix:
+        assert store.read(changed.path, branch=prefix[:-1]).manifest.problem() is None
 
 
 def test_a_second_name_must_be_of_the_same_tensor(tmp_path):
@@ -200,13 +286,18 @@ def test_tensors_of_nobody(tmp_path):
     with pytest.raises(ValueError, match=r"of no known layout \(2 names, such as a\.weight, b\)"):
         store.read(tmp_path / "x.pth")
     pth_writer.write(tmp_path / "y.pth", {"student": {"x": np.zeros(1, np.float32)}})
-    with pytest.raises(ValueError, match="holds no weights of a teacher: it has student"):
+    with pytest.raises(ValueError, match="holds a student only: load it with branch='student'"):
+        store.read(tmp_path / "y.pth")
+    pth_writer.write(tmp_path / "y.pth", {"optimizer": {"x": np.zeros(1, np.float32)}})
+    with pytest.raises(ValueError, match="holds no weights of a teacher: it has optimizer"):
         store.read(tmp_path / "y.pth")
 
 
 def test_heads_that_nothing_tells(tmp_path):
     store.save(tiny.weights("dinov2"), tmp_path / "x.pth", "official")
-    with pytest.raises(ValueError, match=r"no published network of dinov2 has width 48.*give it \(heads=N\)"):
+    with pytest.raises(
+        ValueError, match=r"no published network of dinov2 has width 48.*give it \(--heads N, in Python heads=N\)"
+    ):
         store.read(tmp_path / "x.pth")
 
 

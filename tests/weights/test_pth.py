@@ -112,6 +112,37 @@ def test_only_listed_names_are_looked_up(tmp_path, name):
         pth.read(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torch ComplexFloatStorage", "holds complex tensors: save it with tensors of float32"),
+        ("torch._utils _rebuild_sparse_tensor", "holds sparse tensors"),
+        ("torch._utils _rebuild_qtensor", "holds quantised tensors"),
+        ("torch._utils _rebuild_tensor_v3", "holds tensors of a type unknown here, such as float8"),
+        (
+            "torch.distributed._shard.sharded_tensor.api ShardedTensor",
+            r"is one shard of a distributed run \(ShardedTensor\): give a file of the whole network",
+        ),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_named(tmp_path, name, message):
+    zipped_pickle(tmp_path / "x.pth", "c{}\n{}\n.".format(*name.split()).encode())
+    with pytest.raises(ValueError, match=rf"x\.pth {message}"):
+        pth.read(tmp_path / "x.pth")
+
+
+def test_few_bytes_do_not_become_many(tmp_path, monkeypatch):
+    pth_writer.write(tmp_path / "a.pth", {"x": np.zeros(1000, np.float32)})
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"b\.pth is compressed: save it again with torch\.save"):
+        pth.read(tmp_path / "b.pth")
+    monkeypatch.setattr(pth, "LONGEST_PICKLE", 10)
+    with pytest.raises(ValueError, match=r"its data\.pkl is longer than 10 bytes"):
+        pth.read(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_files_that_are_cut_off(tmp_path, share):
     pth_writer.write(tmp_path / "a.pth", ARRAYS)

@@ -1,5 +1,7 @@
 """Weights pass through all layouts and come back with every bit in place."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -99,10 +101,27 @@ def test_timm_networks_without_biases_are_for_weights_whose_biases_are_zero(tmp_
         ),
         ("[]", "is damaged"),
         ("{", "is damaged"),
+        ({"options": []}, r"is damaged: options = \[\] is no mapping"),
+        ({"options": {}}, "is damaged: dinov3_custom lacks the option patch_size"),
+        ({"family": ["x"]}, r"there is no family \['x'\]: use dino, d"),
+        ({"mean": 3}, "is damaged: mean = 3 is no list of finite numbers"),
+        ({"width": "a"}, "is damaged: dinov3_custom cannot have width = 'a': give a fitting int"),
+        ({"qkv_bias": 1}, "cannot have qkv_bias = 1: give a fitting bool"),
+        ({"registers": -1}, "cannot have registers = -1"),
+        ({"rope_base": "x"}, "cannot have rope_base = 'x'"),
+        ({"width_": 3}, "has no option 'width_'; did you mean width"),
     ],
 )
-def test_a_damaged_description_of_our_own(content, message, tmp_path):
-    store.save(tiny.weights("dinov3"), tmp_path / "x", "orbax")
-    (tmp_path / "x" / "dino_jax.json").write_text(content)
+@pytest.mark.parametrize("to", ["orbax", "timm"])
+def test_a_damaged_description_of_our_own(content, message, to, tmp_path):
+    store.save(tiny.weights("dinov3"), tmp_path / "x", to)
+    file = tmp_path / "x" / "dino_jax.json"
+    if isinstance(content, dict):
+        facts = json.loads(file.read_text())
+        ((key, value),) = content.items()
+        (facts if key in facts else facts["options"])[key] = value
+        content = json.dumps(facts)
+    (tmp_path / "x" / "config.json").write_text('{"architecture": ""}')  # which says no statistics
+    file.write_text(content)
     with pytest.raises(ValueError, match=message):
         store.read(tmp_path / "x")

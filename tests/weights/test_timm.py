@@ -105,6 +105,22 @@ def test_published_names_exist_in_timm_and_take_our_tensors():
         }
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_statistics_stand_in_either_of_two_places(old, tmp_path):
+    store.save(tiny.weights("dinov2"), tmp_path / "x", "timm")
+    file = tmp_path / "x" / "config.json"
+    config = json.loads(file.read_text())
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    file.write_text(
+        json.dumps(config | ({"pretrained_cfg": None} | statistics if old else {"pretrained_cfg": statistics}))
+    )
+    weights = store.read(tmp_path / "x")
+    assert (weights.mean, weights.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    file.write_text(json.dumps(config | {"pretrained_cfg": "x"}))
+    with pytest.raises(ValueError, match=r"config\.json is damaged: pretrained_cfg = 'x' is no mapping"):
+        store.read(tmp_path / "x")
+
+
 def test_positions_are_resized_as_timm_does_where_weights_come_from_timm(tmp_path):
     drawn = tiny.weights("dinov2")
     store.save(drawn, tmp_path / "timm", "timm")

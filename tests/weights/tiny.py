@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights.manifest import Manifest
 from dino_jax.weights.network import Architecture, published
-from dino_jax.weights.store import IMAGENET_MEAN, IMAGENET_STD, Weights
+from dino_jax.weights.store import Weights
 
 VIT = {"width": 48, "depth": 3, "heads": 3}
 # By what is special about each.
