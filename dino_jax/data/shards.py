@@ -70,7 +70,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno, f"{error.strerror}: {path} could not be written; free space and run again"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
