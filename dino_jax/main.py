@@ -54,7 +54,7 @@ def overrides(rest: list[str]) -> dict[str, str]:
 
 
 def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
-    """Loads the recipe, then JAX, and trains."""
+    """Loads the recipe, checks it, and trains."""
     from dino_jax import recipe
     from dino_jax.validate import validate
 
