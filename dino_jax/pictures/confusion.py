@@ -37,9 +37,9 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
     inches = max(margin + count * CELL + 0.3, 0.095 * len(title)), 0.75 + len(worst) * CELL + margin
     figure = Figure(figsize=inches, dpi=DPI)
     figure.text(0.07 / inches[0], 1 - 0.2 / inches[1], title, size=11, weight="bold", va="center")
-    note = "rows: truth, columns: prediction, % of the row" + (
-        f"; worst {len(worst)}" if len(present) > len(worst) else ""
-    )
+    note = "rows: truth, columns: prediction, % of the row"
+    if len(present) > len(worst):
+        note += f"; worst {len(worst)}"
     figure.text(0.07 / inches[0], 1 - 0.45 / inches[1], note, size=8, va="center", color="#777777")
     width, height = count * CELL, len(worst) * CELL
     axes = figure.add_axes((margin / inches[0], margin / inches[1], width / inches[0], height / inches[1]))
