@@ -48,6 +48,10 @@ def test_it_runs_a_task_and_writes_what_it_found(planted, tmp_path, capsys):
     assert f"picture: {tmp_path}/out/knn/picture.png" in out
 
 
+def test_the_task_may_come_last(planted, tmp_path):
+    assert evaluate.main(["--weights", "W", "--model", "M", "--data", "D", "--out", f"{tmp_path}/out", "knn"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

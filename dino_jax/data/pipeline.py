@@ -125,7 +125,7 @@ class TrainBatches(grain.DatasetIterator):
         try:
             batch = next(self._iterator)
         except RuntimeError as error:
-            if "Worker process" not in str(error):
+            if "terminated unexpectedly" not in str(error):
                 raise
             raise OSError(
                 f"a process that prepares batches ended ({error}), perhaps for lack of memory; the last checkpoint is "

@@ -2,6 +2,7 @@
 
 import builtins
 import gzip
+import os
 import pickle
 import tarfile
 
@@ -10,6 +11,7 @@ import pytest
 
 from dino_jax.data import arrayrecord, tar
 from dino_jax.data.decode import BadImage
+from dino_jax.data.files import open_files
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
 from dino_jax.data.sources import open_source
 from tests.data.images import encode, photograph
@@ -92,6 +94,29 @@ def test_other_compressions_are_refused(folder, tmp_path):
         file.add(folder / "a")
     with pytest.raises(ValueError, match="not a readable tar"):
         open_source("tar", str(tmp_path / "images.tar.xz"))
+
+
+def test_a_folder_is_no_archive(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: set data.source=folder, or give the archive"):
+        open_source("tar", str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def walk(folder, *, onerror, **_):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/private"))
+        return iter(())
+
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(ValueError, match=r"private cannot be listed \(Permission denied\): make it readable"):
+        open_source("folder", str(tmp_path))
+
+
+def test_folders_that_lead_to_each_other(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(encode(photograph()))
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert open_files(tmp_path).names == ("a/0.png",)
+    assert len(open_source("folder", str(tmp_path))) == 1
 
 
 def test_tar_without_images(tmp_path):
