@@ -97,7 +97,7 @@ def test_other_compressions_are_refused(folder, tmp_path):
 
 
 def test_a_folder_is_no_archive(tmp_path):
-    with pytest.raises(ValueError, match="is a folder: set data.source=folder, or give the archive"):
+    with pytest.raises(ValueError, match=r"is a folder: set data\.source=folder, or give"):
         open_source("tar", str(tmp_path))
 
 
