@@ -30,6 +30,10 @@ WRITTEN = (
 ARRAYS = "arrays"
 
 
+class Unsupported(Exception):
+    """A file is whole, but holds what cannot be read here; the message says what."""
+
+
 def bytes_of(path: Path) -> np.ndarray:
     """Maps a file into memory, uint8 `(size,)`; nothing is read yet.
 

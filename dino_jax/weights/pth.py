@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dino_jax.weights.files import BFLOAT16, bytes_of
+from dino_jax.weights.files import BFLOAT16, Unsupported, bytes_of
 
 STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -106,9 +106,9 @@ class SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Returns the stand-in for a global of the pickle; refuses any that is not listed."""
         if f"{module} {name}" in UNSUPPORTED:
-            raise NotImplementedError(f"holds {UNSUPPORTED[f'{module} {name}']}: save it with tensors of float32")
+            raise Unsupported(f"holds {UNSUPPORTED[f'{module} {name}']}: save it with tensors of float32")
         if module.startswith("torch.distributed"):
-            raise NotImplementedError(
+            raise Unsupported(
                 f"is one shard of a distributed run ({name}): give a file of the whole network, such as the teacher's"
             )
         if module in ("torch", "torch.storage") and name in STORAGES:
@@ -150,7 +150,7 @@ def read(path: str | Path) -> Any:
         raise ValueError(
             f"{path} asks to run {error.args[0]!r} when it is loaded: refused; weights need no code, get them elsewhere"
         ) from None
-    except NotImplementedError as error:
+    except Unsupported as error:
         raise ValueError(f"{path} {error}") from None
     except Exception as error:  # a damaged pickle or archive can make the parsers raise anything
         text = " ".join(str(error).split()) or type(error).__name__
@@ -172,9 +172,7 @@ def _read_zip(path: Path, data: np.ndarray) -> Any:
         def storage(key: str, dtype: np.dtype, length: int) -> np.ndarray:
             entry = entries[f"{root}data/{key}"]
             if entry.compress_type != zipfile.ZIP_STORED:  # which PyTorch never is, and few bytes could become many
-                raise NotImplementedError(
-                    "is compressed: save it again with torch.save, or unzip it and zip it with -0"
-                )
+                raise Unsupported("is compressed: save it again with torch.save, or unzip it and zip it with -0")
             return of_length(stored(data, entry), dtype, length)
 
         with archive.open(f"{root}data.pkl") as file:

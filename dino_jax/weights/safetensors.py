@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dino_jax.weights.files import BFLOAT16, StateDict, bytes_of, raw, replacing
+from dino_jax.weights.files import BFLOAT16, StateDict, Unsupported, bytes_of, raw, replacing
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -39,7 +39,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         header = json.loads(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
         return {name: tensor(entry, data[8 + length :]) for name, entry in header.items()}
-    except NotImplementedError as error:
+    except Unsupported as error:
         raise ValueError(f"{path} holds tensors of {error}: save it with tensors of float32") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = "its header is no JSON" if isinstance(error, json.JSONDecodeError) else f"{error}"
@@ -49,7 +49,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 def tensor(entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
     """Views the tensor that a header entry describes in the bytes after the header."""
     if entry["dtype"] not in DTYPES:
-        raise NotImplementedError(f"type {entry['dtype']}, which is not among {', '.join(DTYPES)}")
+        raise Unsupported(f"type {entry['dtype']}, which is not among {', '.join(DTYPES)}")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     start, end = entry["data_offsets"]
     if not 0 <= start <= end <= len(data):
