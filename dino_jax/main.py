@@ -64,8 +64,6 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
             print(f"--config.{key}={value}")
         return
     validate(config)
-    for line in recipe.left_behind(options.config, changes):
-        print(line, file=sys.stderr)
     if not options.workdir:
         raise ValueError("--workdir DIR is missing: it says where the run lives and continues")
     command.only_our_lines()
@@ -75,7 +73,8 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
 
     command.join_cluster()
     if jax.process_index() == 0:
-        print(command.describe_devices(jax.devices(), jax.process_count()), file=sys.stderr)
+        devices = command.describe_devices(jax.devices(), jax.process_count())
+        print(devices, *recipe.left_behind(options.config, changes), sep="\n", file=sys.stderr)
     train.run(config, options.workdir)
 
 

@@ -69,9 +69,9 @@ def left_behind(config: str, overrides: dict[str, str]) -> list[str]:
     for key in overrides:
         _, name, *rest = key.split(".") if key.startswith("phases.") else ("", "", "")
         own = ".".join(rest)
-        if name not in before["phase_order"] or own in OWN or after[key] == before[key]:
+        if name not in after["phase_order"] or own in OWN or after[key] == before[key]:
             continue
-        for other in before["phase_order"]:
+        for other in after["phase_order"]:
             twin = f"phases.{other}.{own}"
             if other != name and twin not in overrides and before[twin] == before[key]:
                 lines.append(f"{twin} stays {after[twin]!r}; --config.{ALL_PHASES}{own} sets it in all phases")
