@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
 from dino_jax.evals import correspondence
 
@@ -56,6 +55,7 @@ def test_only_mutual_neighbours_match():
 
 
 def test_sampling_is_that_of_torch():
+    torch = pytest.importorskip("torch")
     grid, points = features(), np.random.default_rng(1).random((20, 2)).astype(np.float32)
     expected = torch.nn.functional.grid_sample(
         torch.tensor(grid).permute(2, 0, 1)[None],

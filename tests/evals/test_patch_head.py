@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from dino_jax.evals import patch_head
 from dino_jax.evals.patch_head import Schedule
@@ -21,6 +20,7 @@ def random_batch(seed=0, *, classes=3):
 
 def test_steps_are_those_of_torch():
     """Batch norm, 1x1 convolution, upsampling, loss and AdamW, over several steps and in evaluation."""
+    torch = pytest.importorskip("torch")
     batches = [random_batch(seed) for seed in range(6)]
     schedule = Schedule(steps=6, learning_rate=0.05, weight_decay=0.1)
     head, losses = patch_head.fit_head(batches, dim=6, outputs=3, loss=patch_head.cross_entropy, schedule=schedule)

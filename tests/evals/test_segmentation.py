@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import jaccard_score
 
@@ -34,7 +33,7 @@ def test_mean_iou_is_that_of_others(judge, absent):
     truth[random.random(truth.shape) < 0.1] = IGNORE
     counts = sum(segmentation.confusion(t, p, classes=5) for t, p in zip(truth, predicted, strict=True))
     if judge == "torchmetrics":
-        metrics = library("torchmetrics").classification
+        torch, metrics = library("torch"), library("torchmetrics").classification
         metric = metrics.MulticlassJaccardIndex(num_classes=5, ignore_index=IGNORE)
         expected = float(metric(torch.tensor(predicted), torch.tensor(truth)))
     else:
@@ -126,6 +125,7 @@ def test_constant_features_score_the_commonest_class():
 
 
 def test_upsampling_is_that_of_torch():
+    torch = library("torch")
     maps = np.random.default_rng(6).normal(size=(2, 3, 5, 4)).astype(np.float32)
     expected = torch.nn.functional.interpolate(
         torch.tensor(maps).permute(0, 3, 1, 2), (12, 17), mode="bilinear", align_corners=False
