@@ -76,10 +76,11 @@ class Workdir:
         if file.exists() and self.begun():
             try:
                 before = json.loads(file.read_text())
-            except ValueError:
+                begun = self._begun_phases(before)
+            except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, or not what `flatten` gives
                 raise ValueError(f"{file} is damaged: restore it, or start in a new workdir") from None
             differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-            begun, to_begin = (self._begun_phases(values) for values in (before, now))
+            to_begin = self._begun_phases(now)
             fixed = tuple(f"phases.{name}." for name in {*begun, *to_begin})
             if begun == to_begin:
                 changed = [key for key in differing if key.startswith("phases.") and not key.startswith(fixed)]

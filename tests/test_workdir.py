@@ -131,9 +131,10 @@ def test_many_differing_keys_are_cut_short(tmp_path):
         workdir.adopt(config)
 
 
-def test_damaged_configuration(tmp_path):
+@pytest.mark.parametrize("text", ['{"seed": 0', "[]", '{"phase_order": ["pretrain"]}', '{"phase_order": 3}'])
+def test_damaged_configuration(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    (tmp_path / "config.json").write_text('{"seed": 0')
+    (tmp_path / "config.json").write_text(text)
     with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"config.json is damaged: restore it"):
         workdir.adopt(get_config())
 
