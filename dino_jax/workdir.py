@@ -93,7 +93,12 @@ class Workdir:
                 )
         if jax.process_index() == 0:
             write_json_atomic(file, now)
-        return _compared(changed, before, now) if changed else ""
+        if not changed:
+            return ""
+        new = [name for name in now["phase_order"] if name not in before["phase_order"]]
+        edited = [key for key in changed if not key.startswith(tuple(f"phases.{name}." for name in new))]
+        words = [f"phase {name} is new" for name in new] + ([_compared(edited, before, now)] if edited else [])
+        return "; ".join(words)
 
     def _begun_phases(self, values: dict[str, Any]) -> list[str]:
         """Lists the phases of a configuration that began before the newest checkpoint."""
