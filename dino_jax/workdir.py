@@ -91,6 +91,13 @@ class Workdir:
                     f"--workdir {self.path} belongs to a run with another config "
                     f"({_compared(differing, before, now)}): use the same values, or another workdir"
                 )
+            had, needs = _parts(before), _parts(now)
+            for part in sorted(had ^ needs):
+                there, wanted = ("no ", "need") if part in needs else ("", "have no use for")
+                raise ValueError(
+                    f"--workdir {self.path}: its checkpoints hold {there}{part}, which the phases now {wanted}: "
+                    "keep loss.ibot and targets of the phases to come, or use another workdir"
+                )
         if jax.process_index() == 0:
             write_json_atomic(file, now)
         if not changed:
@@ -170,6 +177,18 @@ class Workdir:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+
+def _parts(values: dict[str, Any]) -> set[str]:
+    """Names what a train state holds only if some phase, begun or to come, needs it; see `build`."""
+    parts = set()
+    for phase in (f"phases.{name}." for name in values["phase_order"]):
+        heads = ["DINO", "iBOT"] if values[f"{phase}loss.ibot"] else ["DINO"]
+        if "iBOT" in heads and not values["share_head"]:
+            parts.add("iBOT head")
+        if values[f"{phase}targets"] == "centering":
+            parts |= {f"centers of {head} scores" for head in heads}
+    return parts
 
 
 def _compared(keys: list[str], before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -84,6 +84,34 @@ def test_phases_may_be_added_and_not_taken_away(tmp_path):
             workdir.adopt(config)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"loss": {"ibot": 0.0}}, {}, "hold no iBOT head, which the phases now need"),
+        ({}, {"targets": "centering"}, "hold no centers of DINO scores, which the phases now need"),
+    ],
+)
+def test_phases_to_come_need_what_checkpoints_hold(tmp_path, first, second, words):
+    config = get_config()
+    for name in config.phase_order:
+        config.phases[name].update(first)
+    other = get_config()
+    other.phases["pretrain"].update(first)
+    other.phases["gram"].update(second)
+    for before, now, said in (
+        (config, other, words),
+        (other, config, words.replace("hold no", "hold").replace("need", "have no use for")),
+    ):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        with Workdir(tmp_path) as workdir:
+            workdir.adopt(before)
+            (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+            kept = (tmp_path / "config.json").read_bytes()
+            with pytest.raises(ValueError, match=f"{said}: keep loss.ibot and targets of the phases to come, or use another"):
+                workdir.adopt(now)
+        assert (tmp_path / "config.json").read_bytes() == kept
+
+
 def test_lost_checkpoints_are_noticed(tmp_path):
     with Workdir(tmp_path) as workdir:
         workdir.check_new(every=3)
