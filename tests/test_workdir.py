@@ -107,7 +107,9 @@ def test_phases_to_come_need_what_checkpoints_hold(tmp_path, first, second, word
             workdir.adopt(before)
             (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
             kept = (tmp_path / "config.json").read_bytes()
-            with pytest.raises(ValueError, match=f"{said}: keep loss.ibot and targets of the phases to come, or use another"):
+            with pytest.raises(
+                ValueError, match=f"{said}: keep loss.ibot and targets of the phases to come, or use another"
+            ):
                 workdir.adopt(now)
         assert (tmp_path / "config.json").read_bytes() == kept
 
