@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from dino_jax import compiling, sharding
+from dino_jax import feature_outputs, sharding
 from dino_jax.checksum import checksums
 from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import USABLE, Batch, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
+from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 
-OUTPUTS = ("cls", "mean_patch", "patches", "registers")
 Features = dict[str, np.ndarray]
 
 # A shard is what a kill can cost. It holds at most so many images, fewer where they would take more than these bytes.
@@ -67,8 +66,9 @@ def extract_features(
     Args:
       model: the network with its parameters.
       size: side of the images in pixels, a multiple of the patch.
-      outputs: among "cls" `(images, dim)`, "mean_patch" `(images, dim)`, "patches" `(images, height, width, dim)` and
-        "registers" `(images, registers, dim)`.
+      outputs: among "cls" `(images, dim)`, "mean_patch" and "gem_patch" `(images, dim)`, the patches' mean and their
+        generalised mean (GeM, arXiv 1711.02512, equation 3), "patches" `(images, height, width, dim)` and "registers"
+        `(images, registers, dim)`.
       layers: how many of the last blocks; more than one puts an axis of blocks after the one of images.
       batch_size: images at once over all devices; rounded up to a multiple of their number.
       mesh: where to compute (default: all devices).
@@ -143,7 +143,9 @@ class Extraction:
         self.source, self.mesh = source, mesh
         self._size, self._how, self._layers, self._outputs = size, how, layers, tuple(outputs)
         self._prepare = functools.partial(fit, size=size, how=how, multiple=model.patch_size)
-        self.shapes = _shapes(model, model.patch_size if how == "native" else size, self._outputs, layers)
+        self.shapes = feature_outputs.shapes(
+            model, model.patch_size if how == "native" else size, self._outputs, layers
+        )
         if images_per_shard is not None and images_per_shard < 1:
             raise ValueError(f"a part must hold at least 1 image, got {images_per_shard}")
         self.images_per_shard = images_per_shard or _images_per_shard(self.shapes)
@@ -201,7 +203,7 @@ class Extraction:
           As `extract_features`, for the usable images of the shard; there may be none.
         """
         where = sharding.replicated(self.mesh) if self.mesh.is_multi_process else sharding.batch(self.mesh)
-        program = _program(self._outputs, self._layers, where)
+        program = feature_outputs.program(self._outputs, self._layers, where)
 
         def apply(images: Array) -> dict[str, Array]:
             return program(self._model, images)
@@ -312,43 +314,6 @@ def fingerprint(source: Source) -> str:
         else:
             digest.update(reason.encode())
     return digest.hexdigest()
-
-
-@functools.lru_cache(maxsize=16)
-def _program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any:
-    """Compiles `_features` with outputs that lie at `where`."""
-    options = compiling.inference_options(where.mesh.devices.flat[0].platform)
-    return jax.jit(_features(outputs, layers), out_shardings=where, compiler_options=options)
-
-
-@functools.lru_cache(maxsize=16)  # of one function JAX keeps what it has traced
-def _features(outputs: tuple[str, ...], layers: int) -> Callable[[Extractor, Array], dict[str, Array]]:
-    """Returns the function from a model and raw images to named outputs."""
-
-    def features(model: Extractor, images: Array) -> dict[str, Array]:
-        return _outputs_of(model, model.normalize(images), outputs, layers)
-
-    return features
-
-
-def _outputs_of(model: Extractor, images: Array, outputs: Sequence[str], layers: int) -> dict[str, Array]:
-    """Returns the named outputs for normalised images."""
-    blocks = [model(images)] if layers == 1 else model.intermediate(images, layers)
-    named = [_named(tokens, outputs) for tokens in blocks]
-    return named[0] if layers == 1 else {name: jnp.stack([x[name] for x in named], axis=1) for name in outputs}
-
-
-def _named(tokens: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-    found = {"mean_patch": tokens["patches"].astype(jnp.float32).mean((1, 2))} if "mean_patch" in outputs else {}
-    return {name: (tokens | found)[name] for name in outputs}
-
-
-def _shapes(model: Extractor, size: int, outputs: tuple[str, ...], layers: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each output of one image, without computing anything."""
-    channels = model.backbone.in_channels
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    shapes = jax.eval_shape(_features(outputs, layers), model, images)
-    return {name: shapes[name].shape[1:] for name in outputs}
 
 
 def _images_per_shard(shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 
 from dino_jax import command, feature_files, model_options
 from dino_jax.data.fit import FITS
-from dino_jax.extraction import OUTPUTS, Extraction, bad_images
+from dino_jax.extraction import Extraction, bad_images
+from dino_jax.feature_outputs import OUTPUTS
 
 EPILOG = """\
 The folder receives features-00000-of-00004.npz and so on (names, labels, ids and the outputs of a part of the images),

@@ -168,7 +168,7 @@ def test_fingerprint_sees_names_and_pixels():
     ("options", "message"),
     [
         ({"size": 20}, "size 20 is not a multiple of the patch of tiny, 8 px: take 16"),
-        ({"outputs": ("cls", "clss")}, "outputs must be some of cls, mean_patch, patches, registers"),
+        ({"outputs": ("cls", "clss")}, "outputs must be some of cls, mean_patch, gem_patch, patches, registers"),
         ({"outputs": ()}, "got none"),
         ({"how": "stretch"}, "fit must be one of centre, crop, squash, native"),
         ({"how": "native", "outputs": ("patches",)}, "do not stack"),

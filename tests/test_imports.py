@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dino_jax"
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding metrics progress throughput health phases recipe validate "
     "guard command compiling export_onnx",
-    "state stop checksum config workdir feature_files weights pictures views",
+    "state stop checksum config workdir feature_files feature_outputs weights pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
     "build report",

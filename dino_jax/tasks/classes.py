@@ -36,9 +36,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add_extraction_arguments(parser)
 
 
-def add_extraction_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the feature extraction."""
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="side of the images")
+def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224) -> None:
+    """Adds the options of the feature extraction, with the default of --size."""
+    parser.add_argument("--size", type=int, default=size, metavar="PIXELS", help="side of the images")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once over all devices")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep features there and continue after a stop")
 

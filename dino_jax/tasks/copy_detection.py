@@ -3,25 +3,18 @@
 import argparse
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from dino_jax import sharding
 from dino_jax.data.copies import Copies, open_copies
-from dino_jax.data.fit import fit
-from dino_jax.data.reading import read_batches
 from dino_jax.data.sources import Source, open_path
 from dino_jax.data.subset import part_of
 from dino_jax.evals.retrieval import copy_detection, rankings, whiten, whitening
-from dino_jax.extraction import collect
+from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.examples import Example, examples
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import picture_of
+from dino_jax.tasks.classes import add_extraction_arguments, picture_of
 
-POWER = 4  # of the generalised mean over patches, as in DINO's evaluation
 QUERIES, FOUND = 8, 7  # shown
 
 
@@ -32,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distractors", metavar="PATH", help="images that are copies of nothing (papers: 10,000)")
     parser.add_argument("--whitening", metavar="PATH", help="images to learn a PCA whitening from (papers: 20,000)")
     parser.add_argument("--limit", type=int, default=20000, help="most distractors, and most images for the whitening")
-    parser.add_argument("--size", type=int, default=320, metavar="PIXELS", help="side of the images")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once over all devices")
+    add_extraction_arguments(parser, size=320)
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
@@ -42,8 +34,6 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings.
     """
-    if options.size % model.patch_size or options.size < model.patch_size:
-        raise ValueError(f"--size {options.size} is not a multiple of the patch of {model.name}, {model.patch_size} px")
     data = open_copies(options.data, options.subset)
     copies, database = (descriptors(model, source, options) for source in (data.copies, data.photographs))
     if options.distractors:
@@ -68,31 +58,20 @@ def descriptors(model: Extractor, source: Source, options: argparse.Namespace) -
     Raises:
       ValueError: when an image cannot be used, as the truth counts on all.
     """
-    mesh = sharding.make_mesh()
-    parts = sharding.data_shards(mesh)
-    batch_size = -(-min(options.batch_size, len(source)) // parts) * parts
-    model = jax.device_put(model, sharding.replicated(mesh))
-    batches = read_batches(
+    found = extract_features(
+        model,
         source,
-        range(len(source)),
-        batch_size=batch_size,
-        prepare=lambda image: fit(image, size=options.size, how="squash"),
+        size=options.size,
+        outputs=("cls", "gem_patch"),
+        batch_size=options.batch_size,
+        cache=options.cache,
+        progress=True,
+        how="squash",
     )
-    found = collect(lambda images: _descriptors(model, images), batches, mesh=mesh)
     if len(found["ids"]) < len(source):
         missing = min(set(range(len(source))) - set(found["ids"].tolist()))
         raise ValueError(f"{source.name(missing)} cannot be read: replace it, as the scores count on every image")
-    return found["descriptor"]
-
-
-@jax.jit
-def _descriptors(model: Extractor, images: Array) -> dict[str, Array]:
-    tokens = model(model.normalize(images))
-    patches = jnp.maximum(tokens["patches"].astype(jnp.float32), 1e-6)
-    # Relative to the largest, so that the fourth power stays finite.
-    largest = patches.max(axis=(1, 2), keepdims=True)
-    pooled = largest[:, 0, 0] * jnp.mean((patches / largest) ** POWER, axis=(1, 2)) ** (1 / POWER)
-    return {"descriptor": jnp.concatenate([tokens["cls"].astype(jnp.float32), pooled], axis=1)}
+    return np.concatenate([found["cls"], found["gem_patch"]], axis=1)
 
 
 def _draw(data: Copies, ranking: np.ndarray, options: argparse.Namespace, folder: Path) -> Path:

@@ -52,5 +52,5 @@ def test_copy_detection(evaluate, colors, tmp_path):
     blurred = evaluate("copy_detection", "--data", tmp_path / "copydays", "--distractors", colors / "val", *SMALL)
     assert blurred.numbers["copy_detection/distractors"] == 12
     assert blurred.numbers["copy_detection/micro_ap"] <= 1
-    with pytest.raises(ValueError, match="--size 17 is not a multiple"):
+    with pytest.raises(ValueError, match="size 17 is not a multiple of the patch"):
         evaluate("copy_detection", "--data", tmp_path / "copydays", "--size", 17)
