@@ -18,6 +18,10 @@ VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign or symbol", "fence", "car", "pedestrian"),
+    "bicyclist",
+)
 ADE_CLASSES = 150
 
 
@@ -82,6 +86,7 @@ def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
     """Opens a data set for semantic segmentation, told by its folders:
 
     - pairs: `{train,val,test}/images/<id>.jpg`, `.../masks/<id>.png`, optionally `classes.txt` of `<label> <name>`;
+    - CamVid as SegNet has it: `{train,val,test}`, `{train,val,test}annot`; value 11 is ignored;
     - ADE20K: `images/{training,validation}`, `annotations/{training,validation}`; value 0 is ignored;
     - VOC2012: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/{train,val}.txt`.
 
@@ -92,12 +97,14 @@ def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
       ValueError: when the layout or split is unknown, an image has no mask, or there are fewer than two classes.
     """
     files = open_files(path)
-    voc, ade = below(files, "SegmentationClass"), below(files, "annotations")
+    voc, ade, camvid = (below(files, folder) for folder in ("SegmentationClass", "annotations", "trainannot"))
     if voc is not None:
         check_alone(files, "SegmentationClass")
         data = _voc(files, voc, split)
     elif ade is not None:
         data = _ade(files, ade, split)
+    elif camvid is not None:
+        data = _camvid(files, camvid, split)
     else:
         data = _pairs(files, split)
     if not data.pairs:
@@ -112,7 +119,7 @@ def _pairs(files: Files, split: str) -> MaskPairs:
     if root is None:
         raise ValueError(
             f"{files.path} is no known segmentation data: it needs {split}/images and {split}/masks, "
-            "or the folders of ADE20K or VOC2012"
+            "or the folders of CamVid, ADE20K or VOC2012"
         )
     images = in_folder(files, f"{root}{split}/images", IMAGES)
     pairs = paired("mask", images, in_folder(files, f"{root}{split}/masks", (".png",)))
@@ -139,6 +146,13 @@ def _counted_classes(files: Files, root: str) -> tuple[str, ...]:
     if not labels:
         raise ValueError(f"{files.path} has neither classes.txt nor labelled pixels in train/masks")
     return tuple(f"class {label}" for label in range(max(labels) + 1))
+
+
+def _camvid(files: Files, root: str, split: str) -> MaskPairs:
+    images = in_folder(files, f"{root}{split}", IMAGES)
+    pairs = paired("mask", images, in_folder(files, f"{root}{split}annot", (".png",)))
+    unlabelled = len(CAMVID_CLASSES)
+    return MaskPairs(files, pairs, CAMVID_CLASSES, lambda values: np.where(values == unlabelled, IGNORE, values))
 
 
 def _ade(files: Files, root: str, split: str) -> MaskPairs:

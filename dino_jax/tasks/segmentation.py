@@ -30,7 +30,7 @@ Head = Callable[[np.ndarray], jax.Array]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
-    layouts = "{train,val,test}/{images,masks}, ADE20K or VOC2012: a folder, tar or tar.gz"
+    layouts = "{train,val,test}/{images,masks}, CamVid (SegNet), ADE20K or VOC2012: a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=512)
     parser.add_argument("--split", default="val", help="where the head is tested")
     parser.add_argument("--crop", type=int, default=512, help="side of training crops and test windows in pixels")

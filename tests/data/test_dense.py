@@ -60,6 +60,25 @@ def test_classes_are_counted_where_they_are_not_listed(tmp_path):
     assert open_masks(write(tmp_path, camvid(**masks)), "train").class_names == tuple(f"class {i}" for i in range(5))
 
 
+def test_camvid_of_segnet(tmp_path):
+    files = {
+        f"CamVid/{split}{kind}/{split}_1.png": photograph() if kind == "" else labels(value)
+        for split, value in (("train", 10), ("val", 0), ("test", 11))
+        for kind in ("", "annot")
+    }
+    write(tmp_path, files | {"CamVid/train.txt": "train_1.png"})
+    found = {split: open_masks(tmp_path, split) for split in ("train", "val", "test")}
+    assert {split: [data.name(i) for i in range(len(data))] for split, data in found.items()} == {
+        split: [f"CamVid/{split}/{split}_1.png"] for split in found
+    }
+    assert {split: np.unique(data[0][1]).tolist() for split, data in found.items()} == {
+        "train": [10],
+        "val": [0],
+        "test": [255],
+    }
+    assert found["train"].class_names[10] == "bicyclist" and len(found["train"].class_names) == 11
+
+
 def test_ade20k_starts_at_one(tmp_path):
     files = {
         "ADE/images/training/x.jpg": photograph(),
