@@ -67,5 +67,5 @@ def get_config(variant: str = "dinov3_vits16"):
             "teacher_temperature": config.constant(0.04),
         },
     )
-    config.set_phases(c, heads=heads, all=everything)
+    config.set_phases(c, heads=heads, everything=everything)
     return c

@@ -14,6 +14,7 @@ from dino_jax.data.sources import Source, open_source
 from dino_jax.models import Backbone, PrototypeHead, ResNet, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.phases import Phase
+from dino_jax.recipe import naming
 from dino_jax.state import Networks
 from dino_jax.step import Step, make_train_step
 
@@ -32,10 +33,12 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
             for split, count in (("train", number), ("test", max(1, number // 4)))
         )
         return seen, held_out
-    train = open_source(data.source, data.path)
+    with naming("data.path"):
+        train = open_source(data.source, data.path)
     if not data.test_path:
         return train, None
-    test = open_source(data.source, data.test_path)
+    with naming("data.test_path"):
+        test = open_source(data.source, data.test_path)
     if train.class_names and test.class_names:
         test = with_classes(test, train.class_names, place=data.test_path, other=data.path)
     return train, test

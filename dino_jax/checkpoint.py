@@ -22,6 +22,13 @@ from dino_jax import sharding
 from dino_jax.checksum import opened, sealed, sealed_like
 from dino_jax.state import TrainState
 
+GOOD, DAMAGED, UNREADABLE = range(3)  # of a checkpoint, for a process
+# What errors say that tell nothing of the checkpoint; most come from TensorStore and XLA, as text.
+OF_THE_MACHINE = (
+    *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied"),
+    *("Input/output error", "Too many open files", "Stale file handle", "Cannot allocate memory"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -65,7 +72,7 @@ class Checkpoints:
         """Starts to save; returns once the arrays are copied. A save still under way is waited for.
 
         Args:
-          data: state of the data iterator, as JSON can hold it; the same in every process.
+          data: state of the data iterator, as JSON can hold it; that of the first process is stored.
 
         Raises:
           OSError: when this save or the one before cannot be written.
@@ -91,6 +98,7 @@ class Checkpoints:
 
         Raises:
           ValueError: when there are checkpoints but none can be read; all of them then stay where they are.
+          OSError: when the machine does not let one be read.
         """
         damaged: dict[int, str] = {}
         for step in self.steps():
@@ -108,8 +116,12 @@ class Checkpoints:
         return None
 
     def _attempt(self, step: int, like: TrainState) -> tuple[Restored | None, str]:
-        """Reads a checkpoint; where one process cannot, all of them give it up. The second result says why."""
-        restored, problem = None, "another process cannot read it"
+        """Reads a checkpoint; where one process cannot, all of them give it up. The second result says why.
+
+        Raises:
+          OSError: when it may be good, but the machine does not let it be read.
+        """
+        restored, problem, status = None, "another process cannot read it", GOOD
         args = ocp.args.Composite(state=ocp.args.StandardRestore(sealed_like(like)), data=ocp.args.JsonRestore())
         with silent():
             try:
@@ -119,9 +131,17 @@ class Checkpoints:
                     raise ValueError("it is not what was saved at this step")
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
                 restored, problem = None, reason(error)
+                status = UNREADABLE if any(words in str(error) for words in OF_THE_MACHINE) else DAMAGED
             if restored is None:
                 gc.collect()  # what was abandoned after the error complains now, not later
-        if jax.process_count() > 1 and not multihost_utils.process_allgather(np.bool_(restored is not None)).all():
+        if jax.process_count() > 1:
+            status = int(multihost_utils.process_allgather(np.int32(status)).max())
+        if status == UNREADABLE:
+            raise OSError(
+                f"checkpoint {step} in {self.folder} cannot be read now ({problem}): mend that and run the same "
+                "command, or move it away to continue from the one before"
+            )
+        if status == DAMAGED:
             restored = None
         return restored, problem
 

@@ -137,6 +137,9 @@ def join_cluster() -> None:
 
     With DINO_JAX_DISTRIBUTED=1 on Cloud TPU, Slurm, Open MPI or Kubernetes they find each other; elsewhere
     JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
+
+    Raises:
+      ValueError: for numbers that are none, or when the processes do not find each other.
     """
     import jax
 
@@ -145,11 +148,19 @@ def join_cluster() -> None:
         return
     # On CPUs, programs dispatched ahead may reach their collectives in another order in each process and wait for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    given: dict[str, Any] = {}
     if address and "JAX_NUM_PROCESSES" in os.environ:
-        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        jax.distributed.initialize(address, num_processes=count, process_id=index)
-    else:
-        jax.distributed.initialize()
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        try:
+            given = {argument: int(os.environ[name]) for argument, name in names.items()}
+        except (KeyError, ValueError):
+            values = " ".join(f"{name}={os.environ.get(name, '')}" for name in names.values())
+            raise ValueError(f"{values}: with JAX_COORDINATOR_ADDRESS={address}, both must be whole numbers") from None
+        given["coordinator_address"] = address
+    try:
+        jax.distributed.initialize(**given)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"this process cannot join the others: {' '.join(str(error).split())}") from error
 
 
 def describe_devices(devices: list, processes: int) -> str:

@@ -205,7 +205,13 @@ def following(previous: ConfigDict, **changes: Any) -> ConfigDict:
 
 
 def set_phases(config: ConfigDict, **phases: ConfigDict) -> None:
-    """Sets the phases of a run, in order."""
+    """Sets the phases of a run, in order.
+
+    Raises:
+      ValueError: for the name "all", by which the command line means every phase.
+    """
+    if "all" in phases:
+        raise ValueError("a phase cannot be called 'all': --config.phases.all.KEY sets a value in every phase")
     config.phases = ConfigDict(phases).lock()
     config.phase_order = tuple(phases)
 

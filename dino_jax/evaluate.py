@@ -49,11 +49,11 @@ def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], No
 
 def start(arguments: list[str]) -> None:
     """Loads the weights, runs the task, and shows and writes what it found."""
-    # The task's own options are known only once its name is.
-    words = [argument for argument in arguments if not argument.startswith("-")]
-    name = next((word for word in words if word in TASKS), next(iter(words), None))
+    if arguments[:1] in (["-h"], ["--help"]):
+        outline().parse_args(arguments[:1])
+    # The task's own options are known only once its name is, which stands first or last.
+    name = next((word for word in (*arguments[:1], *arguments[-1:]) if not word.startswith("-")), None)
     if name is None:
-        outline().parse_args(arguments)
         raise ValueError(f"which task? There are {', '.join(TASKS)}")
     task = open_task(name)
     options = task_parser(name, task.add_arguments).parse_args(arguments)

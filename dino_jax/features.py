@@ -68,8 +68,7 @@ def start(options: argparse.Namespace) -> None:
     from dino_jax import sharding
     from dino_jax.metrics import write_json_atomic
 
-    source = model_options.open_images(options)
-    model = model_options.load_model(options)
+    source, model = model_options.open_both(options)
     # Each process works alone, on parts of its own, so that nobody waits for anybody.
     mesh = sharding.make_mesh(devices=jax.local_devices())
     work = Extraction(

@@ -1,5 +1,6 @@
 """The Gram teacher of each phase (DINOv3, section 4.2): where it comes from, when it changes, its snapshots on disk."""
 
+import dataclasses
 import gc
 import json
 from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ class GramTeachers:
             self.note(self.explain_choice(phase.first))
         shapes = jax.eval_shape(lambda: state.teacher["backbone"])
         like = checkpoint.with_sharding(shapes, self.mesh)
-        return with_gram_teacher(state, restore_snapshot(self.folder(phase), like))
+        return dataclasses.replace(state, gram_teacher=restore_snapshot(self.folder(phase), like))
 
     def due(self, phase: Phase, step: int) -> bool:
         """Tells whether `after_step` has anything to do."""

@@ -13,7 +13,7 @@ from dino_jax import sharding
 from dino_jax.models import VARIANTS
 from dino_jax.state import Networks, Params
 
-# Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, parameters).
+# Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, parameters), on the host.
 Load = Callable[[str], tuple[Any, Params]]
 # Options that change no function a trained network computes: how it is trained, and how it runs.
 FREE = (
@@ -41,7 +41,7 @@ def loaded(
 
     Args:
       weights: file or folder that `load` reads.
-      load: `dino_jax.load`, or anything like it.
+      load: `pretrained.load_on_host`, or anything like it.
       statistics: mean and standard deviation by which the run normalises images.
 
     Raises:

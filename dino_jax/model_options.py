@@ -25,7 +25,9 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `add_weights`, --in-chans, --mean and --std."""
     add_weights(parser)
-    parser.add_argument("--in-chans", type=int, default=3, metavar="N", help="channels of the images")
+    parser.add_argument(
+        "--in-chans", type=int, metavar="N", help="channels of the images (default: those of the weights)"
+    )
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
         text = f"{what} of each channel, the largest sample being 1 (default: those of the weights)"
         parser.add_argument(name, type=float, nargs="+", metavar="X", help=text)
@@ -44,7 +46,9 @@ def load_model(options: argparse.Namespace) -> Extractor:
             f"--weights {options.weights} names an architecture: give the path of weights (--model {options.weights} "
             f"says what they are of), or random:{options.weights}"
         )
-    given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
+    given = {"in_chans": 3} | {
+        name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)
+    }
     given |= {"heads": options.heads} if options.heads is not None else {}
     path = (options.model, options.weights) if options.model else (options.weights,)
     return pretrained.load(*path, **given)[0]
@@ -63,11 +67,22 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_images(options: argparse.Namespace) -> Source:
-    """Opens the images that the options of `add_images` name, in the channels of those of `add_model`."""
-    if options.bits == 8 and options.in_chans != 3:
-        raise ValueError(f"--bits 8 reads RGB only, not {options.in_chans} channels: take --bits 16")
-    deep = options.bits == 16 or options.in_chans != 3
-    return open_path(
-        options.images, decode=functools.partial(decode_deep, channels=options.in_chans) if deep else decode
-    )
+def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
+    """Opens the images of the options of `add_images`, then loads the model of those of `add_model`.
+
+    Raises:
+      ValueError: as `load_model`, or for images that are not there or cannot be read in the model's channels.
+    """
+    channels = options.in_chans or 3
+    source = open_images(options, channels)  # a wrong path is said before weights are read
+    model = load_model(options)
+    there = model.backbone.in_channels
+    return source if there == channels else open_images(options, there), model
+
+
+def open_images(options: argparse.Namespace, channels: int) -> Source:
+    """Opens the images that the options of `add_images` name, in a number of channels."""
+    if options.bits == 8 and channels != 3:
+        raise ValueError(f"--bits 8 reads RGB only, not {channels} channels: take --bits 16")
+    deep = options.bits == 16 or channels != 3
+    return open_path(options.images, decode=functools.partial(decode_deep, channels=channels) if deep else decode)

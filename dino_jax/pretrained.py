@@ -32,7 +32,7 @@ def load(
     name_or_path: str | Path,
     weights: str | Path | None = None,
     *,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     dtype: Any = "float32",
     seed: int = 0,
     branch: str = "teacher",
@@ -55,8 +55,8 @@ def load(
         Hugging Face or timm, one that `python -m dino_jax.convert` wrote, a run's workdir (its newest EMA teacher), a
         run's `checkpoints/<step>` or `gram_teacher/<step>`, or "random:NAME".
       weights: the same kinds of file or folder; None draws them from `seed`, with a warning.
-      in_chans: channels of the images. Weights for three are spread over others (`models.inflate_patch_embed`), and
-        so are the channel statistics.
+      in_chans: channels of the images; None takes those of the weights. Weights for three are spread over others
+        (`models.inflate_patch_embed`), and so are the channel statistics.
       dtype: of parameters and computation, one of `FLOATS`.
       branch: which network of a training checkpoint, "teacher" or "student".
       mean, std: statistics of each channel, for images in [0, 1]; None takes those of the weights. The satellite
@@ -77,7 +77,7 @@ def load(
     if text.startswith(RANDOM) or named:
         if not text.startswith(RANDOM):
             warnings.warn(f"{text} has random weights (seed {seed}): give weights=PATH for trained ones", stacklevel=2)
-        found = drawn(text.removeprefix(RANDOM), seed=seed, in_chans=in_chans, **options)
+        found = drawn(text.removeprefix(RANDOM), seed=seed, in_chans=in_chans or 3, **options)
     elif weights is None:
         found = read(name_or_path, branch=branch, **options)
     else:
@@ -88,6 +88,13 @@ def load(
     params, stats = (jax.tree.map(lambda x: jnp.asarray(x, kind), tree) for tree in (found.tree(), found.stats()))
     model = Extractor(found.architecture.name, backbone, params, found.mean, found.std, batch_stats=stats)
     return model, params
+
+
+def load_on_host(path: str | Path) -> tuple[Extractor, Tree]:
+    """Loads as `load`, but leaves the parameters on the host, in the types of the file, for whoever spreads them."""
+    found = read(path)
+    architecture, params = found.architecture, found.tree()
+    return Extractor(architecture.name, architecture.build(), params, found.mean, found.std), params
 
 
 def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:
@@ -131,14 +138,14 @@ def _init(backbone: Any, key: jax.Array) -> Tree:
     return backbone.init(key, {"global": image})
 
 
-def with_channels(weights: Weights, in_chans: int) -> Weights:
-    """Returns weights for images of `in_chans` channels.
+def with_channels(weights: Weights, in_chans: int | None) -> Weights:
+    """Returns weights for images of `in_chans` channels, None for those that they are for.
 
     Raises:
       ValueError: if they are for others than these, and not for three.
     """
     there = weights.architecture.options["in_channels"]
-    if there == in_chans:
+    if in_chans in (None, there):
         return weights
     if there != 3:
         raise ValueError(
@@ -249,14 +256,20 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
 
 
 def architecture_of_run(options: dict[str, Any]) -> Architecture:
-    """Returns the architecture of a run's `model` options: a published one where size and kind agree."""
+    """Returns the architecture of a run's `model` options: a published one where family, size and kind agree."""
+    family = _family_of_run(options)
     telling = ("width", "depth", "patch_size", "ffn", "heads", "registers", "depths", "widths", "channels")
     for name, there in VARIANTS.items():
         same = {key: list(x) if isinstance(x, tuple) else x for key, x in there.items()}
-        if all(same.get(key) == options.get(key) for key in telling):
-            return Architecture(name, family_of(name), {**there, **options})
-    if "channels" in options:
-        return Architecture("resnet_custom", "resnet", options)
-    learned = "dinov2" if options.get("masking", True) else "dino"
-    family = learned if options.get("pos_grid") else "dinov3"
+        if family_of(name) == family and all(same.get(key) == options.get(key) for key in telling):
+            return Architecture(name, family, {**there, **options})
     return Architecture(f"{family}_custom", family, options)
+
+
+def _family_of_run(options: dict[str, Any]) -> str:
+    """Tells the generation by what only one of those that can be trained has."""
+    if "channels" in options:
+        return "resnet"
+    if not options.get("pos_grid"):
+        return "dinov3"
+    return "dinov2" if options.get("masking", True) else "dino"

@@ -1,11 +1,13 @@
 """Reads a recipe from the command line: `--config FILE[:variant]` and `--config.key=value`."""
 
 import ast
+import contextlib
 import difflib
 import inspect
 import math
 import runpy
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,15 @@ def _keys(config: ConfigDict, key: str) -> list[str]:
     if not key.startswith(ALL_PHASES):
         return [key]
     return [f"phases.{name}.{key.removeprefix(ALL_PHASES)}" for name in config.phase_order]
+
+
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Puts the key of a recipe before what a ValueError raised inside says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def left_behind(config: str, overrides: dict[str, str]) -> list[str]:

@@ -21,6 +21,7 @@ from dino_jax.evals.quality import neighbour_cosine, uniformity
 from dino_jax.evals.segmentation import quick_miou
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
+from dino_jax.recipe import naming
 from dino_jax.state import Networks, Params
 
 BATCH = 64  # images at once; enough to fill a CPU's or an accelerator's matrix units
@@ -38,7 +39,8 @@ class Scores:
         self.unlabelled = part_of(held_out or source, config.eval.quality.images)
         # Opened now, so that what is wrong with them is said before the first step.
         path = config.eval.dense.path
-        self._dense_pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
+        with naming("eval.dense.path"):
+            self._dense_pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
         self._labelled = held_out is not None and has_labels(held_out) and has_labels(source)
         if self._labelled and config.eval.knn.k > len(self.voters):
             raise ValueError(

@@ -85,10 +85,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def of_state(state: Any, mesh: Mesh) -> Any:
     """Returns the tree of shardings of a train state (or any part of it), from the table `RULES`.
 
-    A dimension that the axis does not divide is kept whole.
+    Where the axis does not divide a dimension, the other one of a kernel's rows and columns is split instead; where it
+    divides neither, the array is kept whole.
 
     Raises:
-      ValueError: if the table covers some leaf not at all.
+      ValueError: if no rule matches a leaf.
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _of_leaf(path_name(path), leaf.shape, mesh), state)
 
@@ -96,9 +97,21 @@ def of_state(state: Any, mesh: Mesh) -> Any:
 def _of_leaf(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     for pattern, axes in RULES:
         if re.search(rf"(^|/){pattern}$", path):
-            fitting = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=False)]
-            return NamedSharding(mesh, PartitionSpec(*fitting))
+            return NamedSharding(mesh, PartitionSpec(*_fitting(axes, shape, mesh)))
     raise ValueError(f"no sharding rule covers {path}: add one to dino_jax.sharding.RULES")
+
+
+def _fitting(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> list[str | None]:
+    fitting: list[str | None] = [None] * len(axes)
+    for dimension, axis in enumerate(axes):
+        if axis is None:
+            continue
+        # Rows and columns only: blocks are scanned one by one, and kernels of convolutions are small.
+        others = [other for other in (len(axes) - 1, len(axes) - 2) if axes[other] is None]
+        divided = [d for d in (dimension, *others) if shape[d] % mesh.shape[axis] == 0]
+        if divided:
+            fitting[divided[0]] = axis
+    return fitting
 
 
 def path_name(path: tuple[Any, ...]) -> str:

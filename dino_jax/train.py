@@ -1,6 +1,7 @@
 """The loop: build, restore or initialise, step, record, save; phase after phase."""
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import build, initial, memory, sharding
 from dino_jax import state as states
-from dino_jax.checkpoint import Checkpoints, Restored, with_sharding
+from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.data.augment import augment
 from dino_jax.data.bad_images import BadImages
 from dino_jax.data.pipeline import TrainBatches
@@ -78,6 +79,14 @@ def check_attention(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """The step of the checkpoint that a run continues from, and the state of its data."""
+
+    step: int
+    data: dict[str, Any]
+
+
 class Trainer:
     """One process's run of a configuration in a locked workdir."""
 
@@ -110,12 +119,13 @@ class Trainer:
         keep = {"keep_last": self.config.checkpoint.keep_last, "keep_every": self.config.checkpoint.keep_every}
         stopped = False
         with Checkpoints(self.workdir.path, **keep) as checkpoints:
-            restored = self.restore(checkpoints)
-            state = restored.state if restored else self.initialise()
-            with self.recorder(restored) as record:
+            state, resumed = self.restore(checkpoints)
+            with self.recorder(resumed) as record:
                 for phase in self.phases:
                     if int(state.step) < phase.last and not stopped:
-                        state, stopped = self.run_phase(phase, state, restored, checkpoints, record)
+                        # Nothing but `state` holds a state, so that a Gram teacher that is replaced is freed.
+                        state, batches = self.enter(phase, state, resumed)
+                        state, stopped = self.run_phase(phase, state, batches, checkpoints, record)
         if stopped:
             self.progress.note(f"stopped after step {int(state.step)}, saved: the same command continues")
             return {}
@@ -132,12 +142,11 @@ class Trainer:
         self,
         phase: Phase,
         state: TrainState,
-        restored: Restored | None,
+        batches: TrainBatches,
         checkpoints: Checkpoints,
         record: Recorder,
     ) -> tuple[TrainState, bool]:
         """Trains from where the state is to the phase's end; (state, True) if it was asked to stop before."""
-        state, batches = self.enter(phase, state, restored)
         names, train_step = build.phase_schedules(phase.options), self.compiled_step(phase, state)
         guard = Guard(limit=self.config.nonfinite_limit, name=self.source.name, note=self.progress.note)
         record.enter(phase)
@@ -164,8 +173,8 @@ class Trainer:
                     break
         return state, stopped and step < self.phases[-1].last
 
-    def restore(self, checkpoints: Checkpoints) -> Restored | None:
-        """Restores the newest good checkpoint, if there is one, and says so."""
+    def restore(self, checkpoints: Checkpoints) -> tuple[TrainState, Resumed | None]:
+        """Restores the newest good checkpoint and says so, or initialises."""
 
         def like(step: int) -> TrainState:
             phase = next((p for p in self.phases if p.first < step <= p.last), self.phases[-1])
@@ -177,10 +186,10 @@ class Trainer:
         restored = checkpoints.restore(like, note=self.progress.note)
         if restored is None:
             self.workdir.check_new(self.config.checkpoint.every)
-        else:
-            self.seconds_before = restored.data.get("seconds", 0.0)
-            self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
-        return restored
+            return self.initialise(), None
+        self.seconds_before = restored.data.get("seconds", 0.0)
+        self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
+        return restored.state, Resumed(restored.step, restored.data)
 
     def initialise(self) -> TrainState:
         """Draws a new state, with the backbone of `init.weights` if that is given."""
@@ -196,10 +205,10 @@ class Trainer:
             backbone = self.first_backbone()
             self.progress.note(f"student and teacher: from {kept}, a copy of {weights}; heads: new, from seed {seed}")
             return states.with_backbone(state, backbone)
-        from dino_jax.pretrained import load  # with it come readers of many formats, which other runs need not
+        from dino_jax.pretrained import load_on_host  # with it come readers of many formats, which other runs need not
 
         statistics = tuple(self.config.data.mean), tuple(self.config.data.std)
-        backbone = initial.loaded(weights, self.networks, self.mesh, load=load, statistics=statistics)
+        backbone = initial.loaded(weights, self.networks, self.mesh, load=load_on_host, statistics=statistics)
         state = states.with_backbone(state, backbone)
         self.progress.note(f"student and teacher: from {weights}; heads: new, from seed {seed}")
         self.gram.snapshot(0, state)
@@ -216,7 +225,7 @@ class Trainer:
         shapes = jax.eval_shape(lambda: self.networks.init(jax.random.key(0))["backbone"])
         return with_sharding(shapes, self.mesh)
 
-    def recorder(self, restored: Restored | None) -> Recorder:
+    def recorder(self, resumed: Resumed | None) -> Recorder:
         """Opens the record of the run where the restored state continues it."""
         return Recorder(
             self.config,
@@ -225,14 +234,14 @@ class Trainer:
             self.report,
             self.progress,
             workdir=self.workdir.path,
-            resume_step=restored.step if restored else NOTHING_RESTORED,
+            resume_step=resumed.step if resumed else NOTHING_RESTORED,
         )
 
-    def enter(self, phase: Phase, state: TrainState, restored: Restored | None) -> tuple[TrainState, TrainBatches]:
+    def enter(self, phase: Phase, state: TrainState, resumed: Resumed | None) -> tuple[TrainState, TrainBatches]:
         """Begins or continues a phase: its Gram teacher and its batches, in words too."""
         batches = build.batches(self.config, phase, self.source)
-        if restored and phase.first < restored.step < phase.last:
-            batches.set_state(restored.data)
+        if resumed and phase.first < resumed.step < phase.last:
+            batches.set_state(resumed.data)
         else:
             state = self.gram.enter(phase, state)
         done = int(state.step)

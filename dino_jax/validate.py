@@ -24,6 +24,7 @@ PHASE_CHOICES: dict[str, tuple] = {
     "gram.tokens": ("all", "masked", "unmasked"),
     "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
 }
+MOST_PATCHES_COMPARED = 2**15  # 4 GiB of similarities
 Rule = tuple[Callable[[Any], bool], str, str]
 """What a value must be, in code and in words, and the keys of which that is true."""
 
@@ -96,7 +97,8 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     start = 0
     for name in c.phase_order:
         yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.get("patch_size", 1))
-        yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], known_snapshots)
+        patch = c.model.get("patch_size", 1)
+        yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], patch, known_snapshots)
         if c.phases[name].gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
             yield (
                 f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their "
@@ -207,12 +209,18 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
             )
 
 
-def _gram_problems(prefix: str, p: ConfigDict, known_snapshots: set[str]) -> Iterator[str]:
+def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[str]) -> Iterator[str]:
     weight = p.schedules.gram_weight
     if p.gram.teacher == "none" and max(weight.start, weight.peak, weight.end) > 0:
         yield f"{prefix}teacher = 'none' but schedules.gram_weight is not 0: name a Gram teacher, such as 'ema'"
     if not p.loss.ibot and (p.gram.tokens != "all" or p.gram.stats):
         yield f"{prefix}tokens = {p.gram.tokens!r} and stats = {p.gram.stats} need masks, which loss.ibot = 0 has not"
+    patches = 2 * p.batch_size * (p.crops.global_size // patch) ** 2
+    if not p.gram.image_level and p.gram.remove_negatives != "none" and patches > MOST_PATCHES_COMPARED:
+        yield (
+            f"{prefix}image_level = False with remove_negatives = {p.gram.remove_negatives!r} compares all {patches:,} "
+            f"patches of a batch with each other, at most {MOST_PATCHES_COMPARED:,} can be: set one of them otherwise"
+        )
     if p.gram.max_refreshes and not p.gram.refresh_every:
         yield f"{prefix}max_refreshes = {p.gram.max_refreshes} has no effect with refresh_every = 0: set both or none"
     if p.gram.teacher.startswith("gram_teacher/") and p.gram.teacher not in known_snapshots:

@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from dino_jax import build, sharding
@@ -105,6 +106,23 @@ def test_falls_back_to_the_newest_good_checkpoint_and_says_so(saved, tmp_path, d
     assert note.endswith(f"moved to {tmp_path}/run/damaged_checkpoints/2")
     assert (tmp_path / "run" / "damaged_checkpoints" / "2").is_dir()
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_good_checkpoint_is_not_set_aside_for_what_the_machine_does(saved, tmp_path, monkeypatch):
+    _, like, workdir = saved
+    shutil.copytree(workdir, tmp_path / "run")
+
+    def restore_nothing(self, step, **_):
+        raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 26843545600 bytes")
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(OSError, match=r"checkpoint 2 in .* now \(RESOURCE_EXH.*\): mend"),
+    ):
+        patched.setattr(ocp.CheckpointManager, "restore", restore_nothing)
+        restore(tmp_path / "run", like)
+    restored, notes = restore(tmp_path / "run", like)
+    assert (restored.step, notes) == (2, [])
 
 
 def test_none_can_be_read(saved, tmp_path):

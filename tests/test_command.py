@@ -52,3 +52,28 @@ print("went on")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nnothing was begun\n")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"JAX_NUM_PROCESSES": "2"},
+            "JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=: with JAX_COORDINATOR_ADDRESS=localhost:1, both",
+        ),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "a"}, "JAX_PROCESS_ID=a: with"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "this process cannot join the others: "),
+    ],
+)
+def test_processes_that_cannot_join(variables, message, monkeypatch):
+    import jax
+
+    def refuse(**_):
+        raise RuntimeError("process_id must be below\n num_processes")
+
+    for name, value in ({"JAX_COORDINATOR_ADDRESS": "localhost:1"} | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(ValueError, match=message):
+        command.join_cluster()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dino_jax import build, recipe
+from dino_jax import build, config, recipe
 from dino_jax.phases import in_order
 from dino_jax.validate import validate
 
@@ -384,7 +384,7 @@ SCHEDULED = [
     # The backbone rests while new heads learn.
     ("continue_from", "heads", "backbone_lr", 999, 0.0),
     ("continue_from", "heads", "lr", 100, 1e-3),
-    ("continue_from", "all", "backbone_lr", 1_000, 1e-4),
+    ("continue_from", "everything", "backbone_lr", 1_000, 1e-4),
 ]
 
 
@@ -407,3 +407,9 @@ def test_7b_refreshes_its_gram_teacher_three_times():
 def test_an_early_gram_teacher_can_be_chosen_instead():
     changes = {f"phases.gram.gram.{key}": "0" for key in ("refresh_every", "max_refreshes")}
     validate(load("v3_7b", **changes, **{"phases.gram.gram.teacher": "gram_teacher/200000"}))
+
+
+def test_no_phase_is_called_all():
+    """On the command line that means every phase."""
+    with pytest.raises(ValueError, match="a phase cannot be called 'all'"):
+        config.set_phases(config.default(), all=config.phase(steps=1))

@@ -26,7 +26,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch):
     monkeypatch.setattr(evaluate, "open_task", lambda name: Planted)
-    monkeypatch.setattr(pretrained, "load", lambda *names: (" from ".join(names), None))
+    monkeypatch.setattr(pretrained, "load", lambda *names, in_chans: (" from ".join(names), None))
 
 
 def test_every_task_has_its_module():
@@ -48,14 +48,16 @@ def test_it_runs_a_task_and_writes_what_it_found(planted, tmp_path, capsys):
     assert f"picture: {tmp_path}/out/knn/picture.png" in out
 
 
-def test_the_task_may_come_last(planted, tmp_path):
-    assert evaluate.main(["--weights", "W", "--model", "M", "--data", "D", "--out", f"{tmp_path}/out", "knn"]) == 0
+def test_the_task_may_come_last(planted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the folder of pictures is called like another task
+    assert evaluate.main(["--weights", "W", "--model", "M", "--data", "D", "--out", "depth", "knn"]) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "which task? There are knn, linear"),
+        (["--pixels"], "which task? There are knn, linear"),
         (["sgmentation"], "there is no evaluation task 'sgmentation': did you mean 'segmentation'?"),
         (["zzz"], "there is no evaluation task 'zzz': there are knn"),
     ],

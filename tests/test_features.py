@@ -161,7 +161,7 @@ def command(tmp_path, monkeypatch, capsys):
     """Runs the command with a tiny network; returns its exit code and the last line on stderr."""
 
     def load(path, *, in_chans, mean, std, heads=2):
-        model = tiny_model(in_channels=in_chans, heads=heads)
+        model = tiny_model(in_channels=in_chans or 3, heads=heads)
         return dataclasses.replace(model, mean=mean or model.mean, std=std or model.std), None
 
     monkeypatch.setattr(pretrained, "load", load)

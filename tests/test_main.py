@@ -49,8 +49,8 @@ def workdir(tmp_path):
         (["--config.seed"], "--config.seed needs a value: --config.seed=VALUE"),
         (["--sead=1"], "unknown argument '--sead=1': values of the recipe are changed by --config.KEY=VALUE"),
         (["--config.phases.gram.crops.global_size=30"], "is not a multiple of model.patch_size = 8: use 32"),
-        (["--config.data.path="], "data source 'folder' needs a path: set data.path"),
-        (["--config.data.path=/nowhere"], "data path /nowhere does not exist"),
+        (["--config.data.path="], "data.path: it is empty, but data source 'folder' needs the place of the images"),
+        (["--config.data.path=/nowhere"], "data.path: /nowhere does not exist"),
         (["--config.mesh.fsdp=5"], "mesh.fsdp = 5 do not use the"),
     ],
 )
@@ -70,7 +70,7 @@ def test_no_such_recipe(capsys, workdir):
 def test_empty_folder(capsys, workdir, tmp_path):
     (tmp_path / "images").mkdir()
     line = refused(capsys, TINY, workdir, f"--config.data.path={tmp_path / 'images'}")
-    assert line.startswith(f"no images found in {tmp_path / 'images'}")
+    assert line.startswith(f"data.path: no images found in {tmp_path / 'images'}")
 
 
 def test_workdir_of_another_configuration(capsys, program, tmp_path):

@@ -16,6 +16,7 @@ from dino_jax.checksum import sealed
 from dino_jax.gram_teacher import save_snapshot
 from dino_jax.models import VARIANTS
 from dino_jax.models.extractor import IMAGENET_MEAN
+from dino_jax.recipe import load as load_recipe
 from dino_jax.weights import pth_writer, store
 from dino_jax.weights.network import flatten
 from tests.weights import tiny
@@ -73,8 +74,8 @@ def test_channels_that_do_not_fit(tmp_path):
     drawn.params["patch_embed/kernel"] = np.concatenate([kernel, kernel], axis=2)
     store.save(drawn, tmp_path / "six.pth", "official")
     with pytest.raises(ValueError, match="are for 6 channels, not 3: load them with in_chans=6"):
-        dino_jax.load(tmp_path / "six.pth")
-    model, _ = dino_jax.load(tmp_path / "six.pth", in_chans=6)
+        dino_jax.load(tmp_path / "six.pth", in_chans=3)
+    model, _ = dino_jax.load(tmp_path / "six.pth")
     assert model.backbone.in_channels == 6
     assert model.mean == IMAGENET_MEAN * 2
 
@@ -188,6 +189,24 @@ def test_loads_teacher_or_student_of_the_newest_checkpoint(kind, tmp_path):
         assert loaded.keys() == drawn.params.keys()
         assert all(np.array_equal(loaded[path], x) for path, x in drawn.params.items())
     assert not jax.tree.leaves(dino_jax.load(tmp_path / "checkpoints" / "2")[1])[0].any()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "family"),
+    [
+        ("configs/v3_imagenette.py:gpu", "dinov3_custom", "dinov3"),  # patches of 8
+        ("configs/v3_imagenette.py:gpu_v2", "dinov2_custom", "dinov2"),
+        ("configs/v3_imagenette.py:gpu_v1", "dino_vits8", "dino"),
+        ("configs/small_data.py:v2", "dinov2_custom", "dinov2"),
+        ("configs/v2_vitg14.py", "dinov2_vitg14", "dinov2"),
+        ("configs/v1_resnet50.py", "dino_resnet50", "resnet"),
+        ("configs/v3_vits16.py", "dinov3_vits16", "dinov3"),
+    ],
+)
+def test_runs_are_of_the_family_of_their_recipe(recipe, name, family):
+    options = json.loads(json.dumps(load_recipe(recipe, {}).model.to_dict()))  # as config.json keeps them
+    found = pretrained.architecture_of_run(options)
+    assert (found.name, found.family) == (name, family)
 
 
 def test_runs_that_cannot_be_used(run, tmp_path):

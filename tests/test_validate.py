@@ -51,6 +51,14 @@ def test_the_tiny_recipe_is_valid():
             "and iBOT no patches to predict: raise it, or set",
         ),
         ({"phases.gram.gram.refresh_every": -1}, "phases.gram.gram.refresh_every = -1 must be 0 or more"),
+        (
+            {
+                "phases.gram.gram.image_level": False,
+                "phases.gram.gram.remove_negatives": "both",
+                "phases.gram.batch_size": 2048,
+            },
+            "compares all 65,536 patches of a batch with each other, at most 32,768 can be",
+        ),
         ({"phases.gram.optim.clip_norm": -3.0}, "phases.gram.optim.clip_norm = -3.0 must be above 0"),
         ({"phases.gram.schedules.teacher_temperature.start": 0.0}, "teacher_temperature must stay above 0"),
         ({"seed": -1}, "seed = -1 must be 0 or more"),

@@ -24,7 +24,7 @@ class FolderSource:
         """
         alone = folder.is_file() and folder.name.lower().endswith(IMAGE_EXTENSIONS)
         if not folder.is_dir() and not alone:
-            raise ValueError(f"{folder} is not a folder: set data.path to the folder that holds the images")
+            raise ValueError(f"{folder} is not a folder: give the one that holds the images")
         self._folder, self._decode = folder.absolute().parent if alone else folder.absolute(), decode
         self._names = [folder.name] if alone else sorted(_image_names(self._folder))
         if not self._names:

@@ -1,5 +1,6 @@
 """Random-access collections of labelled images, opened by name."""
 
+import contextlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from dino_jax.data.folder import FolderSource
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.tar import TarSource
 
+TRIED = 16  # images that may be unreadable before a source counts as one without labels
 SOURCES = ("folder", "tar", "arrayrecord")
 # What `open_path` cuts from the photographs of scikit-image.
 PACKAGED: dict[str, Any] = {"split": "test", "window_size": 96, "windows_per_photograph": 64}
@@ -40,10 +42,10 @@ def has_labels(source: Source) -> bool:
     """Tells whether images have labels: named classes, or the numbers of records."""
     if source.class_names:
         return True
-    try:
-        return source[0]["label"] >= 0
-    except BadImage:
-        return False
+    for index in range(min(len(source), TRIED)):
+        with contextlib.suppress(BadImage):
+            return source[index]["label"] >= 0
+    return False
 
 
 def open_source(source: str, path: str) -> Source:
@@ -61,10 +63,10 @@ def open_source(source: str, path: str) -> Source:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data source must be one of {SOURCES}, got {source!r}{hint}")
     if not path:
-        raise ValueError(f"data source {source!r} needs a path: set data.path")
+        raise ValueError(f"it is empty, but data source {source!r} needs the place of the images")
     place = Path(path).expanduser()
     if not place.exists():
-        raise ValueError(f"data path {place} does not exist")
+        raise ValueError(f"{place} does not exist")
     if source == "folder":
         return FolderSource(place)
     return TarSource(place) if source == "tar" else ArrayRecordSource(place)

@@ -89,7 +89,7 @@ def gunzip(path: Path) -> bytes:
     if len(unpacked) > MAX_UNPACKED_BYTES:
         raise ValueError(
             f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB, too much to hold in memory: "
-            "run gunzip on it once and set data.path to the .tar"
+            "run gunzip on it once and give the .tar"
         )
     return unpacked
 

@@ -21,10 +21,14 @@ def gram_matrix(tokens: jax.Array, *, normalize: bool, image_level: bool) -> jax
     Returns:
       float32 `(batch, patches, patches)`, or `(1, batch * patches, batch * patches)`.
     """
-    tokens = l2_normalize(tokens, eps=1e-12) if normalize else tokens.astype(jnp.float32)
+    tokens = _tokens(tokens, normalize)
     if not image_level:
         tokens = tokens.reshape(1, -1, tokens.shape[-1])
     return jnp.einsum("bid,bjd->bij", tokens, tokens, precision=jax.lax.Precision.HIGHEST)
+
+
+def _tokens(tokens: jax.Array, normalize: bool) -> jax.Array:
+    return l2_normalize(tokens, eps=1e-12) if normalize else tokens.astype(jnp.float32)
 
 
 def _drop_negatives(student: jax.Array, teacher: jax.Array, negatives: Negatives) -> tuple[jax.Array, jax.Array]:
@@ -78,6 +82,10 @@ def gram_loss(
     if token_mask is not None:
         # Zero vectors have similarity 0 to all others on both sides, so their entries cost nothing.
         student, teacher = (jnp.where(token_mask[..., None], tokens, 0.0) for tokens in (student, teacher))
+    if not image_level and remove_negatives == "none" and student.shape == teacher.shape:
+        squares = _sum_of_squares(student, teacher, normalize=normalize)
+        pairs = student.shape[0] * student.shape[1] if token_mask is None else jnp.sum(token_mask, dtype=jnp.float32)
+        return squares / jnp.maximum(jnp.square(jnp.float32(pairs)), 1.0)
     ours = gram_matrix(student, normalize=normalize, image_level=image_level)
     theirs = gram_matrix(teacher, normalize=normalize, image_level=image_level)
     ours, theirs = _drop_negatives(ours, theirs, remove_negatives)
@@ -86,3 +94,19 @@ def gram_loss(
         return jnp.mean(squared)
     selected = jnp.sum(token_mask, axis=1 if image_level else None, dtype=jnp.float32)
     return jnp.sum(squared) / jnp.maximum(jnp.sum(jnp.square(selected)), 1.0)
+
+
+def _sum_of_squares(student: jax.Array, teacher: jax.Array, *, normalize: bool) -> jax.Array:
+    """Sums the squared difference of two Gram matrices of a batch without forming them, which it could not hold.
+
+    With D the difference of the tokens and S their sum, X X' - Y Y' = (D S' + S D') / 2, whose squared norm is
+    (<D' D, S' S> + <S' D, D' S>) / 2, of matrices of the tokens' width. Nothing large cancels where X is near Y.
+    """
+    x, y = (_tokens(tokens, normalize).reshape(-1, tokens.shape[-1]) for tokens in (student, teacher))
+    difference, total = x - y, x + y
+
+    def inner(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)
+
+    mixed = inner(total, difference)
+    return 0.5 * (jnp.sum(inner(difference, difference) * inner(total, total)) + jnp.sum(mixed * mixed.T))

@@ -109,6 +109,7 @@ def hugging_face(architecture: Architecture, layout: Layout) -> Config:
     }
     _require(o["norm"] == "layernorm", "norm", name)
     if kind == "vit":
+        _require(not o["layer_scale"], "layer_scale", name)
         return config | {"intermediate_size": hidden, "qkv_bias": o["qkv_bias"]}
     _require(o["layer_scale"], "layer_scale", name)
     config["layerscale_value"] = 1.0
@@ -143,15 +144,17 @@ def _dinov2(o: Options, hidden: int, kind: str, name: str) -> Config:
     return config | {"use_mask_token": True}
 
 
-def _require(fits: Any, option: str, name: str) -> None:
+def _require(fits: Any, option: str, name: str, library: str = "transformers") -> None:
     if not fits:
-        raise ValueError(f"{name} of transformers cannot be built with this network's {option}: choose another --to")
+        raise ValueError(f"{name} of {library} cannot be built with this network's {option}: choose another --to")
 
 
 def timm(architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...], *, biased: bool) -> Config:
     """Returns the config.json for weights in one of timm's layouts; `biased` says whether qkv biases are stored."""
     o = architecture.options
     name = TIMM.get(architecture.name, "")
+    if architecture.family == "dino":
+        _require(not o["layer_scale"], "layer_scale", name or "a vision transformer of DINO", "timm")
     if architecture.family == "dinov3" and name and biased:
         name += "_qkvb"
     arguments: Config = {"num_classes": 0}

@@ -13,7 +13,7 @@ from dino_jax.data import arrayrecord, tar
 from dino_jax.data.decode import BadImage
 from dino_jax.data.files import open_files
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
-from dino_jax.data.sources import open_source
+from dino_jax.data.sources import has_labels, open_source
 from tests.data.images import encode, photograph
 
 
@@ -176,7 +176,7 @@ def test_open_source_names_the_mistake(tmp_path):
         open_source("foldre", str(tmp_path))
     with pytest.raises(ValueError, match="does not exist"):
         open_source("folder", str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="needs a path"):
+    with pytest.raises(ValueError, match="it is empty, but data source"):
         open_source("tar", "")
     with pytest.raises(ValueError, match=r"no images found in .* \(looked for \.jpg \.jpeg \.png"):
         open_source("folder", str(tmp_path))
@@ -223,3 +223,23 @@ def test_packaged_names_windows_that_do_not_fit():
         PackagedSource(split="train", window_size=224, windows_per_photograph=1)
     with pytest.raises(ValueError, match="split must be one of"):
         PackagedSource(split="validation", window_size=32, windows_per_photograph=1)
+
+
+def test_labels_are_known_from_the_first_readable_image():
+    class Records:
+        class_names = ()
+
+        def __init__(self, bad, label):
+            self.bad, self.label = bad, label
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            if index < self.bad:
+                raise BadImage("damaged")
+            return {"label": self.label}
+
+    assert has_labels(Records(3, 0))
+    assert not has_labels(Records(3, -1))
+    assert not has_labels(Records(20, 0))

@@ -53,6 +53,20 @@ def test_against_numpy(normalize, image_level, remove_negatives):
     np.testing.assert_allclose(value, reference(student, teacher, **options), rtol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_batch_as_one_set_needs_no_matrix_of_all_pairs(normalize, masked):
+    student = normal(3, 6, 4)
+    teacher = student + 1e-3 * normal(3, 6, 4, seed=1)  # what nearly agrees is where precision could be lost
+    mask = normal(3, 6, seed=2) > 0 if masked else np.ones((3, 6), bool)
+    expected = reference(student[mask][None], teacher[mask][None], normalize=normalize)
+    options = {"normalize": normalize, "image_level": False}
+    value, _ = value_and_gradient(student, teacher, token_mask=mask if masked else None, **options)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)  # float32 tokens differ by 1e-3, to 1e-7
+    sizes = jax.make_jaxpr(lambda x: gram_loss(x, teacher, **options))(student)
+    assert "18,18" not in str(sizes)
+
+
 @pytest.mark.parametrize("image_level", [True, False])
 def test_selected_tokens_are_a_loss_of_their_own(image_level):
     student, teacher = normal(1, 6, 4), normal(1, 6, 4, seed=1)

@@ -1,5 +1,6 @@
 """Parity with transformers: each class with random weights, loaded from a folder that it saved, and back."""
 
+import dataclasses
 import functools
 import json
 
@@ -136,6 +137,17 @@ def test_a_sharded_index_is_read(tmp_path):
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-1\.safetensors cannot be read"):
         store.read(tmp_path)
+
+
+@pytest.mark.parametrize("library", ["hf", "timm"])
+def test_dino_has_no_layer_scale_in_other_libraries(library, tmp_path):
+    drawn = tiny.weights("dino")
+    changed = drawn.architecture.with_options(layer_scale=1.0)
+    params = drawn.params | {
+        f"blocks/ls{i}/gamma": np.ones((changed.options["depth"], changed.options["width"]), "f4") for i in (1, 2)
+    }
+    with pytest.raises(ValueError, match="cannot be built with this network's layer_scale"):
+        store.save(dataclasses.replace(drawn, architecture=changed, params=params), tmp_path / "out", library)
 
 
 def test_a_class_that_cannot_hold_a_network_says_which_option(tmp_path):
