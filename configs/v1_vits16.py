@@ -37,6 +37,7 @@ def set_phase(c, *, batch, epochs, frozen_epochs=1, last_lr=1e-6, **changes):
       changes: options of the phase that differ besides.
     """
     epoch = IMAGES // batch
+    c.checkpoint.every = epoch
     c.checkpoint.keep_every = 20 * epoch
     c.eval.knn.every = 10 * epoch
     phase = config.phase(

@@ -29,6 +29,7 @@ def get_config():
     c.ibot_head = config.head(prototypes=131_072, gain="trained")
     c.remat = "matmuls"
     c.data.workers = 8  # of each process, of which there is one per host or per GPU
+    c.checkpoint.every = EPOCH
     c.checkpoint.keep_every = 50 * EPOCH
     set_phases(c, per_gpu=32)
     return c

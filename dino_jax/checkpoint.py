@@ -30,6 +30,9 @@ OF_THE_MACHINE = (
 )
 
 
+LOST_EACH_OTHER = ("Gloo", "coordination service", "DEADLINE_EXCEEDED", "Connection closed by peer", "Connection reset")
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """What a checkpoint holds: the state after `step` steps, and the state of the data iterator at that moment."""
@@ -58,8 +61,10 @@ class Checkpoints:
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
         self._saving = 0
-        with self._worded():
+        try:
             self._manager = self._open()
+        except Exception as error:  # as below
+            raise OSError(f"{self.folder} cannot be opened: {reason(error)}") from error
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self.folder.resolve(), options=self._options)
@@ -192,6 +197,8 @@ def with_sharding(shapes: Any, mesh: Mesh) -> Any:
 def reason(error: BaseException) -> str:
     """Returns the telling part of an error of Orbax or TensorStore, which run over many lines."""
     text = " ".join(str(error).split()).split(". See full TensorStore details")[0] or type(error).__name__
+    if any(words in text for words in LOST_EACH_OTHER):
+        return "another process has ended; what it said tells why"
     for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
         if known in text:
             return known.lower()

@@ -29,6 +29,22 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int
       The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
     """
     prepare_cpu()
+    code = _attempt(command, interrupted)
+    if code and _among_others():
+        # An orderly end would wait minutes for the others, which wait for this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _among_others() -> bool:
+    """Tells whether this is one of several processes."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _attempt(command: Callable[[], None], interrupted: str) -> int:
     try:
         command()
     except ValueError as error:
@@ -53,12 +69,13 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int
     return 0
 
 
-def leave_on_interrupt(words: str) -> None:
-    """Lets Ctrl-C end the process at once with exit code 130, wherever it is; for as long as nothing is to be saved.
+def leave_on_signals(words: str) -> None:
+    """Lets Ctrl-C (with exit code 130) and SIGTERM (0) end the process at once, for as long as nothing is to be saved.
 
     Python would raise KeyboardInterrupt, which some of what is imported swallows or takes for an error of its own.
     """
     signal.signal(signal.SIGINT, lambda *_: leave(130, words))
+    signal.signal(signal.SIGTERM, lambda *_: leave(0, "stopped, nothing new was to be saved: the same command goes on"))
 
 
 def leave(code: int, words: str) -> None:

@@ -44,7 +44,7 @@ def default() -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps
     c.checkpoint.keep_last = 3
-    c.checkpoint.keep_every = 0  # steps; also keep those at multiples of this, for ever; 0 keeps none
+    c.checkpoint.keep_every = 0  # steps, a multiple of `every`; keep the checkpoints of each, for ever; 0 keeps none
 
     c.log = ConfigDict()
     c.log.every = 10  # steps
@@ -145,6 +145,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.masks = ConfigDict()
     p.masks.probability = 0.5  # share of the global crops that are masked
     p.masks.ratio = (0.1, 0.5)  # smallest and largest share of masked patches
+    p.masks.circular_shift = False  # roll each mask round the edges of its crop
     p.masks.group_size = 16  # samples over which the mask sizes are spread evenly; divides each device's batch
 
     p.student_temperature = 0.1

@@ -79,5 +79,5 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    command.leave_on_interrupt("interrupted: the last checkpoint is kept")
+    command.leave_on_signals("interrupted: the last checkpoint is kept")
     sys.exit(main())

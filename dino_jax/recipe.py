@@ -47,6 +47,9 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
         raise
     except Exception as error:  # whatever a mistake in it raises: ml_collections names the nearest of unknown keys
         raise _mistake(path, error) from error
+    if not isinstance(built, ConfigDict):
+        kind = type(built).__name__
+        raise ValueError(f"--config {path}: get_config returns {kind}, not a configuration: end it with `return c`")
     for key, text in overrides.items():
         for each in _keys(built, key):
             override(built, each, text)

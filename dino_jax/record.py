@@ -16,7 +16,7 @@ from dino_jax.metrics import NOTHING_RESTORED, MetricsWriter, read_metrics
 from dino_jax.objective import Batch, teacher_logits
 from dino_jax.phases import Phase
 from dino_jax.progress import Progress
-from dino_jax.report import Report
+from dino_jax.scores import Scores
 from dino_jax.state import Networks, TrainState, teacher_weights
 from dino_jax.throughput import Throughput
 
@@ -29,7 +29,7 @@ class Recorder:
         config: ConfigDict,
         networks: Networks,
         mesh: Mesh,
-        report: Report,
+        scores: Scores,
         progress: Progress,
         *,
         workdir: Path,
@@ -37,7 +37,7 @@ class Recorder:
     ):
         """Opens the metrics files of a run that continues after `resume_step` (see `metrics.MetricsWriter`)."""
         self._config, self._networks, self._mesh = config, networks, mesh
-        self._report, self._progress = report, progress
+        self._scores, self._progress = scores, progress
         self._writer = MetricsWriter(workdir, resume_step)
         self._measure = jax.jit(make_health_step(networks))
         # What looks wrong is told from all records, those before a restart included.
@@ -71,7 +71,7 @@ class Recorder:
         """
         every, last = self._config.log, step == phase.last
         healthy = step % every.health_every == 0 or last
-        evaluated = self._report.scores.due(step)
+        evaluated = self._scores.due(step)
         due = step % every.every == 0 or healthy or evaluated
         if due or self._compiling:
             jax.block_until_ready(metrics)
@@ -92,7 +92,11 @@ class Recorder:
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Runs the protocols that are due, and notes the time they take."""
         start = time.monotonic()
-        numbers = self._report.scores.at(step, teacher_weights(state))
+        try:
+            numbers = self._scores.at(step, teacher_weights(state))
+        except ValueError as error:  # of the images, which may be mended while the run goes on
+            self._progress.note(f"step {step}: not evaluated: {error}")
+            return {}
         self._evaluating += time.monotonic() - start
         words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self._progress.note(f"step {step}: {words}" if words else f"step {step}: nothing to evaluate on")

@@ -1,6 +1,5 @@
 """What is measured of a backbone while it trains: global quality, dense quality, and quality without labels."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -14,6 +13,7 @@ from dino_jax import health, sharding
 from dino_jax.data.dense import MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
+from dino_jax.data.reading import USABLE, why
 from dino_jax.data.sources import Source, has_labels
 from dino_jax.data.subset import evenly, part_of
 from dino_jax.evals.knn import knn, raw_pixels
@@ -25,6 +25,7 @@ from dino_jax.recipe import naming
 from dino_jax.state import Networks, Params
 
 BATCH = 64  # images at once; enough to fill a CPU's or an accelerator's matrix units
+TRIED = 16  # held-out images
 DENSE_BATCH = 16  # larger images
 Numbers = dict[str, float]
 
@@ -37,10 +38,15 @@ class Scores:
         self.config, self.networks, self.mesh = config, networks, mesh
         self.voters, self.held_out = part_of(source, config.eval.knn.images), held_out
         self.unlabelled = part_of(held_out or source, config.eval.quality.images)
-        # Opened now, so that what is wrong with them is said before the first step.
-        path = config.eval.dense.path
+        # Read now, so that what is wrong with them is said before the first step.
+        path, count, patch = config.eval.dense.path, config.eval.dense.images, networks.backbone.patch_size
         with naming("eval.dense.path"):
-            self._dense_pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
+            pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
+            self._dense = {split: read_dense(pairs[split], count=count, multiple=patch) for split in pairs}
+        self._dense_classes = len(pairs["train"].class_names) if pairs else 0
+        if held_out is not None:
+            with naming("data.test_path"):
+                check_readable(held_out)
         self._labelled = held_out is not None and has_labels(held_out) and has_labels(source)
         if self._labelled and config.eval.knn.k > len(self.voters):
             raise ValueError(
@@ -91,13 +97,18 @@ class Scores:
 
     def dense_score(self, params: Params) -> float:
         """Returns the mIoU (0 to 1) of a linear probe on the patches of a backbone, on eval.dense.path."""
-        (train, train_masks), (test, test_masks) = (self._dense_images[split] for split in ("train", "val"))
+        (train, train_masks), (test, test_masks) = (self._dense[split] for split in ("train", "val"))
         train, test = (self.patches(params, images) for images in (train, test))
-        return quick_miou(train, train_masks, test, test_masks, classes=len(self._dense_pairs["train"].class_names))
+        return quick_miou(train, train_masks, test, test_masks, classes=self._dense_classes)
 
     def quality(self, params: Params) -> Numbers:
-        """Returns `quality/...`, which need no labels: effective rank, uniformity, and cosines of patches."""
+        """Returns `quality/...`, which need no labels: effective rank, uniformity, and cosines of patches.
+
+        Of a single image nothing is known of these.
+        """
         found = self._features(params, self.unlabelled, "cls", "patches")
+        if len(found["ids"]) < 2:
+            return {}
         cls, grid = jnp.asarray(found["cls"]), jnp.asarray(found["patches"])
         patches = grid.reshape(len(grid), -1, grid.shape[-1])
         return {
@@ -134,12 +145,6 @@ class Scores:
         features, labels, valid = (np.concatenate(part) for part in zip(*found, strict=True))
         return features[valid], labels[valid]
 
-    @functools.cached_property
-    def _dense_images(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Reads at most `eval.dense.images` images and masks of each split, and keeps them: they are few."""
-        patch, count = self.networks.backbone.patch_size, self.config.eval.dense.images
-        return {split: read_dense(pairs, count=count, multiple=patch) for split, pairs in self._dense_pairs.items()}
-
     def patches(self, params: Params, images: np.ndarray) -> np.ndarray:
         """Returns patches float32 `(images, rows, columns, dim)` of uint8 images `(images, height, width, 3)`."""
         model, parts = self._extractor(params), []
@@ -151,6 +156,18 @@ class Scores:
             found = self._patches(model, sharding.place_whole(padded, self.mesh))
             parts.append(np.asarray(found, np.float32)[: len(batch)])
         return np.concatenate(parts)
+
+
+def check_readable(source: Source) -> None:
+    """Raises ValueError when none of some images of a source, spread evenly, can be used."""
+    some = evenly(len(source), TRIED)
+    reasons = (why(source, index) for index in some)
+    if all(reason != USABLE for reason in reasons):
+        first = some[0]
+        raise ValueError(
+            f"none of {len(some)} images that were tried can be used, such as {source.name(first)} "
+            f"({why(source, first)})"
+        )
 
 
 def read_dense(pairs: MaskPairs, *, count: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:

@@ -185,7 +185,7 @@ class Trainer:
         self.gram.check(self.phases, done=next(iter(checkpoints.steps()), 0), like=self.backbone_like)
         restored = checkpoints.restore(like, note=self.progress.note)
         if restored is None:
-            self.workdir.check_new(self.config.checkpoint.every)
+            self.workdir.check_new()
             return self.initialise(), None
         self.seconds_before = restored.data.get("seconds", 0.0)
         self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
@@ -231,7 +231,7 @@ class Trainer:
             self.config,
             self.networks,
             self.mesh,
-            self.report,
+            self.report.scores,
             self.progress,
             workdir=self.workdir.path,
             resume_step=resumed.step if resumed else NOTHING_RESTORED,

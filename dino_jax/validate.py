@@ -36,7 +36,8 @@ BELOW_1 = (lambda v: 0 <= v < 1, "0 or more and below 1")
 RULES: tuple[Rule, ...] = (
     (
         *ABOVE_0,
-        "model.patch_size model.width model.depth model.heads model.ffn_ratio dino_head.prototypes dino_head.hidden "
+        "model.patch_size model.width model.depth model.heads model.ffn_ratio model.ffn_align model.norm_epsilon "
+        "model.rope_base dino_head.prototypes dino_head.hidden "
         "dino_head.bottleneck ibot_head.prototypes ibot_head.hidden ibot_head.bottleneck data.window_size "
         "data.windows_per_photograph checkpoint.every checkpoint.keep_last log.every log.health_every nonfinite_limit "
         "eval.size eval.knn.k eval.knn.images eval.dense.images eval.quality.images",
@@ -93,6 +94,12 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     for name in c.phase_order:
         if name not in c.phases:
             yield f"phase_order names {name!r}, but phases holds {', '.join(sorted(c.phases)) or 'none'}"
+    every, kept = c.checkpoint.every, c.checkpoint.keep_every
+    if kept > 0 and every > 0 and kept % every:
+        yield (
+            f"checkpoint.keep_every = {kept} is not a multiple of checkpoint.every = {every}, at whose multiples "
+            f"checkpoints are saved: use {max(every, round(kept / every) * every)}"
+        )
     known_snapshots = {"gram_teacher/0"} if c.init.weights else set()
     start = 0
     for name in c.phase_order:

@@ -20,6 +20,7 @@ from dino_jax.recipe import flatten
 FREE = (
     *("mesh.", "remat", "model.attention", "data.workers", "data.path", "data.test_path", "data.max_bad_share"),
     *("checkpoint.", "log.pictures", "nonfinite_limit", "eval.size", "eval.knn.", "eval.quality."),
+    "eval.dense.path",
 )
 IMAGES_COMPARED = 1000
 
@@ -72,6 +73,7 @@ class Workdir:
         """
         file = self.path / "config.json"
         now = json.loads(json.dumps(flatten(config)))
+        self._longest_period = now["checkpoint.every"]
         changed: list[str] = []
         if file.exists() and self.begun():
             try:
@@ -91,6 +93,7 @@ class Workdir:
                     f"--workdir {self.path} belongs to a run with another config "
                     f"({_compared(differing, before, now)}): use the same values, or another workdir"
                 )
+            self._longest_period = max(before["checkpoint.every"], now["checkpoint.every"])
             had, needs = _parts(before), _parts(now)
             for part in sorted(had ^ needs):
                 there, wanted = ("no ", "need") if part in needs else ("", "have no use for")
@@ -118,8 +121,8 @@ class Workdir:
             first += values[f"phases.{name}.steps"]
         return begun
 
-    def check_new(self, every: int) -> None:
-        """Makes sure that a run without a checkpoint, which saves one every so many steps, has not had any.
+    def check_new(self) -> None:
+        """Makes sure that a run without a checkpoint has not had any; call it after `adopt`.
 
         Raises:
           ValueError: when it has results, or records that must have been followed by a checkpoint.
@@ -128,7 +131,7 @@ class Workdir:
         records = read_metrics(metrics) if metrics.exists() else []
         finished = (self.path / "results.json").exists()
         # The first save is waited for when the second begins.
-        if finished or (records and records[-1]["step"] > 2 * every):
+        if finished or (records and records[-1]["step"] > 2 * self._longest_period):
             there = ["metrics.jsonl"] * bool(records) + ["results.json"] * finished
             raise ValueError(
                 f"--workdir {self.path} holds {' and '.join(there)}, but no checkpoint: bring checkpoints/ back, or "

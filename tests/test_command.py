@@ -38,20 +38,25 @@ def test_a_defect_keeps_its_traceback():
         command.run(failing(RuntimeError("a defect")))
 
 
-def test_an_interrupt_before_the_run_ends_the_process():
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [("SIGINT", 130, "nothing was begun"), ("SIGTERM", 0, "stopped, nothing new")],
+)
+def test_a_signal_before_the_run_ends_the_process(name, code, words):
     """Python's own KeyboardInterrupt would be swallowed here."""
-    script = """
+    script = f"""
 import os, signal
 from dino_jax import command
-command.leave_on_interrupt("nothing was begun")
+command.leave_on_signals("nothing was begun")
 try:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.{name})
 except BaseException:
     pass
 print("went on")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nnothing was begun\n")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(f"\n{words}") and done.stderr.count("\n") == 2
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ LEVELS: tuple[str, ...] = (
     "state stop checksum config workdir feature_files feature_outputs weights pictures views",
     "objective checkpoint flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
-    "build report",
-    "memory record benches",
+    "build record report",
+    "memory benches",
     "train",
     "main bench evaluate features convert visualize export",
 )

@@ -108,6 +108,12 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, message):
     assert "\n" not in str(raised.value)
 
 
+def test_get_config_that_returns_nothing(tmp_path):
+    (tmp_path / "recipe.py").write_text("def get_config():\n    pass\n")
+    with pytest.raises(ValueError, match="get_config returns NoneType, not a configuration: end it with `return c`"):
+        recipe.load(str(tmp_path / "recipe.py"), {})
+
+
 def test_a_mistake_outside_of_get_config(tmp_path):
     (tmp_path / "recipe.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(ValueError, match=r"recipe.py, line 1: ModuleNotFoundError: No module named"):

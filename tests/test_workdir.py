@@ -32,6 +32,7 @@ def test_same_configuration_is_adopted_again(tmp_path):
     config = get_config()
     for workers in (0, 2):  # where and how fast it computes, and what it reports, may change
         config.data.workers = workers
+        config.eval.dense.path = f"masks {workers}"
         config.data.path, config.eval.size, config.eval.knn.k = f"disk {workers}", 32 + workers, 3 + workers
         with Workdir(tmp_path) as workdir:
             workdir.adopt(config)
@@ -115,16 +116,25 @@ def test_phases_to_come_need_what_checkpoints_hold(tmp_path, first, second, word
 
 
 def test_lost_checkpoints_are_noticed(tmp_path):
+    config = get_config()
+    config.checkpoint.every = 3
     with Workdir(tmp_path) as workdir:
-        workdir.check_new(every=3)
+        workdir.adopt(config)
+        workdir.check_new()
         (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n')
-        workdir.check_new(every=3)  # the first save may not have come to its end
+        workdir.check_new()  # the first save may not have come to its end
         (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
         with pytest.raises(ValueError, match=r"holds metrics.jsonl, but no checkpoint: bring .* or delete it to train"):
-            workdir.check_new(every=3)
+            workdir.check_new()
         (tmp_path / "results.json").write_text("{}")
         with pytest.raises(ValueError, match=r"holds metrics.jsonl and results.json, .* or delete both to train"):
-            workdir.check_new(every=30)
+            workdir.check_new()
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n')
+    config.checkpoint.every = 1
+    with Workdir(tmp_path) as workdir:  # what was written under the longer period is judged by it
+        workdir.adopt(config)
+        workdir.check_new()
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dino_jax.data import tiff
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
@@ -50,6 +52,10 @@ def decode(image: bytes | str | Path) -> np.ndarray:
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise BadImage("the file is empty")
+    if encoded.startswith(tiff.HEADERS):
+        page = tiff.Page(encoded)
+        if page.bits == 16 and not page.plain:  # which Pillow mistakes or does not know
+            return _to_rgb(ImageOps.exif_transpose(_high_bytes(page)))
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -68,6 +74,24 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels: a side is shorter than {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f"{width} x {height} pixels: the sides differ by more than a factor of {MAX_ASPECT}")
+
+
+def _high_bytes(page: tiff.Page) -> Image.Image:
+    """Decodes a TIFF page of 16 bits and keeps the high bytes."""
+    check_size(page.width, page.height)
+    samples = page.samples()
+    channels = samples.shape[2]
+    if samples.dtype != np.uint16:
+        raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel, unsigned")
+    if channels > 4:
+        raise BadImage(f"{channels} channels are not those of a photograph; save three of them")
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "CMYK" if page.inks else "RGBA"}[channels]
+    high = (samples[..., 0] if channels == 1 else samples) >> 8
+    image = Image.frombytes(mode, (page.width, page.height), np.ascontiguousarray(high, np.uint8).tobytes())
+    exif = Image.Exif()
+    exif[tiff.ORIENTATION] = page.orientation
+    image.info["exif"] = exif.tobytes()
+    return image
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

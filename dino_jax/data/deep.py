@@ -6,15 +6,14 @@ satellite images, comes through here whole.
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dino_jax.data import tiff
 from dino_jax.data.decode import FORMATS, BadImage, check_size
 
 PNG = b"\x89PNG\r\n\x1a\n"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:
@@ -49,8 +48,10 @@ def _samples(encoded: bytes) -> np.ndarray:
     """Returns uint8 or uint16 (height, width, channels)."""
     if not encoded:
         raise BadImage("the file is empty")
-    if encoded.startswith(TIFF):
-        samples = _tiff(encoded)
+    if encoded.startswith(tiff.HEADERS):
+        page = tiff.Page(encoded)
+        check_size(page.width, page.height)
+        samples = _by_pillow(encoded) if page.palette else page.samples()
     elif encoded.startswith(PNG) and encoded[24] == 16 and encoded[25] in (2, 6):  # bit depth; RGB or RGBA
         samples = _deep_colour_png(encoded)
     else:
@@ -58,25 +59,6 @@ def _samples(encoded: bytes) -> np.ndarray:
     if samples.dtype not in (np.uint8, np.uint16):
         raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel")
     return np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
-
-
-def _tiff(encoded: bytes) -> np.ndarray:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(encoded)) as file:
-        page: Any = file.pages[0]
-        check_size(page.imagewidth, page.imagelength)
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            return _by_pillow(encoded)
-        samples = page.asarray()
-        planes = samples.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            samples = np.iinfo(samples.dtype).max - samples
-    if samples.ndim == 2:
-        return samples[..., None]
-    if samples.ndim != 3:
-        raise BadImage(f"a TIFF page of shape {samples.shape}")
-    return np.moveaxis(samples, 0, -1) if planes else samples
 
 
 def _deep_colour_png(encoded: bytes) -> np.ndarray:

@@ -33,6 +33,7 @@ def draw_masks(
     grid: tuple[int, int],
     ratio: tuple[float, float],
     probability: float,
+    circular_shift: bool = False,
 ) -> dict[str, np.ndarray]:
     """Draws the masks of one group (iBOT, section 3.2; DINOv2, section 4).
 
@@ -42,6 +43,7 @@ def draw_masks(
       grid: rows and columns of patches in a global crop.
       ratio: range of the masked share of a masked crop.
       probability: share of the crops that are masked.
+      circular_shift: rolls each mask by any number of rows and columns, round the edges.
 
     Returns:
       "masks" bool (crops, patches); "mask_indices" int32 (bound,), positions of the masked patches in the flattened
@@ -52,6 +54,8 @@ def draw_masks(
     drawn = group_targets(crops=crops, patches=patches, ratio=ratio, probability=probability)
     targets[: len(drawn)] = drawn
     masks = np.stack([block_mask(rng, grid=grid, target=int(target)) for target in rng.permutation(targets)])
+    if circular_shift:
+        masks = np.stack([np.roll(mask, rng.integers(grid), axis=(0, 1)) for mask in masks])
     return {"masks": masks.reshape(crops, patches), **_pack(masks.reshape(crops, patches))}
 
 

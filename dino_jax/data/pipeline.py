@@ -42,6 +42,7 @@ def train_batches(
     mask_ratio: tuple[float, float],
     mask_probability: float,
     mask_group_size: int,
+    mask_circular_shift: bool = False,
     gram_size: int = 0,
     workers: int = 0,
     process_index: int = 0,
@@ -59,6 +60,7 @@ def train_batches(
       global_size, ..., horizontal_flips, gram_size: see `crops.multi_crop`.
       patch_size: side of a patch in pixels; divides `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
+      mask_circular_shift: see `masks.draw_masks`.
       mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
       workers: processes that prepare batches; 0 for one thread of this process.
       process_index, process_count: of the training processes.
@@ -93,6 +95,7 @@ def train_batches(
         grid=(global_size // patch_size,) * 2,
         ratio=mask_ratio,
         probability=mask_probability,
+        circular_shift=mask_circular_shift,
     )
     batches = (
         grain.MapDataset.range(len(source))

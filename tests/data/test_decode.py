@@ -1,10 +1,12 @@
 """Every kind of file a user may have, and every kind of damage."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dino_jax.data.decode import BadImage, decode
@@ -50,6 +52,41 @@ def test_16_bit_colour_tiff_is_scaled():
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
     tiff = (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16)
     np.testing.assert_array_equal(decode(tiff.ljust(256, b"\0") + levels.tobytes()), (levels >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("layout", ["planes", "white is 0", "grey and alpha", "planes, on its side"])
+def test_16_bit_tiff_in_unusual_layouts(layout, compression):
+    deep = np.random.default_rng(0).integers(0, 2**16, (24, 32, 3)).astype(np.uint16)
+    expected, grey = (deep >> 8).astype(np.uint8), np.repeat(deep[..., :1] >> 8, 3, axis=2).astype(np.uint8)
+    options = {"photometric": "rgb", "planarconfig": "separate"}
+    if layout == "white is 0":
+        deep, expected, options = 65535 - deep[..., 0], grey, {"photometric": "miniswhite"}
+    if layout == "grey and alpha":
+        deep, expected = np.stack([deep[..., 0], np.full((24, 32), 65535, np.uint16)], -1), grey
+        options = {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    if "planes" in layout:
+        deep = np.moveaxis(deep, -1, 0)
+    if "side" in layout:
+        options["extratags"] = [(274, "H", 1, 6, True)]
+        expected = np.rot90(expected, -1)
+    file = io.BytesIO()
+    tifffile.imwrite(file, deep, compression=compression, **options)
+    np.testing.assert_array_equal(decode(file.getvalue()), expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (np.zeros((24, 32), np.int16), "int16 samples have no known range"),
+        (np.zeros((5, 24, 32), np.uint16), "5 channels are not those of a photograph"),
+    ],
+)
+def test_16_bit_tiff_that_is_no_photograph(samples, words):
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, photometric="minisblack", planarconfig="separate" if samples.ndim == 3 else None)
+    with pytest.raises(BadImage, match=words):
+        decode(file.getvalue())
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])

@@ -133,3 +133,16 @@ def test_no_crop_is_masked_at_probability_zero():
 def test_a_full_mask_and_tiny_grids_are_reached():
     for grid, target in (((4, 4), 16), ((2, 2), 3), ((1, 5), 2), ((7, 3), 20)):
         assert masks.block_mask(np.random.default_rng(0), grid=grid, target=target).sum() == target
+
+
+def test_circular_shift_keeps_sizes_and_rolls_round_the_edges():
+    plain, rolled = (
+        masks.draw_masks(np.random.default_rng(0), crops=400, grid=(8, 8), circular_shift=shift, **RECIPE)
+        for shift in (False, True)
+    )
+    np.testing.assert_array_equal(plain["masks"].sum(1), rolled["masks"].sum(1))
+    frequency = np.stack([group["masks"].reshape(400, 8, 8).mean(0) for group in (plain, rolled)])
+    corners = frequency[:, [0, 0, 7, 7], [0, 7, 0, 7]].mean(1)
+    middle = frequency[:, 3:5, 3:5].mean((1, 2))
+    assert corners[0] < 0.6 * middle[0]  # few rectangles reach a corner
+    assert abs(corners[1] - middle[1]) < 0.05  # two standard errors of 1,600 cells masked with probability 0.15

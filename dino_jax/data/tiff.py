@@ -1,0 +1,59 @@
+"""Reads the samples of a TIFF page whole: 16 bits, any number of channels, together or in planes."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+ORIENTATION = 274  # the tag
+HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class Page:
+    """The first page of a TIFF file.
+
+    Attributes:
+      width, height: in pixels.
+      bits: of a sample.
+      plain: unsigned grey, RGB, RGBA or CMYK, black being 0, all channels of a pixel side by side.
+      palette: its samples are numbers of colours.
+      inks: its samples are amounts of ink (CMYK).
+      orientation: as EXIF has it, 1 upright.
+    """
+
+    def __init__(self, encoded: bytes):
+        """Reads the header alone."""
+        import tifffile
+
+        self._kinds = tifffile
+        self._file = tifffile.TiffFile(io.BytesIO(encoded))
+        page: Any = self._file.pages[0]
+        self._page = page
+        self.width, self.height, self.bits = page.imagewidth, page.imagelength, page.bitspersample
+        kinds = tifffile.PHOTOMETRIC
+        together = page.planarconfig == tifffile.PLANARCONFIG.CONTIG or page.samplesperpixel == 1
+        self.plain = (
+            together
+            and page.photometric in (kinds.MINISBLACK, kinds.RGB, kinds.SEPARATED)
+            and page.samplesperpixel in (1, 3, 4)
+            and page.sampleformat == tifffile.SAMPLEFORMAT.UINT
+        )
+        self.palette = page.photometric == kinds.PALETTE
+        self.inks = page.photometric == kinds.SEPARATED
+        self.orientation = int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
+
+    def samples(self) -> np.ndarray:
+        """Decodes the page to `(height, width, channels)` in the type of the file; white is always the largest value.
+
+        Raises:
+          ValueError: for a volume.
+        """
+        samples = self._page.asarray()
+        planes = samples.ndim == 3 and self._page.planarconfig == self._kinds.PLANARCONFIG.SEPARATE
+        if self._page.photometric == self._kinds.PHOTOMETRIC.MINISWHITE:
+            samples = np.iinfo(samples.dtype).max - samples
+        if samples.ndim == 2:
+            return samples[..., None]
+        if samples.ndim != 3:
+            raise ValueError(f"a TIFF page of shape {samples.shape}")
+        return np.moveaxis(samples, 0, -1) if planes else samples
