@@ -40,6 +40,18 @@ def golden_names(pattern: str) -> list[str]:
     return sorted({path.name for folder in GOLDEN_FOLDERS for path in folder.glob(pattern)})
 
 
+def golden_runs(pattern: str) -> list[str]:
+    """Lists the golden files of training runs, without those of their batches."""
+    return [name for name in golden_names(pattern) if not name.endswith("_batches.npz")]
+
+
+def golden_grids(name: str) -> list[int]:
+    """Lists the sides N of the grids whose arrays a golden file has under `gridN/`."""
+    path = golden_path(name)
+    names = np.load(path).files if path else []
+    return sorted({int(array.split("/")[0].removeprefix("grid")) for array in names if array.startswith("grid")})
+
+
 class Golden(dict):
     """The arrays of one golden file by name, with its `config`."""
 

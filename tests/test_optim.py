@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from dino_jax import optim
+from tests.conftest import golden_runs
 from tests.torch_weights import assert_trees_close, convnext_name, convnext_tree, to_path, tree
 
 
@@ -332,7 +333,7 @@ def test_golden_of_parameter_groups_of_convnext(golden, version):
     )
 
 
-TRAINING_RUNS = ["v3_train_a.npz", "v3_train_b.npz"]
+TRAINING_RUNS = golden_runs("v3_train_*.npz")
 
 
 @pytest.mark.golden

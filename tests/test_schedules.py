@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dino_jax.schedules import CosineSchedule, FrozenStart, WarmupCosine, scale_learning_rate
+from tests.conftest import golden_runs
 
 
 def values(schedule, steps):
@@ -172,7 +173,7 @@ def test_golden_of_the_second_form(golden, rule):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v3_train_a.npz", "v3_train_b.npz"])
+@pytest.mark.parametrize("name", golden_runs("v3_train_*.npz"))
 def test_golden_of_the_training_runs(golden, name):
     file = golden(name)
     c = file.config

@@ -12,10 +12,11 @@ from dino_jax.models import PrototypeHead, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
 from dino_jax.step import NETWORK_STREAM, make_train_step
-from tests.conftest import golden_names
+from tests.conftest import golden_runs
+from tests.models.test_vit import FFN, NORMS
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
-GOLDENS = [name for name in golden_names("v3_train_*.npz") if not name.endswith("_batches.npz")]
+GOLDENS = golden_runs("v3_train_*.npz")
 # A loss is off by a few roundings of 6e-8 per step. A gradient norm sums the squares of 1e5 numbers that passed through
 # KoLeo, whose gradient is large and turns on differences of nearly equal features; 3.1e-6 was measured. The weights
 # below, which follow from the same gradients, are held to the recorded noise floor.
@@ -38,24 +39,30 @@ REFERENCE_METRICS = {
 def networks_of(config: dict) -> Networks:
     """Builds our networks from a reference training configuration."""
     student, small = config["student"], config["golden_vit"]
-    norm, epsilon = {"layernorm": ("layernorm", 1e-6), "layernormbf16": ("layernorm", 1e-5)}[student["norm_layer"]]
+    norm, epsilon = NORMS[student["norm_layer"]]
+    ffn, align = FFN[student["ffn_layer"]]
+    assert config["ibot"]["separate_head"]
     backbone = VisionTransformer(
         patch_size=student["patch_size"],
         width=small["D"],
         depth=small["depth"],
         heads=small["heads"],
-        ffn=student["ffn_layer"],
+        ffn=ffn,
         ffn_ratio=student["ffn_ratio"],
-        ffn_align=8,
+        ffn_align=align,
         registers=student["n_storage_tokens"],
         norm=norm,
         norm_epsilon=epsilon,
         layer_scale=student["layerscale"],
         qkv_bias=student["qkv_bias"],
+        proj_bias=student["proj_bias"],
+        ffn_bias=student["ffn_bias"],
         mask_key_bias=student["mask_k_bias"],
         untie_cls_and_patch_norms=student["untie_cls_and_patch_norms"],
         untie_global_and_local_norms=student["untie_global_and_local_cls_norm"],
         rope_base=student["pos_embed_rope_base"],
+        rope_min_period=student["pos_embed_rope_min_period"],
+        rope_max_period=student["pos_embed_rope_max_period"],
         rope_normalize=student["pos_embed_rope_normalize_coords"],
         in_channels=student["in_chans"],
     )
@@ -95,7 +102,10 @@ def objective(**changes) -> Objective:
 
 def objective_of(config: dict) -> Objective:
     dino, gram = config["dino"], config["gram"]
-    assert dino["global_ignore_diagonal"] and gram["normalized"]
+    # Options of the reference that ours does not have, as no published configuration sets them.
+    assert dino["global_ignore_diagonal"] and gram["normalized"] and not gram["remove_only_teacher_neg"]
+    assert gram["global_teacher_resize_method"] == "bicubic" and gram["it_load_ema_teacher"] < 0
+    assert config["train"]["centering"] == "sinkhorn_knopp"
     return objective(
         dino=dino["loss_weight"],
         ibot=config["ibot"]["loss_weight"],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dino_jax.data import masks
+from tests.conftest import golden_grids
 
 RECIPE = {"ratio": (0.1, 0.5), "probability": 0.5}
 
@@ -44,7 +45,7 @@ def neighbours(drawn):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("grid", [14, 16])
+@pytest.mark.parametrize("grid", golden_grids("v3_masking_stats.npz"))
 def test_statistics_equal_the_reference(golden, grid):
     file = golden("v3_masking_stats.npz")
     for target in file[f"grid{grid}/targets"].tolist():
@@ -69,7 +70,7 @@ def test_statistics_equal_the_reference(golden, grid):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("grid", [14, 16])
+@pytest.mark.parametrize("grid", golden_grids("v2_masking_stats.npz"))
 def test_blocks_alone_stop_short_as_often_as_dinov2(golden, grid):
     file = golden("v2_masking_stats.npz")
     for target in file[f"grid{grid}/targets"].tolist():

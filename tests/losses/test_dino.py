@@ -7,6 +7,7 @@ import pytest
 
 from dino_jax.losses import targets
 from dino_jax.losses.dino import crop_weights, dino_loss
+from tests.conftest import golden_runs
 from tests.torch_weights import assert_close
 
 TEMPERATURE = 0.1
@@ -97,12 +98,13 @@ def test_v1_golden(golden):
     """DINO's first form: all crops in one term, and the center updated after its use."""
     file = golden("v1_dinoloss.npz")
     batch, center = file.config["B"], file["center/before_0"][0]
-    for i in range(3):
+    same = {"student_temperature": file.config["student_temp"], "ignore_diagonal": True}
+    for i in range(sum(name.endswith("/epoch") for name in file)):
         student = file[f"in/{i}/student"].reshape(-1, batch, file.config["out_dim"]).swapaxes(0, 1)
         teacher = file[f"in/{i}/teacher"].reshape(2, batch, -1).swapaxes(0, 1)
         temperature = file["teacher_temp_schedule_per_epoch"][int(file[f"in/{i}/epoch"])]
         probs = targets.softmax_center(teacher, center, temperature)
-        value, gradient = jax.jit(jax.value_and_grad(lambda x, p=probs: loss(x, p, ignore_diagonal=True)))(student)
+        value, gradient = jax.jit(jax.value_and_grad(lambda x, p=probs: dino_loss(x, p, **same)))(student)
         assert_close(value, file[f"out/{i}/loss"], relative=1e-6)
         assert_close(
             gradient.swapaxes(0, 1).reshape(-1, student.shape[-1]), file[f"grad_input/{i}/student"], relative=2e-6
@@ -130,7 +132,7 @@ def test_v2_golden(golden):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v3_train_a.npz", "v3_train_b.npz"])
+@pytest.mark.parametrize("name", golden_runs("v3_train_*.npz"))
 def test_weights_reproduce_the_total_loss(golden, name):
     file = golden(name)
     metrics, config = file.under("metrics/"), file.config
@@ -139,9 +141,10 @@ def test_weights_reproduce_the_total_loss(golden, name):
         local_crops=config["crops"]["local_crops_number"],
         ignore_diagonal=config["dino"]["global_ignore_diagonal"],
     )
+    dino = config["dino"]["loss_weight"]
     total = (
-        to_global * metrics["dino_global_crops_loss"]
-        + to_local * metrics["dino_local_loss_weight"] * metrics["dino_local_crops_loss"]
+        dino * to_global * metrics["dino_global_crops_loss"]
+        + dino * to_local * metrics["dino_local_loss_weight"] * metrics["dino_local_crops_loss"]
         + 2 * config["dino"]["koleo_loss_weight"] * metrics["koleo_loss"]
         + config["ibot"]["loss_weight"] * metrics["ibot_loss"]
         + metrics["gram_loss_weight"] * metrics["gram_loss"]

@@ -52,8 +52,8 @@ def test_tables(golden, name, normalize):
 def test_bfloat16_tables_differ_by_their_rounding(golden):
     """Each bfloat16 angle is off by up to 2**-8 of itself at several places: coordinate, 2 pi, period, quotient."""
     g = golden("v3_rope.npz")
-    for shape in ("4x4", "3x5", "7x2", "14x14"):
-        height, width = map(int, shape.split("x"))
+    for height, width in g.config["hws"]:
+        shape = f"{height}x{width}"
         table = rope.tables(rope.coordinates(height, width), periods_of(g.config, "base100"))
         for ours, function in zip(table, ("sin", "cos"), strict=True):
             assert ours.dtype == jnp.float32
