@@ -31,12 +31,20 @@ def outline() -> argparse.ArgumentParser:
     )
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default in ("", [])
+        return action.help if nothing else super()._get_help_string(action)
+
+
 def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
     """Builds the parser of one task: what all tasks share, and its own options."""
     parser = argparse.ArgumentParser(
         prog=f"python -m dino_jax.evaluate {name}",
         description=TASKS[name],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Defaults,
         allow_abbrev=False,
     )
     parser.add_argument("task", choices=[name], help=argparse.SUPPRESS)

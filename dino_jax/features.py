@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="how images get that size (default crop; centre is that of the k-NN and linear tasks)",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default 64)")
-    text = "images of a part, which a kill can cost (default: what fills 256 MiB, at most 4096)"
+    text = "images per output file; a killed job loses at most one file (default: what fills 256 MiB, at most 4096)"
     parser.add_argument("--part", type=int, metavar="N", help=text)
     parser.add_argument("--float16", action="store_true", help="store half floats")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write images/s and counts there")

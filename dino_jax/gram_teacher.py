@@ -34,9 +34,10 @@ class GramTeachers:
         self.scores_file = workdir / "gram_teacher" / "scores.json"
 
     def check(self, phases: Sequence[Phase], done: int, like: Callable[[], Any]) -> None:
-        """Makes sure that the snapshots which phases after `done` steps begin with exist, and are of this network.
+        """Checks that every snapshot needed by a phase that has not started exists and fits this network.
 
         Args:
+          done: steps taken so far.
           like: returns the shapes of the backbone's parameters.
 
         Raises:

@@ -65,7 +65,7 @@ def loaded(
 def check_path(weights: str) -> None:
     """Raises ValueError when there is nothing at `weights`."""
     if not Path(weights).expanduser().exists():
-        raise ValueError(f"init.weights = {weights!r}: there is no such file or folder; give that of the weights")
+        raise ValueError(f"init.weights = {weights!r}: not found; set it to the file or folder of the weights")
 
 
 def check_architecture(weights: str, model: Any, expected: Any) -> None:

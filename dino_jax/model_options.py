@@ -19,7 +19,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
     )
     parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where nothing else tells them")
+    parser.add_argument("--heads", type=int, metavar="N", help="number of attention heads, if the weights do not tell")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--in-chans", type=int, metavar="N", help="channels of the images (default: those of the weights)"
     )
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
-        text = f"{what} of each channel, the largest sample being 1 (default: those of the weights)"
+        text = f"{what} of each channel, for pixels scaled to [0, 1] (default: those of the weights)"
         parser.add_argument(name, type=float, nargs="+", metavar="X", help=text)
 
 

@@ -98,7 +98,7 @@ def teacher_logits(
 def targets(
     networks: Networks, state: TrainState, batch: Batch, objective: Objective, temperature: Array
 ) -> tuple[dict[str, Array], Centers, Params | None]:
-    """Computes what the student shall predict; constants to it.
+    """Computes the teacher's targets, into which no gradient flows.
 
     Returns:
       (targets, centers after this batch, the teacher's statistics of BatchNorm after it). The targets are

@@ -72,7 +72,7 @@ def decay_mask(params: Any, *, gains: bool = True) -> Any:
     """Gives 1 to every parameter that weight decay applies to, 0 to biases, norms and LayerScale (float32 scalars).
 
     Args:
-      gains: whether the gains of weight-normalised prototypes decay, as all that is trained; a frozen one must not.
+      gains: whether the gains of weight-normalised prototypes decay; False where they are frozen.
     """
     return _map_paths(
         lambda path, leaf: np.float32(not UNDECAYED.search(path) and (gains or not GAIN.search(path))), params

@@ -131,7 +131,7 @@ class Scores:
         return extract_features(model, source, size=size, outputs=outputs, batch_size=BATCH, mesh=self.mesh)
 
     def _extractor(self, params: Params) -> Extractor:
-        # One name for all, as programs are compiled for each name.
+        # The name is static under jit: a constant avoids compiling again.
         data = self.config.data
         params = dict(params)
         stats = params.pop("batch_stats", {})

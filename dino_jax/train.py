@@ -64,7 +64,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
         workdir.adopt_images(len(source), source.name)
         if jax.process_index() == 0:
             if changed:
-                print(f"phases to come have changed: {changed}", file=sys.stderr)
+                print(f"settings changed for phases that have not started: {changed}", file=sys.stderr)
             print(f"{len(source):,} training images", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
 

@@ -192,7 +192,7 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         s = p.schedules[name]
         if min(s.start, s.peak, s.end) < 0 or (name == "momentum" and max(s.start, s.peak, s.end) > 1):
             allowed = "between 0 and 1" if name == "momentum" else "0 or more"
-            yield f"{prefix}schedules.{name} goes from {s.start:g} over {s.peak:g} to {s.end:g}: it must be {allowed}"
+            yield f"{prefix}schedules.{name} (start {s.start:g}, peak {s.peak:g}, end {s.end:g}) must be {allowed}"
     temperature = p.schedules.teacher_temperature
     if min(temperature.start, temperature.peak, temperature.end) <= 0:
         yield f"{prefix}schedules.teacher_temperature must stay above 0: it divides the teacher's scores"

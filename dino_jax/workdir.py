@@ -96,10 +96,12 @@ class Workdir:
             self._longest_period = max(before["checkpoint.every"], now["checkpoint.every"])
             had, needs = _parts(before), _parts(now)
             for part in sorted(had ^ needs):
-                there, wanted = ("no ", "need") if part in needs else ("", "have no use for")
+                lack = (
+                    f"lack the {part} that the phases now need" if part in needs else f"hold {part} no phase needs now"
+                )
                 raise ValueError(
-                    f"--workdir {self.path}: its checkpoints hold {there}{part}, which the phases now {wanted}: "
-                    "keep loss.ibot and targets of the phases to come, or use another workdir"
+                    f"--workdir {self.path}: its checkpoints {lack}: leave loss.ibot and targets of later phases as "
+                    "they were, or use another workdir"
                 )
         if jax.process_index() == 0:
             write_json_atomic(file, now)

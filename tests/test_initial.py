@@ -94,7 +94,7 @@ def test_problems_in_one_line(networks, mesh, tmp_path):
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    assert "there is no such file or folder" in message(path + "/absent", networks.backbone, weights)
+    assert "not found; set it to the file or folder" in message(path + "/absent", networks.backbone, weights)
     options = {name: getattr(networks.backbone, name) for name in get_config().model}
     wide = VisionTransformer(**options | {"width": 64})
     assert "looks like dinov3_vitb16, not like config.model: model.width is 64 there and 32 here" in message(

@@ -20,9 +20,9 @@ def test_the_tiny_recipe_is_valid():
         ({"phases.gram.optim.b2": 1.0}, "phases.gram.optim.b2 = 1.0 must be 0 or more and below 1"),
         (
             {"phases.gram.schedules.momentum.peak": 99.6},
-            "momentum goes from 0.9 over 99.6 to 0.9: it must be between 0",
+            r"momentum (start 0.9, peak 99.6, end 0.9) must be between 0",
         ),
-        ({"phases.gram.schedules.lr.peak": -1.0}, "lr goes from 0 over -1 to 0.0001: it must be 0 or more"),
+        ({"phases.gram.schedules.lr.peak": -1.0}, "lr (start 0, peak -1, end 0.0001) must be 0 or more"),
         ({"phases.gram.masks.ratio": (0.0, 0.05)}, "masks.ratio = (0.0, 0.05) of 16 patches is less than one"),
         ({"phases.gram.crops.local_scale": (0.0, 0.0)}, "local_scale = (0.0, 0.0) must be two shares"),
         (

@@ -10,7 +10,7 @@ from dino_jax.data.sources import Source
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The images of `source` at `indices`, with other labels if `labels` maps them, an index being the old label."""
+    """The images of `source` at `indices`, relabelled if `labels` is given: `labels[old]` is the new label."""
 
     source: Source
     indices: list[int] | np.ndarray

@@ -38,8 +38,8 @@ def koleo_loss(x: jax.Array, *, topk: int, group_size: int | None = None) -> jax
     x = l2_normalize(x, eps=EPS).reshape(samples // size, size, dim)
     neighbours = _nearest(jax.lax.stop_gradient(x), topk=topk)
     difference = x[:, :, None] - jax.vmap(lambda group, index: group[index])(x, neighbours)
-    # What lies between duplicates is rounding and no direction to part in. The references push them anyway, with a
-    # gradient of 1e7 that drowns the rest of the batch; here they have the same value and no gradient.
+    # The difference of near-duplicates is rounding noise. The references follow it with a gradient of 1e7 that drowns
+    # the rest of the batch; here they have the same value and no gradient.
     duplicate = jnp.sum(difference * difference, axis=-1, keepdims=True) < RESOLUTION**2
     difference = jnp.where(duplicate, 0.0, difference) + EPS
     distance = jnp.sqrt(jnp.sum(difference * difference, axis=-1))

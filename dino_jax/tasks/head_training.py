@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, learning_rate:
         type=int,
         default=0,
         help="compute features of so many crops of each image once and train on them; 0 draws fresh crops every step, "
-        "as published, which takes the network's time in each",
+        "as published: slower, as the network runs in each",
     )
     parser.add_argument("--seed", type=int, default=0, help="of crops, order and the head's start")
 

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="extract N augmented views of each image once and train on those; 0 draws new ones in every epoch",
     )
-    parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses")
+    parser.add_argument(
+        "--validation", type=float, default=0.1, help="fraction of the training images held out to choose"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the probes, the order, the views and the split")
 
 

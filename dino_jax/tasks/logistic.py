@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS), help="inverse penalties C")
     parser.add_argument("--steps", type=int, default=200, help="most steps of L-BFGS")
-    parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that chooses C")
+    parser.add_argument(
+        "--validation", type=float, default=0.1, help="fraction of the training images held out to choose C"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the validation split")
 
 
