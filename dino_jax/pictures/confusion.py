@@ -13,6 +13,14 @@ MOST = 16
 CELL = 0.42  # inches
 
 
+def worst_classes(counts: np.ndarray) -> np.ndarray:
+    """Returns the `MOST` classes of lowest accuracy of a confusion matrix, worst first; those without images not."""
+    totals = counts.sum(axis=1)
+    present = np.flatnonzero(totals)
+    accuracies = np.diag(counts)[present] / totals[present]
+    return present[np.argsort(accuracies, kind="stable")[:MOST]]
+
+
 def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike, *, title: str) -> Path:
     """Draws the rows of a confusion matrix of the `MOST` classes with the lowest accuracy, in per cent of each.
 
@@ -24,9 +32,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
       path: the PNG to write.
     """
     totals = counts.sum(axis=1)
-    present = np.flatnonzero(totals)
-    accuracies = np.diag(counts)[present] / totals[present]
-    worst = present[np.argsort(accuracies, kind="stable")[:MOST]]
+    worst = worst_classes(counts)
     among = counts[np.ix_(worst, worst)]
     others = totals[worst] - among.sum(axis=1)
     columns = np.column_stack([among, others]) if others.any() else among
@@ -38,7 +44,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
     figure = Figure(figsize=inches, dpi=DPI)
     figure.text(0.07 / inches[0], 1 - 0.2 / inches[1], title, size=11, weight="bold", va="center")
     note = "rows: truth, columns: prediction, % of the row"
-    if len(present) > len(worst):
+    if np.count_nonzero(totals) > len(worst):
         note += f"; worst {len(worst)}"
     figure.text(0.07 / inches[0], 1 - 0.45 / inches[1], note, size=8, va="center", color="#777777")
     width, height = count * CELL, len(worst) * CELL

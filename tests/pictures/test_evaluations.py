@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.pictures.confusion import MOST, confusion
+from dino_jax.pictures.confusion import MOST, confusion, worst_classes
 from dino_jax.pictures.examples import RIGHT, WRONG, Example, examples
 from dino_jax.pictures.rates import over_setting
 from dino_jax.pictures.spectrum import spread
@@ -39,6 +39,8 @@ def test_examples_are_framed_as_right_or_wrong(tmp_path):
 def test_confusion_leaves_out_absent_classes_and_shows_the_worst(tmp_path):
     counts = np.diag(np.arange(30))  # class 0 has no image
     counts[29, 3] = 40
+    counts[7, 8] = 100
+    assert worst_classes(counts).tolist() == [7, 29, *(n for n in range(1, MOST) if n != 7)]
     names = [f"class number {index}, of a long name" for index in range(30)]
     worst, as_many = confusion(counts, names, tmp_path / "worst.png", title="worst"), np.diag([0, *[1] * MOST])
     few = confusion(as_many[:9, :9], names[:9], tmp_path / "few.png", title="few")
