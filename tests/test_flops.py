@@ -19,10 +19,10 @@ def counted_by_xla(module, inputs) -> float:
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 def test_a_block_and_the_patches(ffn):
-    """XLA counts a scan's body once, and element-wise operations too: a tenth at this width."""
+    """XLA counts a scan's body once, and element-wise operations too: 3 % at this width."""
     model = VisionTransformer(**OPTIONS | {"depth": 1, "ffn": ffn})
     expected = counted_by_xla(model, {"global": jnp.zeros((1, 64, 64, 3))})
-    assert 0.85 * expected < flops.backbone_flops(model, 64) < expected
+    assert 0.95 * expected < flops.backbone_flops(model, 64) < expected
 
 
 def test_stochastic_depth_leaves_blocks_out():
@@ -35,7 +35,7 @@ def test_stochastic_depth_leaves_blocks_out():
 def test_a_head():
     head = PrototypeHead(prototypes=256, hidden=128, bottleneck=32)
     expected = counted_by_xla(head, jnp.zeros((1, 64)))
-    assert 0.9 * expected < flops.head_flops(head, 64) < expected
+    assert 0.97 * expected < flops.head_flops(head, 64) < expected
 
 
 def test_a_step_by_hand():
