@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dino_jax import feature_outputs, sharding
 from dino_jax.checksum import checksums
 from dino_jax.data.fit import FITS, fit
-from dino_jax.data.reading import USABLE, Batch, read_batches, read_by_shape, why
+from dino_jax.data.reading import USABLE, Batch, Prepare, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
 from dino_jax.feature_outputs import OUTPUTS
@@ -107,7 +107,7 @@ def extract_features(
                     shards.write(number, found)
             parts.append(found)
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    report_bad(source, features["ids"])
+    report_bad(source, features["ids"], work.prepare)
     return features
 
 
@@ -117,6 +117,7 @@ class Extraction:
     Attributes:
       count: how many shards there are.
       images_per_shard: images of the source in each but the last.
+      prepare: brings an image to size.
       shapes: of each output, without the axis of images.
       key: names weights, images and settings in a few letters.
     """
@@ -142,7 +143,7 @@ class Extraction:
         _check(model, source, size=size, outputs=outputs, layers=layers, batch_size=batch_size, how=how, mesh=mesh)
         self.source, self.mesh = source, mesh
         self._size, self._how, self._layers, self._outputs = size, how, layers, tuple(outputs)
-        self._prepare = functools.partial(fit, size=size, how=how, multiple=model.patch_size)
+        self.prepare = functools.partial(fit, size=size, how=how, multiple=model.patch_size)
         self.shapes = feature_outputs.shapes(
             model, model.patch_size if how == "native" else size, self._outputs, layers
         )
@@ -191,7 +192,7 @@ class Extraction:
     def has_mended(self, number: int, ids: np.ndarray) -> bool:
         """Tells whether an image of a shard that is missing among `ids` can be used by now."""
         missing = set(self.images_of(number)) - set(ids.tolist())
-        return any(why(self.source, index) == USABLE for index in missing)
+        return any(why(self.source, index, self.prepare) == USABLE for index in missing)
 
     def compute(self, number: int, advance: Callable[[int], Any] = lambda images: None) -> Features:
         """Computes one shard.
@@ -210,7 +211,7 @@ class Extraction:
 
         indices = self.images_of(number)
         if self._how == "native":
-            batches = read_by_shape(self.source, indices, batch_size=self._batch_size, prepare=self._prepare)
+            batches = read_by_shape(self.source, indices, batch_size=self._batch_size, prepare=self.prepare)
         else:
             batches = self._my_rows(indices)
         features = collect(apply, batches, mesh=self.mesh, advance=advance)
@@ -228,7 +229,7 @@ class Extraction:
         processes = sorted({device.process_index for device in self.mesh.devices.flat})
         mine = padded.reshape(-1, len(processes), size // len(processes))[:, processes.index(jax.process_index())]
         batch_size = size // len(processes)
-        return read_batches(self.source, mine.ravel().tolist(), batch_size=batch_size, prepare=self._prepare)
+        return read_batches(self.source, mine.ravel().tolist(), batch_size=batch_size, prepare=self.prepare)
 
 
 def collect(
@@ -278,13 +279,17 @@ def _to_host(extras: Mapping[str, Any], outputs: Mapping[str, Array], advance: C
     return kept
 
 
-def bad_images(source: Source, ids: np.ndarray, among: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yields "id", "name" and "reason" of the images that are among the given ones but not among `ids`."""
+def bad_images(source: Source, ids: np.ndarray, among: Iterable[int], prepare: Prepare) -> Iterator[dict[str, Any]]:
+    """Yields "id", "name" and "reason" of the images that are among the given ones but not among `ids`.
+
+    Args:
+      prepare: brought them to size.
+    """
     for index in sorted(set(among) - {int(index) for index in ids}):
-        yield {"id": index, "name": source.name(index), "reason": why(source, index)}
+        yield {"id": index, "name": source.name(index), "reason": why(source, index, prepare)}
 
 
-def report_bad(source: Source, ids: np.ndarray) -> None:
+def report_bad(source: Source, ids: np.ndarray, prepare: Prepare) -> None:
     """Says in a line on stderr how many images were left out.
 
     Raises:
@@ -293,7 +298,7 @@ def report_bad(source: Source, ids: np.ndarray) -> None:
     missing = len(source) - len(ids)
     if not missing:
         return
-    example = next(bad_images(source, ids, range(len(source))))
+    example = next(bad_images(source, ids, range(len(source)), prepare))
     text = f"{missing} of {len(source)} images cannot be used, such as {example['name']} ({example['reason']})"
     if missing == len(source):
         raise ValueError(text)

@@ -215,7 +215,7 @@ def _list_bad(work: Extraction, mine: range, ids: np.ndarray, folder: Path, proc
     from dino_jax.data.shards import write_whole
 
     among = [index for number in mine for index in work.images_of(number)]
-    bad = list(bad_images(work.source, ids, among))
+    bad = list(bad_images(work.source, ids, among, work.prepare))
     text = "".join(json.dumps(entry) + "\n" for entry in bad).encode()
     write_whole(_bad_file(folder, process), lambda file: file.write(text))
     return len(bad)

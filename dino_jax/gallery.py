@@ -72,7 +72,7 @@ def draw(
     if records:
         boundaries = [(phase.name, phase.first) for phase in in_order(config)]
         paths.append(pictures.curves(records, folder / "curves.png", phases=boundaries))
-        if sum("knn/teacher" in record and "dense/miou" in record for record in records) > 1:
+        if pictures.can_be_drawn(records):
             name = folder / "global_against_dense.png"
             paths.append(pictures.global_against_dense(records, name, phases=boundaries))
     return paths

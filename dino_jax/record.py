@@ -45,7 +45,7 @@ class Recorder:
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
         self.throughput = Throughput()
         self._compiling = True
-        self._started, self._evaluating = time.monotonic(), 0.0
+        self._started = time.monotonic()
 
     def enter(self, phase: Phase) -> None:
         """Starts to measure a phase."""
@@ -90,14 +90,12 @@ class Recorder:
         self._write(phase, step, values, healthy)
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Runs the protocols that are due, and notes the time they take."""
-        start = time.monotonic()
+        """Runs the protocols that are due."""
         try:
             numbers = self._scores.at(step, teacher_weights(state))
         except ValueError as error:  # of the images, which may be mended while the run goes on
             self._progress.note(f"step {step}: not evaluated: {error}")
             return {}
-        self._evaluating += time.monotonic() - start
         words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self._progress.note(f"step {step}: {words}" if words else f"step {step}: nothing to evaluate on")
         return numbers
@@ -106,8 +104,8 @@ class Recorder:
         """Writes a record and shows it; after a measurement of health, says what looks wrong."""
         self._writer.write(step, values)
         speed = self.throughput.read()
-        if speed and self._evaluating:
-            speed["throughput/evaluation_share"] = self._evaluating / (time.monotonic() - self._started)
+        if speed and self._scores.seconds:
+            speed["throughput/evaluation_share"] = self._scores.seconds / (time.monotonic() - self._started)
         if speed:
             self._writer.write_throughput(step, speed)
         self._progress.update(step, phase=phase.name, loss=values["loss/total"], throughput=speed)

@@ -54,6 +54,10 @@ class Report:
         records = read_metrics(self.folder / "metrics.jsonl") if (self.folder / "metrics.jsonl").exists() else []
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
+            # The pictures show the quality at the end, too.
+            shown = {"knn/teacher": "knn/trained", "dense/miou": "dense/miou"}
+            final = {name: results[there] for name, there in shown.items() if there in results}
+            records = [*records, {"step": int(state.step)} | final]
         drawn = self.draw(state, records) if self.config.log.pictures else []
         results |= {"time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:

@@ -1,6 +1,8 @@
 """What is measured of a backbone while it trains: global quality, dense quality, and quality without labels."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dino_jax import health, sharding
-from dino_jax.data.dense import MaskPairs, open_masks
+from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.reading import USABLE, why
@@ -31,7 +33,11 @@ Numbers = dict[str, float]
 
 
 class Scores:
-    """Evaluates backbones of one architecture by the protocols under `eval` of a recipe."""
+    """Evaluates backbones of one architecture by the protocols under `eval` of a recipe.
+
+    Attributes:
+      seconds: that evaluations while training have taken so far.
+    """
 
     def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
         """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
@@ -53,6 +59,8 @@ class Scores:
                 f"eval.knn.k = {config.eval.knn.k} neighbours are more than the {len(self.voters)} images that vote: "
                 "lower it, or raise eval.knn.images"
             )
+        self.seconds = 0.0
+        self._last_dense: tuple[jax.Array, float] | None = None
         where = sharding.replicated(mesh)
         self._patches = jax.jit(lambda model, images: model(model.normalize(images))["patches"], out_shardings=where)
 
@@ -63,9 +71,23 @@ class Scores:
     def at(self, step: int, params: Params) -> Numbers:
         """Runs the protocols that are due; flat `group/name` numbers."""
         numbers: Numbers = {}
-        for protocol in self._protocols(step):
-            numbers |= protocol(params)
+        with self._clock():
+            for protocol in self._protocols(step):
+                numbers |= protocol(params)
         return numbers
+
+    def of_snapshot(self, params: Params) -> float:
+        """Returns the dense score of a Gram-teacher snapshot."""
+        with self._clock():
+            return self.dense_score(params)
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - start
 
     def _protocols(self, step: int) -> list[Callable[[Params], Numbers]]:
         known = {"knn": self.knn, "dense": self.dense, "quality": self.quality}
@@ -97,9 +119,13 @@ class Scores:
 
     def dense_score(self, params: Params) -> float:
         """Returns the mIoU (0 to 1) of a linear probe on the patches of a backbone, on eval.dense.path."""
-        (train, train_masks), (test, test_masks) = (self._dense[split] for split in ("train", "val"))
-        train, test = (self.patches(params, images) for images in (train, test))
-        return quick_miou(train, train_masks, test, test_masks, classes=self._dense_classes)
+        leaf = jax.tree.leaves(params)[0]
+        if self._last_dense is None or self._last_dense[0] is not leaf:  # a snapshot may just have been scored
+            (train, train_masks), (test, test_masks) = (self._dense[split] for split in ("train", "val"))
+            train, test = (self.patches(params, images) for images in (train, test))
+            score = quick_miou(train, train_masks, test, test_masks, classes=self._dense_classes)
+            self._last_dense = leaf, score
+        return self._last_dense[1]
 
     def quality(self, params: Params) -> Numbers:
         """Returns `quality/...`, which need no labels: effective rank, uniformity, and cosines of patches.
@@ -183,6 +209,8 @@ def read_dense(pairs: MaskPairs, *, count: int, multiple: int) -> tuple[np.ndarr
     samples = [pairs[index] for index in evenly(len(pairs), count)]
     rows, columns = samples[0][1].shape
     height, width = (max(round(side / multiple), 1) * multiple for side in (rows, columns))
+    if all((mask == IGNORE).all() for _, mask in samples):
+        raise ValueError(f"every pixel of the {len(samples)} masks is ignored, such as those of {pairs.name(0)}")
     images = [resize(image, height=height, width=width) for image, _ in samples]
     masks = [np.asarray(Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST)) for _, mask in samples]
     return np.stack(images), np.stack(masks)

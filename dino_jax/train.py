@@ -106,7 +106,7 @@ class Trainer:
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
         self.report = Report(config, networks, mesh, workdir.path, source, held_out, self.first_backbone)
-        dense_score = self.report.scores.dense_score if config.eval.dense.path else None
+        dense_score = self.report.scores.of_snapshot if config.eval.dense.path else None
         self.gram = GramTeachers(workdir.path, mesh, self.progress.note, dense_score)
         self.augment = jax.jit(functools.partial(augment, mean=config.data.mean, std=config.data.std))
         self.key = jax.random.key(config.seed)

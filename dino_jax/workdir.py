@@ -20,7 +20,7 @@ from dino_jax.recipe import flatten
 FREE = (
     *("mesh.", "remat", "model.attention", "data.workers", "data.path", "data.test_path", "data.max_bad_share"),
     *("checkpoint.", "log.pictures", "nonfinite_limit", "eval.size", "eval.knn.", "eval.quality."),
-    "eval.dense.path",
+    "eval.dense.",
 )
 IMAGES_COMPARED = 1000
 

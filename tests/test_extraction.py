@@ -164,6 +164,20 @@ def test_fingerprint_sees_names_and_pixels():
     assert fingerprint(Photographs()) != fingerprint(Photographs(count=20))
 
 
+def test_what_is_smaller_than_a_patch_is_no_mended_image(model, tmp_path, capsys, monkeypatch):
+    class Tiny(Photographs):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return sample | {"image": sample["image"][:4, :4]} if index == 1 else sample
+
+    source = Tiny(count=3)
+    found = extract_features(model, source, how="native", cache=tmp_path)
+    assert found["ids"].tolist() == [0, 2]
+    assert "readable now" not in capsys.readouterr().err
+    monkeypatch.setattr(Extraction, "compute", lambda *_: pytest.fail("the cache was not used"))
+    assert extract_features(model, source, how="native", cache=tmp_path)["ids"].tolist() == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

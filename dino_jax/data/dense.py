@@ -4,7 +4,6 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -32,13 +31,15 @@ class MaskPairs:
     Attributes:
       pairs: names of the image's and the mask's file.
       class_names: of labels 0, 1, ...; 255 is ignored.
-      relabel: maps the values of the files to labels.
+      first: value of label 0 in the files.
+      ignored: value of what is ignored in the files.
     """
 
     files: Files
     pairs: list[tuple[str, str]]
     class_names: tuple[str, ...]
-    relabel: Callable[[np.ndarray], np.ndarray]
+    first: int = 0
+    ignored: int = IGNORE
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -64,14 +65,15 @@ class MaskPairs:
     def mask(self, index: int) -> np.ndarray:
         """Returns the labels alone; raises as `__getitem__` does."""
         name = self.pairs[index][1]
-        mask = self.relabel(read_values(self.files, name))
-        wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= len(self.class_names)))]
+        values, last = read_values(self.files, name), self.first + len(self.class_names) - 1
+        ignored = values == self.ignored
+        wrong = values[~ignored & ((values < self.first) | (values > last))]
         if wrong.size:
             raise ValueError(
-                f"{name} in {self.files.path} holds label {wrong[0]}, but there are {len(self.class_names)} "
-                f"classes (0 to {len(self.class_names) - 1}; {IGNORE} is ignored): correct the mask or the class list"
+                f"{name} in {self.files.path} holds value {wrong[0]}, but there are {len(self.class_names)} classes "
+                f"({self.first} to {last}; {self.ignored} is ignored): correct the mask or the class list"
             )
-        return mask.astype(np.uint8)
+        return np.where(ignored, IGNORE, values - self.first).astype(np.uint8)
 
 
 def unseen_classes(data: MaskPairs, indices: list[int]) -> list[str]:
@@ -125,7 +127,7 @@ def _pairs(files: Files, split: str) -> MaskPairs:
     pairs = paired("mask", images, in_folder(files, f"{root}{split}/masks", (".png",)))
     listed = f"{root}classes.txt"
     names = _class_list(files, listed) if listed in files.names else _counted_classes(files, root)
-    return MaskPairs(files, pairs, names, lambda values: values)
+    return MaskPairs(files, pairs, names)
 
 
 def _class_list(files: Files, name: str) -> tuple[str, ...]:
@@ -151,8 +153,7 @@ def _counted_classes(files: Files, root: str) -> tuple[str, ...]:
 def _camvid(files: Files, root: str, split: str) -> MaskPairs:
     images = in_folder(files, f"{root}{split}", IMAGES)
     pairs = paired("mask", images, in_folder(files, f"{root}{split}annot", (".png",)))
-    unlabelled = len(CAMVID_CLASSES)
-    return MaskPairs(files, pairs, CAMVID_CLASSES, lambda values: np.where(values == unlabelled, IGNORE, values))
+    return MaskPairs(files, pairs, CAMVID_CLASSES, ignored=len(CAMVID_CLASSES))
 
 
 def _ade(files: Files, root: str, split: str) -> MaskPairs:
@@ -165,7 +166,7 @@ def _ade(files: Files, root: str, split: str) -> MaskPairs:
         rows = [re.split(r"\t+", line) for line in files.read(listed).decode().splitlines()[1:] if line.strip()]
         names = tuple(row[-1].split(",")[0].strip() for row in rows)
     # Value 0 is "other"; the classes are 1 to 150.
-    return MaskPairs(files, pairs, names, lambda values: np.where(values == 0, IGNORE, values - 1))
+    return MaskPairs(files, pairs, names, first=1, ignored=0)
 
 
 def _voc(files: Files, root: str, split: str) -> MaskPairs:
@@ -178,8 +179,8 @@ def _voc(files: Files, root: str, split: str) -> MaskPairs:
     lost = [name for name in ids if name not in images]
     if lost:
         raise ValueError(f"{files.path} lacks {lost[0]} of {listed} in JPEGImages ({len(lost)} missing)")
-    pairs = paired("mask", {name: images[name] for name in ids}, masks)
-    return MaskPairs(files, pairs, VOC_CLASSES, lambda values: values)
+    pairs = paired("mask", {name: images[name] for name in ids}, masks, all_of_second=False)
+    return MaskPairs(files, pairs, VOC_CLASSES)
 
 
 def read_image(files: Files, name: str) -> np.ndarray:

@@ -94,6 +94,11 @@ class DepthPairs:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_name, depth_name = self.pairs[index]
         image, values = read_image(self.files, image_name), read_values(self.files, depth_name)
+        if _is_relative(self.files, depth_name) != self.relative:
+            raise ValueError(
+                f"{self.pairs[0][1]} and {depth_name} in {self.files.path}: one has 8 bits and the other 16, but "
+                "relative depth and millimetres cannot be mixed"
+            )
         stretch = (values.shape[1] / values.shape[0]) / (image.shape[1] / image.shape[0])
         if abs(stretch - 1) > MAX_ASPECT_CHANGE:
             raise ValueError(
@@ -109,9 +114,16 @@ def _pairs(files: Files, split: str) -> DepthPairs:
     pairs = paired("depth map", images, in_folder(files, f"{root}{split}/depth", (".png",)))
     if not pairs:
         raise ValueError(f"{files.path} has no images in its split {split!r}")
-    with Image.open(io.BytesIO(files.read(pairs[0][1]))) as first:
-        relative = not first.mode.startswith("I")
-    return DepthPairs(files, pairs, relative=relative)
+    return DepthPairs(files, pairs, relative=_is_relative(files, pairs[0][1]))
+
+
+def _is_relative(files: Files, name: str) -> bool:
+    """Tells whether a depth map has 8 bits."""
+    try:
+        with Image.open(io.BytesIO(files.read(name))) as image:
+            return not image.mode.startswith("I")
+    except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
+        raise ValueError(f"{name} in {files.path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _nyu_synchronised(files: Files, split: str) -> DepthPairs:
@@ -174,6 +186,8 @@ def _nyu_labelled(path: Path, split: str) -> LabelledNyu:
     keys = {"train": "trainNdxs", "test": "testNdxs"}
     if split not in keys:
         raise ValueError(f"{path} has the splits {' and '.join(keys)}, not {split!r}")
+    if not listed.exists():
+        raise ValueError(f"{listed}, the official split of {path.name}, is missing: fetch it")
     try:
         indices = scipy.io.loadmat(listed)[keys[split]].astype(int).ravel() - 1
     except Exception as error:  # a damaged file makes SciPy's reader raise nearly every built-in exception

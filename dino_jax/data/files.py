@@ -135,16 +135,21 @@ def in_folder(files: Files, folder: str, extensions: tuple[str, ...]) -> dict[st
     return {name.removeprefix(prefix).rpartition(".")[0]: name for name in names}
 
 
-def paired(what: str, first: dict[str, str], second: dict[str, str]) -> list[tuple[str, str]]:
+def paired(
+    what: str, first: dict[str, str], second: dict[str, str], *, all_of_second: bool = True
+) -> list[tuple[str, str]]:
     """Joins the files of two folders (see `in_folder`) by name.
 
     Raises:
-      ValueError: when a file of the first has no partner, named `what`.
+      ValueError: when a file of the first has no partner, named `what`, or with `all_of_second` one of the second none.
     """
-    missing = sorted(set(first) - set(second))
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ValueError(f"{first[missing[0]]}{more} has no {what} of the same name: add it or remove the image")
+    for here, there, missing_one, ours in ((first, second, what, "image"), (second, first, "image", what)):
+        missing = sorted(set(here) - set(there)) if here is first or all_of_second else []
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise ValueError(
+                f"{here[missing[0]]}{more} has no {missing_one} of the same name: add it or remove the {ours}"
+            )
     return [(first[key], second[key]) for key in sorted(first)]
 
 

@@ -54,12 +54,13 @@ def open_landmarks(path: str) -> Landmarks:
         raise ValueError(f"{pickles[0]} is no revisited ground truth ({type(error).__name__}: {error})") from None
     if not queries or len(queries) != len(truths):
         raise ValueError(f"{pickles[0]} holds {len(queries)} queries and the truth of {len(truths)}")
-    last = max((int(getattr(t, kind).max(initial=-1)) for t in truths for kind in KINDS), default=-1)
-    if last >= len(database):
-        raise ValueError(f"{pickles[0]} names image {last} of a database of {len(database)}")
+    named = np.concatenate([getattr(t, kind) for t in truths for kind in KINDS])
+    wrong = named[(named < 0) | (named >= len(database))]
+    if len(wrong):
+        raise ValueError(f"{pickles[0]} names image {wrong[0]} of a database of {len(database)}")
     place = {Path(name).stem: name for name in files.names if name.lower().endswith(IMAGE_EXTENSIONS)}
     missing = [name for name in (*database, *queries) if Path(name).stem not in place]
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} images of {pickles[0]}, such as {missing[0]}.jpg")
-    named = [[place[Path(name).stem] for name in names] for names in (queries, database)]
-    return Landmarks(ImageList(files, named[0], boxes), ImageList(files, named[1]), truths)
+    there = [[place[Path(name).stem] for name in names] for names in (queries, database)]
+    return Landmarks(ImageList(files, there[0], boxes), ImageList(files, there[1]), truths)

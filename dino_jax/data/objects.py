@@ -126,7 +126,7 @@ def _voc(files: Files, root: str) -> Objects:
     if lost:
         raise ValueError(f"{files.path} lacks {lost[0]} of {listed} in JPEGImages ({len(lost)} missing)")
     notes = in_folder(files, f"{root}Annotations", (".xml",))
-    pairs = paired("annotation", {name: images[name] for name in ids}, notes)
+    pairs = paired("annotation", {name: images[name] for name in ids}, notes, all_of_second=False)
     return Objects(len(pairs), lambda index: _annotated(files, *pairs[index]))
 
 
@@ -144,4 +144,12 @@ def _annotated(files: Files, image_name: str, note_name: str) -> ObjectImage:
         raise ValueError(f"{note_name} in {files.path} is no annotation of VOC ({error})") from None
     if not boxes:
         raise ValueError(f"{note_name} in {files.path} has no box: leave out images without an object")
-    return ObjectImage(image_name, read_image(files, image_name), boxes, None)
+    image = read_image(files, image_name)
+    height, width = image.shape[:2]
+    for left, top, right, bottom in boxes:
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ValueError(
+                f"{note_name} in {files.path} has a box from ({left + 1:g}, {top + 1:g}) to ({right:g}, {bottom:g}) in "
+                f"an image of {width} x {height}: correct it"
+            )
+    return ObjectImage(image_name, image, boxes, None)

@@ -112,14 +112,16 @@ def _empty(samples: list[Sample | None], source: Source, prepare: Prepare) -> np
             return np.zeros_like(found[0])
         found = _sample(source, index, prepare)
     if found is None:
-        raise ValueError(f"none of the {len(source)} images can be used, such as {source.name(0)}: {why(source, 0)}")
+        raise ValueError(
+            f"none of the {len(source)} images can be used, such as {source.name(0)}: {why(source, 0, prepare)}"
+        )
     return np.zeros_like(found[0])
 
 
-def why(source: Source, index: int) -> str:
-    """Returns why an image cannot be used, or USABLE if it can."""
+def why(source: Source, index: int, prepare: Prepare = lambda image: image) -> str:
+    """Returns why an image cannot be used, or brought to size by `prepare`; USABLE if it can."""
     try:
-        source[index]
+        prepare(source[index]["image"])
     except BadImage as error:
         return str(error)
     return USABLE

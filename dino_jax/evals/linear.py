@@ -4,7 +4,7 @@ A probe is {choice: {"kernel": (rates, dim, classes), "bias": (rates, classes)}}
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -145,25 +145,32 @@ def best(scores: Mapping[str, np.ndarray]) -> tuple[str, int]:
     return name, int(np.argmax(scores[name]))
 
 
-def hold_out(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, *, share: float, seed: int, names: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits samples at random into those to train on and those to choose by, alike for every class.
 
     Args:
       labels: `(samples,)`.
-      share: of each class that is held out, one sample at least.
+      share: of each class that is held out, one sample at least; above 0 and below 1.
+      names: of the classes, for the message.
 
     Returns:
       indices of both, sorted.
 
     Raises:
-      ValueError: when a class has a single sample.
+      ValueError: when a class has a single sample, or for another share.
     """
+    if not 0 < share < 1:
+        raise ValueError(f"--validation {share:g} must lie between 0 and 1: it is the fraction to choose by")
     rng = np.random.default_rng(seed)
     held = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
-            raise ValueError(f"class {label} has a single training image: none is left to choose the learning rate by")
+            raise ValueError(
+                f"class {names[label] if names else label} has a single training sample: none is left to choose by"
+            )
         held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
     chosen = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen

@@ -5,6 +5,6 @@ Takes plain arrays. What writes a file (PNG, GIF, MP4, HTML) writes it atomicall
 
 from dino_jax.pictures.history import curves
 from dino_jax.pictures.maps import attention, cosine_maps, pca
-from dino_jax.pictures.tradeoff import global_against_dense
+from dino_jax.pictures.tradeoff import can_be_drawn, global_against_dense
 
-__all__ = ["attention", "cosine_maps", "curves", "global_against_dense", "pca"]
+__all__ = ["attention", "can_be_drawn", "cosine_maps", "curves", "global_against_dense", "pca"]

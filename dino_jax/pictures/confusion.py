@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dino_jax.pictures.sheet import DPI, save
 
-MOST = 16
+MOST, MORE = 16, 8
 CELL = 0.42  # inches
 
 
@@ -24,7 +24,7 @@ def worst_classes(counts: np.ndarray) -> np.ndarray:
 def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike, *, title: str) -> Path:
     """Draws the rows of a confusion matrix of the `MOST` classes with the lowest accuracy, in per cent of each.
 
-    What is taken for none of these classes has a column of its own.
+    Its columns are these classes and the `MORE` others that they are most often taken for; the rest have one together.
 
     Args:
       counts: `(classes, classes)` integers, truth by prediction.
@@ -33,13 +33,17 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
     """
     totals = counts.sum(axis=1)
     worst = worst_classes(counts)
-    among = counts[np.ix_(worst, worst)]
+    shares = (counts[worst] / totals[worst][:, None]).sum(axis=0)
+    shares[worst] = 0
+    more = [label for label in np.argsort(-shares, kind="stable")[:MORE] if shares[label]]
+    predicted = np.array([*worst, *more], int)
+    among = counts[np.ix_(worst, predicted)]
     others = totals[worst] - among.sum(axis=1)
     columns = np.column_stack([among, others]) if others.any() else among
     shares = 100 * columns / totals[worst][:, None]
     count = shares.shape[1]
     # A letter of a name is about 0.075 inches.
-    margin = 0.075 * max(len(names[index][:24]) for index in worst) + 0.3
+    margin = 0.075 * max(len(names[index][:24]) for index in predicted) + 0.3
     inches = max(margin + count * CELL + 0.3, 0.095 * len(title)), 0.75 + len(worst) * CELL + margin
     figure = Figure(figsize=inches, dpi=DPI)
     figure.text(0.07 / inches[0], 1 - 0.2 / inches[1], title, size=11, weight="bold", va="center")
@@ -50,9 +54,9 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
     width, height = count * CELL, len(worst) * CELL
     axes = figure.add_axes((margin / inches[0], margin / inches[1], width / inches[0], height / inches[1]))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    labels = [names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…" for index in worst]
+    labels = [names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…" for index in predicted]
     axes.set_xticks(range(count), [*labels, "others"][:count], rotation=90, size=8)
-    axes.set_yticks(range(len(worst)), labels, size=8)
+    axes.set_yticks(range(len(worst)), labels[: len(worst)], size=8)
     axes.tick_params(length=0)
     for row in range(len(worst)):
         for column in range(count):

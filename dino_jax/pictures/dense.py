@@ -49,7 +49,7 @@ def masks(
     *,
     title: str,
 ) -> Path:
-    """Draws class maps over their images, one row for each image, with a legend of the classes that occur.
+    """Draws class maps over their images, one row for each image, with a legend of the largest classes that occur.
 
     Args:
       images: uint8 `(height, width, 3)` of any sizes.
@@ -62,10 +62,15 @@ def masks(
         [image, *(paint(image, group[number], colors) for group in maps.values())]
         for number, image in enumerate(images)
     ]
-    occurring = np.unique(np.concatenate([np.unique(mask) for group in maps.values() for mask in group]))
-    shown = [int(label) for label in occurring if label != VOID][:MOST_NAMES]
+    area = np.bincount(
+        np.concatenate([np.ravel(mask) for group in maps.values() for mask in group]), minlength=VOID + 1
+    )
+    occurring = [int(label) for label in np.argsort(-area, kind="stable") if area[label] and label != VOID]
+    shown = sorted(occurring[:MOST_NAMES])
     handles = [Patch(color=colors[label] / 255, label=class_names[label]) for label in shown]
-    if VOID in occurring:
+    if len(occurring) > len(shown):
+        handles.append(Patch(color="none", label=f"and {len(occurring) - len(shown)} smaller"))
+    if area[VOID]:
         handles.append(Patch(color="black", label="not labelled"))
     width = (1 + len(maps)) * (PANEL + GAP)
     longest = max(len(str(handle.get_label())) for handle in handles)

@@ -22,34 +22,55 @@ def global_against_dense(
 ) -> Path:
     """Draws k-NN accuracy and mIoU over the steps, and one against the other; the step of the best mIoU is marked.
 
+    Each has steps of its own: the second plot shows every mIoU against the k-NN accuracy of its step, which between two
+    measurements lies on the line that joins them.
+
     Args:
-      metrics: records with "step", of which some hold `knn/teacher` and `dense/miou` (0 to 1).
+      metrics: records with "step", of which some hold `knn/teacher` or `dense/miou` (0 to 1).
       path: the PNG to write.
       phases: name and first step of every phase.
 
     Raises:
-      ValueError: when fewer than two records hold both numbers.
+      ValueError: when there is nothing to compare, see `can_be_drawn`.
     """
-    both = [(r["step"], r[GLOBAL], r[DENSE]) for r in metrics if GLOBAL in r and DENSE in r]
-    if len(both) < 2:
-        raise ValueError(f"global_against_dense: {len(both)} records hold {GLOBAL} and {DENSE}; two are needed")
-    steps, knn, miou = np.array(both, float).T
-    best = int(np.nanargmax(miou))
+    if not can_be_drawn(metrics):
+        raise ValueError(f"global_against_dense: {GLOBAL} and {DENSE} need two records each, at steps that overlap")
+    (knn_steps, knn), (dense_steps, miou) = (_series(metrics, name) for name in (GLOBAL, DENSE))
     figure = Figure(figsize=(10.4, 3.5), dpi=DPI, layout="constrained")
     title = "Global against dense quality of the EMA teacher"
     figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
     time, plane = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    _over_time(time, steps, knn, miou, best)
+    _over_time(time, (knn_steps, knn), (dense_steps, miou))
     for name, first in phases[1:]:
         time.axvline(first, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
         time.text(first, 1.01, f" {name}", transform=time.get_xaxis_transform(), size=7, color=GREY)
-    _plane(plane, steps, 100 * knn, 100 * miou, best)
+    shared = _within(dense_steps, knn_steps)
+    steps, miou = dense_steps[shared], miou[shared]
+    _plane(plane, steps, 100 * np.interp(steps, knn_steps, knn), 100 * miou, int(np.nanargmax(miou)))
     return save(figure, path)
 
 
-def _over_time(axes: Axes, steps: np.ndarray, knn: np.ndarray, miou: np.ndarray, best: int) -> None:
+def can_be_drawn(metrics: Sequence[Mapping[str, float]]) -> bool:
+    """Tells whether two records of each quality lie at steps that overlap."""
+    (knn_steps, _), (dense_steps, _) = (_series(metrics, name) for name in (GLOBAL, DENSE))
+    return min(len(knn_steps), len(dense_steps)) > 1 and int(_within(dense_steps, knn_steps).sum()) > 1
+
+
+def _series(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and the values of a number."""
+    found = [(record["step"], record[name]) for record in metrics if name in record]
+    steps, values = np.array(found, float).reshape(-1, 2).T
+    return steps, values
+
+
+def _within(steps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Tells which steps lie between the first and the last of others."""
+    return (steps >= others.min(initial=np.inf)) & (steps <= others.max(initial=-np.inf))
+
+
+def _over_time(axes: Axes, knn: tuple[np.ndarray, np.ndarray], miou: tuple[np.ndarray, np.ndarray]) -> None:
     right = axes.twinx()
-    for place, values, label, color in (
+    for place, (steps, values), label, color in (
         (axes, knn, "k-NN accuracy, %", COLORS[0]),
         (right, miou, "mIoU, %", COLORS[1]),
     ):
@@ -57,7 +78,9 @@ def _over_time(axes: Axes, steps: np.ndarray, knn: np.ndarray, miou: np.ndarray,
         place.set_ylabel(label, color=color, size=8)
         place.tick_params(labelsize=7.5, length=2.5, color=GREY)
         place.spines["top"].set_visible(False)
-    right.plot(steps[best], 100 * miou[best], marker="*", markersize=11, color=COLORS[1])
+    steps, values = miou
+    best = int(np.nanargmax(values))
+    right.plot(steps[best], 100 * values[best], marker="*", markersize=11, color=COLORS[1])
     axes.set_xlabel("step", size=8)
 
 

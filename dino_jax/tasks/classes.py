@@ -80,6 +80,18 @@ def features_of(
     return features
 
 
+def check_classes(data: Labelled, labels: np.ndarray, options: argparse.Namespace) -> None:
+    """Raises ValueError when none of a class's training images can be used, unless --limit left them out.
+
+    Args:
+      labels: of the training images that could be used.
+    """
+    missing = sorted(set(range(len(data.class_names))) - set(labels.tolist()))
+    if missing and options.limit is None:
+        name = data.class_names[missing[0]]
+        raise ValueError(f"no training image of class {name} can be used: add some, or remove the class")
+
+
 def nearest(train_features: np.ndarray, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds neighbours as `evals.knn.neighbours`, the queries spread over the devices of this process."""
     mesh = sharding.make_mesh(devices=jax.local_devices())

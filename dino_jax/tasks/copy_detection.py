@@ -34,6 +34,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings.
     """
+    if options.limit < 1:
+        raise ValueError(f"--limit {options.limit} must be 1 or more")
     data = open_copies(options.data, options.subset)
     copies, database = (descriptors(model, source, options) for source in (data.copies, data.photographs))
     if options.distractors:

@@ -1,6 +1,7 @@
 """Linear depth on frozen patch features: DINOv3, arXiv 2508.10104, section 6.1.2."""
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
 from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
 from dino_jax.evals.segmentation import upsample
-from dino_jax.evals.windows import patch_multiple, resize, shorter_side
+from dino_jax.evals.windows import resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.pictures.dense import depths as draw_depths
 from dino_jax.tasks import Result, head_training, patches
@@ -20,7 +21,7 @@ from dino_jax.tasks.patches import PatchFeatures
 
 BINS = 256
 NEAREST = 1e-3
-FARTHEST = {False: 10.0, True: 1.0}  # metres, or a share of the unknown largest depth
+FARTHEST = 10.0  # metres
 PICTURES = 6
 CHUNK = 16
 AVERAGE = "mean of the training maps"
@@ -39,7 +40,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="score the valid part of NYUv2's full frames only (default: in NYUv2's own layouts)",
     )
+    parser.add_argument(
+        "--farthest",
+        type=float,
+        default=FARTHEST,
+        metavar="METRES",
+        help="where the bins end; what is beyond is unknown",
+    )
     head_training.add_arguments(parser, steps=38_400, learning_rate=3e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """Depth maps in which what lies beyond the bins is unknown, see `data.depths.Depths`.
+
+    Attributes:
+      farthest: metres.
+    """
+
+    data: Depths
+    farthest: float
+
+    @property
+    def relative(self) -> bool:
+        return self.data.relative
+
+    @property
+    def nyu(self) -> bool:
+        return self.data.nyu
+
+    @property
+    def high(self) -> float:
+        """Where the bins end: in metres, or as a share of the unknown largest depth."""
+        return 1.0 if self.relative else self.farthest
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return self.data.name(index)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, depth = self.data[index]
+        return image, np.where(depth > self.high, np.float32(0), depth)
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
@@ -51,12 +94,17 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a model without patches.
     """
     patches.check(options, "steps")
-    train, test = open_depths(options.data, "train"), open_depths(options.data, options.split)
+    if not options.farthest > NEAREST:
+        raise ValueError(f"--farthest {options.farthest:g} must be above {NEAREST:g} metres")
+    train, test = (Within(open_depths(options.data, split), options.farthest) for split in ("train", options.split))
+    if train.relative != test.relative:
+        raise ValueError(f"{options.data}: one of train and {options.split} has relative depth, the other metres")
     if options.eigen_crop is None:
         options.eigen_crop = test.nyu
     # What is wrong with the data is said before the training, not after it.
-    for index in evenly(len(train), options.limit):
-        train[index]
+    known = [(train[index][1] > 0).any() for index in evenly(len(train), options.limit)]
+    if not any(known):
+        raise ValueError(f"{options.data}, split 'train': no depth is known, at most {train.high:g}")
     for index in evenly(len(test), options.limit):
         _check_known(test[index][1], test.name(index), options)
     found, keys = {}, {}
@@ -89,28 +137,26 @@ def _valid(truth: np.ndarray, options: argparse.Namespace) -> np.ndarray:
     return eigen_crop(truth.shape) if options.eigen_crop else np.ones(truth.shape, bool)
 
 
-def _train(features: PatchFeatures, data: Depths, options: argparse.Namespace) -> patch_head.Head:
+def _train(features: PatchFeatures, data: Within, options: argparse.Namespace) -> patch_head.Head:
     patch = features.patch_size
     height, width = (max(patch, s // patch * patch) for s in shorter_side(data[0][0].shape[:2], options.size))
     crops = head_training.Crops(size=(height, width), side=options.size, scale=(1.0, 1.0), fill=0.0)
-    loss = functools.partial(patch_head.scale_invariant_log_loss, low=NEAREST, high=FARTHEST[data.relative])
+    loss = functools.partial(patch_head.scale_invariant_log_loss, low=NEAREST, high=data.high)
     indices = evenly(len(data), options.limit)
     return head_training.train_head(features, data, indices, crops=crops, outputs=BINS, loss=loss, options=options)
 
 
 def _predict(
-    features: PatchFeatures, head: patch_head.Head, data: Depths, options: argparse.Namespace
+    features: PatchFeatures, head: patch_head.Head, data: Within, options: argparse.Namespace
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Returns images, true depths and predicted depths at the size of the truth."""
     images, truths, predictions = [], [], []
     indices = evenly(len(data), options.limit)
-    size = None
     for start in range(0, len(indices), CHUNK):
         pairs = [data[index] for index in indices[start : start + CHUNK]]
-        size = size or patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)
-        grids = features(np.stack([resize(image, size) for image, _ in pairs]))
+        grids = features.of_sizes([image for image, _ in pairs], options.size)
         for (image, depth), grid in zip(pairs, grids, strict=True):
-            found = _depth_map(head, grid, size=depth.shape, high=FARTHEST[data.relative])
+            found = _depth_map(head, grid, size=depth.shape, high=data.high)
             images.append(image)
             truths.append(depth)
             predictions.append(np.asarray(found))

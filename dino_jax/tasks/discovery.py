@@ -9,7 +9,6 @@ import numpy as np
 from dino_jax.data.objects import Box, ObjectImage, Objects, open_objects
 from dino_jax.data.subset import evenly
 from dino_jax.evals.discovery import THRESHOLD, Found, corloc, mask_iou, token_cut
-from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.boxes import discoveries
 from dino_jax.tasks import Result, patches
@@ -65,7 +64,9 @@ def _discover(features: PatchFeatures, data: Objects, indices: list[int], option
     for start in range(0, len(indices), options.batch_size):
         part = indices[start : start + options.batch_size]
         examples = [data[index] for index in part]
-        for index, example, grid in zip(part, examples, _grids(features, examples, options.size), strict=True):
+        for index, example, grid in zip(
+            part, examples, features.of_sizes([example.image for example in examples], options.size), strict=True
+        ):
             found = token_cut(grid, threshold=options.threshold)
             findings.boxes.append(found.box(example.image.shape[:2]))
             findings.truth.append(example.boxes)
@@ -74,20 +75,6 @@ def _discover(features: PatchFeatures, data: Objects, indices: list[int], option
             if index in wanted:
                 findings.shown.append((example, found))
     return findings
-
-
-def _grids(features: PatchFeatures, examples: list[ObjectImage], side: int) -> list[np.ndarray]:
-    """Computes the patches of images of any sizes, those of one size together."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for place, example in enumerate(examples):
-        size = patch_multiple(example.image.shape[:2], side, features.patch_size)
-        groups.setdefault(size, []).append(place)
-    grids: list[np.ndarray] = [np.empty(0)] * len(examples)
-    for size, places in groups.items():
-        found = features(np.stack([resize(examples[place].image, size) for place in places]))
-        for place, grid in zip(places, found, strict=True):
-            grids[place] = grid
-    return grids
 
 
 def _scores(boxes: list[Box], truth: list[list[Box]], ious: list[float]) -> dict[str, float]:

@@ -11,7 +11,15 @@ from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.examples import Example, examples
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, nearest, open_data, picture_of
+from dino_jax.tasks.classes import (
+    add_data_arguments,
+    check_classes,
+    draw_confusions,
+    features_of,
+    nearest,
+    open_data,
+    picture_of,
+)
 
 QUERIES = 8  # test images shown with their neighbours
 SHOWN = 6  # neighbours of each
@@ -35,12 +43,13 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     data = open_data(options)
     check_ks(options.k, len(data.train))
-    if min(options.temperatures) <= 0:
+    if any(not temperature > 0 for temperature in options.temperatures):
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
     most = len(data.train) // len(data.class_names)
     if options.shots and not 1 <= min(options.shots) <= max(options.shots) <= most:
         raise ValueError(f"--shots {options.shots} must be 1 to {most}, as many as a class has training images")
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
+    check_classes(data, train["labels"], options)
     cosines, indices = nearest(train["cls"], test["cls"], k=max(options.k))
     winners = vote(
         cosines,

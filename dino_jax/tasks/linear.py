@@ -1,6 +1,7 @@
 """Linear probe of frozen features: DINOv2, arXiv 2304.07193, appendix B.3, and DINO, section 4.1."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings.
     """
-    if min(options.epochs, options.train_batch) < 1 or options.views < 0 or min(options.rates) <= 0:
+    if (
+        min(options.epochs, options.train_batch) < 1
+        or options.views < 0
+        or any(not 0 < r < math.inf for r in options.rates)
+    ):
         raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views not below")
     data = open_data(options)
     backbone = model.backbone
@@ -68,6 +73,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     features = _choices(test)
     scores = linear.accuracies(params, features, test["labels"])
     predictions = linear.predict(params, features)[name][index]
+    if (predictions < 0).any():
+        raise ValueError(f"every probe diverged at --rates {options.rates}: lower them")
     accuracy = float(scores[name][index])
     title = f"Linear probe on {name}, rate {options.rates[index]:g}, {accuracy:.1%}"
     pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)

@@ -10,7 +10,7 @@ from dino_jax.evals.logistic import STRENGTHS, fit, predict, standardise
 from dino_jax.models import Extractor
 from dino_jax.pictures.rates import over_setting
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
+from dino_jax.tasks.classes import add_data_arguments, check_classes, draw_confusions, features_of, open_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +30,13 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings.
     """
+    if any(not strength > 0 for strength in options.strengths):
+        raise ValueError(f"--strengths {options.strengths} must be above 0")
     data = open_data(options)
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
+    check_classes(data, train["labels"], options)
     x, test_x = standardise(train["cls"], test["cls"])
-    kept, held = hold_out(train["labels"], share=options.validation, seed=options.seed)
+    kept, held = hold_out(train["labels"], share=options.validation, seed=options.seed, names=data.class_names)
     settings = {"classes": len(data.class_names), "most_steps": options.steps}
     strengths = tuple(options.strengths)
     tried = fit(x[kept], train["labels"][kept], strengths=strengths, **settings)

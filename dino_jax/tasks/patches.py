@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from einops import rearrange
 from jax import Array
 
 from dino_jax import sharding
+from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -82,6 +83,22 @@ class PatchFeatures:
             pending = running
         parts.append(np.asarray(pending, np.float32))
         return np.concatenate(parts)[: len(images)]
+
+    def of_sizes(self, images: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
+        """Returns the features of images of any sizes, each float32 `(rows, columns, dim)`; equal sizes go together.
+
+        Args:
+          side: shorter side to which the images are resized; 0 keeps theirs. Both sides become whole patches.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, image in enumerate(images):
+            groups.setdefault(patch_multiple(image.shape[:2], side, self.patch_size), []).append(place)
+        grids: list[np.ndarray] = [np.empty(0)] * len(images)
+        for size, places in groups.items():
+            found = self(np.stack([resize(images[place], size) for place in places]))
+            for place, grid in zip(places, found, strict=True):
+                grids[place] = grid
+        return grids
 
 
 @jax.jit

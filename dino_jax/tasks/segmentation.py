@@ -55,6 +55,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     names = train.class_names
     # What is wrong with the data is said before the training, not after it.
     unseen = unseen_classes(train, evenly(len(train), options.limit))
+    if len(unseen) == len(names):
+        raise ValueError(f"every pixel of {options.data}, split 'train', is ignored: nothing can be learnt")
     labelled = [(test[index][1] != IGNORE).any() for index in evenly(len(test), options.limit)]
     if not any(labelled):
         raise ValueError(f"every pixel of {options.data}, split {options.split!r}, is ignored: nothing can be scored")

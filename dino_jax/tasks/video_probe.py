@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=list(attentive.RATES), help="learning rates")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training videos")
     parser.add_argument("--train-batch", type=int, default=64, help="videos per step")
-    parser.add_argument("--validation", type=float, default=0.1, help="share of the training videos that chooses")
+    parser.add_argument(
+        "--validation", type=float, default=0.1, help="fraction of the training videos held out to choose"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the probe, the order and the split")
     add_extraction_arguments(parser)
 

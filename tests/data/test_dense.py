@@ -60,6 +60,21 @@ def test_classes_are_counted_where_they_are_not_listed(tmp_path):
     assert open_masks(write(tmp_path, camvid(**masks)), "train").class_names == tuple(f"class {i}" for i in range(5))
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [(151, "holds value 151, .* \\(1 to 150; 0 is ignored"), (255, "holds value 255")]
+)
+def test_values_of_ade20k_that_are_no_class_are_said_as_the_file_has_them(value, words, tmp_path):
+    write(tmp_path, {"images/training/x.jpg": photograph(), "annotations/training/x.png": labels(value)})
+    with pytest.raises(ValueError, match=words):
+        open_masks(tmp_path, "train")[0]
+
+
+def test_a_mask_without_its_image(tmp_path):
+    write(tmp_path, camvid(**{"test/images/a.jpg": None}))
+    with pytest.raises(ValueError, match=r"test/masks/a.png has no image of the same name: add it or remove the mask"):
+        open_masks(tmp_path, "test")
+
+
 def test_camvid_of_segnet(tmp_path):
     files = {
         f"CamVid/{split}{kind}/{split}_1.png": photograph() if kind == "" else labels(value)
@@ -125,7 +140,7 @@ def test_the_shared_tars(shared_data):
     [
         ({"test/masks/a.png": None}, "test/images/a.jpg has no mask of the same name"),
         ({"test/masks/a.png": labels(size=(12, 16))}, "is 12 x 16 pixels, its image 24 x 16"),
-        ({"test/masks/a.png": labels(7)}, r"a.png .* holds label 7, but there are 2 classes \(0 to 1"),
+        ({"test/masks/a.png": labels(7)}, r"a.png .* holds value 7, but there are 2 classes \(0 to 1"),
         ({"test/masks/a.png": photograph()}, "mode RGB: save it as a palette or grey PNG"),
         ({"test/masks/a.png": "no image"}, "test/masks/a.png .* cannot be read"),
         ({"test/images/a.jpg": "no image"}, "test/images/a.jpg .* not an image of a known format"),

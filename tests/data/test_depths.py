@@ -21,6 +21,16 @@ def test_depth_in_millimetres_and_relative(tmp_path):
         np.testing.assert_allclose(metres, 2.5 if name == "mm" else 0.2)
 
 
+def test_maps_of_8_and_16_bits_are_not_mixed(tmp_path):
+    maps = {"a": np.full((8, 12), 2500, np.uint16), "b": np.full((8, 12), 51, np.uint8)}
+    files = {f"train/depth/{name}.png": Image.fromarray(depth) for name, depth in maps.items()}
+    write(tmp_path, files | {f"train/images/{name}.jpg": photograph() for name in maps})
+    data = open_depths(tmp_path, "train")
+    data[0]
+    with pytest.raises(ValueError, match=r"b\.png .*: one has 8 bits and the other 16"):
+        data[1]
+
+
 def test_the_shared_tar(shared_data):
     depths = open_depths(shared_data / "depth.tar.gz", "test")
     assert len(depths) == 96 and depths.relative and depths[0][1].max() <= 1
@@ -87,7 +97,7 @@ def test_bad_nyu_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"not NYUv2's labelled file, or is damaged .*rawDepths"):
         open_depths(tmp_path, "test")
     (tmp_path / NYU_SPLITS).unlink()
-    with pytest.raises(ValueError, match=r"splits.mat, the official split of .*, cannot be read"):
+    with pytest.raises(ValueError, match=r"splits.mat, the official split of .*, is missing"):
         open_depths(tmp_path, "test")
 
 

@@ -59,6 +59,9 @@ def test_wrong_landmarks_are_one_line(tmp_path):
     folder = write(tmp_path / "c", TRUTH | {"imlist": NAMES[:3]})
     with pytest.raises(ValueError, match="names image 3 of a database of 3"):
         open_landmarks(str(folder))
+    wrong = [TRUTH["gnd"][0] | {"easy": [-1]}, TRUTH["gnd"][1]]
+    with pytest.raises(ValueError, match="names image -1 of a database of 4"):
+        open_landmarks(str(write(tmp_path / "negative", TRUTH | {"gnd": wrong})))
     folder = write(tmp_path / "d", TRUTH | {"imlist": [*NAMES[:3], "lost"]})
     with pytest.raises(ValueError, match=r"lacks 1 images .* lost\.jpg"):
         open_landmarks(str(folder))

@@ -42,6 +42,13 @@ def test_voc_boxes_count_from_one(tmp_path):
     assert data[0].boxes == [(0, 0, 24, 16), (3, 2, 10, 6)]
 
 
+@pytest.mark.parametrize("box", [(10, 3, 4, 6), (1, 1, 400, 300), (0, 1, 4, 4)])
+def test_a_box_that_is_none(tmp_path, box):
+    files = {"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": xml((1, 1, 2, 2), box)}
+    with pytest.raises(ValueError, match=r"a.xml in .* has a box from .* in an image of 24 x 16: correct it"):
+        open_objects(write(tmp_path, files))[0]
+
+
 def test_voc_boxes_of_parts_are_left_out(tmp_path):
     head = "<part><name>head</name><bndbox><xmin>5</xmin><ymin>4</ymin><xmax>6</xmax><ymax>5</ymax></bndbox></part>"
     note = xml((4, 3, 10, 6)).replace("</object>", f"{head}</object>")

@@ -99,7 +99,7 @@ def test_hold_out_takes_of_every_class_and_needs_two():
     assert np.bincount(labels[held]).tolist() == [2, 1, 1]
     np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(32))
     assert not np.array_equal(linear.hold_out(labels, share=0.1, seed=1)[1], held)
-    with pytest.raises(ValueError, match="class 3 has a single training image"):
+    with pytest.raises(ValueError, match="class 3 has a single training sample"):
         linear.hold_out(np.append(labels, 3), share=0.1, seed=0)
 
 

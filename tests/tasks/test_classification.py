@@ -73,3 +73,21 @@ def test_linear_on_a_convolutional_network(colors, tmp_path):
 def test_linear_refuses_wrong_settings(evaluate, colors):
     with pytest.raises(ValueError, match="must be above 0"):
         evaluate("linear", "--data", colors, "--epochs", 0, *SMALL)
+    with pytest.raises(ValueError, match=r"--validation 1\.5 must lie between 0 and 1"):
+        evaluate("linear", "--data", colors, "--validation", 1.5, *SMALL)
+    with pytest.raises(ValueError, match="must be above 0"):
+        evaluate("linear", "--data", colors, "--rates", "nan", *SMALL)
+    with pytest.raises(ValueError, match=r"--strengths \[nan\] must be above 0"):
+        evaluate("logistic", "--data", colors, "--strengths", "nan", *SMALL)
+    with pytest.raises(ValueError, match="must be above 0"):
+        evaluate("knn", "--data", colors, "--k", 1, "--temperatures", "nan", *SMALL)
+
+
+@pytest.mark.parametrize("task", ["knn", "logistic"])
+def test_a_class_without_a_usable_training_image(evaluate, colors, tmp_path, task):
+    shutil.copytree(colors, tmp_path / "data")
+    *_, last = sorted((tmp_path / "data" / "train").iterdir())
+    for file in last.iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=f"no training image of class {last.name} can be used"):
+        evaluate(task, "--data", tmp_path / "data", *(("--k", 1) if task == "knn" else ()), *SMALL)

@@ -85,6 +85,58 @@ def test_depth_that_nothing_knows_is_said_before_the_training(tmp_path):
         depth.run(PIXELS, options("depth", "--data", folder, "--size", 0, "--steps", 10**9), tmp_path)
 
 
+def rewritten(folder, change):
+    """Changes every map of a folder."""
+    for file in folder.iterdir():
+        Image.fromarray(change(np.asarray(Image.open(file)))).save(file)
+
+
+def test_training_maps_that_know_nothing_are_said_before_the_training(tmp_path):
+    data = planted.depths(tmp_path / "depths")
+    rewritten(data / "train" / "depth", np.zeros_like)
+    with pytest.raises(ValueError, match="split 'train': no depth is known, at most 1"):
+        depth.run(PIXELS, options("depth", "--data", data, "--size", 0, "--steps", 10**9), tmp_path)
+    data = planted.masks(tmp_path / "masks")
+    (data / "classes.txt").write_text("".join(f"{label} class{label}\n" for label in range(9)))
+    rewritten(data / "train" / "masks", lambda mask: np.full_like(mask, 255))
+    with pytest.raises(ValueError, match="split 'train', is ignored: nothing can be learnt"):
+        segmentation.run(PIXELS, options("segmentation", "--data", data, "--size", 0, "--steps", 10**9), tmp_path)
+
+
+def test_relative_depth_and_metres_are_not_mixed(tmp_path):
+    data = planted.depths(tmp_path / "data")
+    rewritten(data / "test" / "depth", lambda values: 100 * values.astype(np.uint16))
+    with pytest.raises(ValueError, match="one of train and test has relative depth, the other metres"):
+        depth.run(PIXELS, options("depth", "--data", data, "--size", 0), tmp_path)
+
+
+def test_depth_beyond_the_bins_is_unknown(tmp_path):
+    data = planted.depths(tmp_path / "data")
+    for split in ("train", "test"):
+        rewritten(data / split / "depth", lambda values: 100 * values.astype(np.uint16))  # 6 to 25 metres
+    seen = depth.Within(depth.open_depths(data, "train"), 10.0)
+    whole = depth.Within(depth.open_depths(data, "train"), 30.0)
+    assert seen.high == 10 and not seen.relative
+    np.testing.assert_array_equal(seen[0][1], np.where(whole[0][1] > 10, 0, whole[0][1]))
+    assert (whole[0][1] > 10).any() and (seen[0][1] > 0).any()
+
+
+def test_images_of_several_shapes_keep_theirs():
+    seen = []
+
+    class Spying(PatchFeatures):
+        def __call__(self, images):
+            seen.append(images.shape[:3])
+            return super().__call__(images)
+
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (*size, 3), np.uint8) for size in ((16, 32), (32, 16), (16, 32))]
+    grids = Spying(PIXELS, batch_size=4).of_sizes(images, 16)
+    assert sorted(seen) == [(1, 32, 16), (2, 16, 32)]
+    for image, grid in zip(images, grids, strict=True):
+        np.testing.assert_allclose(grid, PatchFeatures(PIXELS, batch_size=1)(image[None])[0], atol=1e-6)
+
+
 def test_masks_that_nothing_labels_are_said_before_the_training(tmp_path):
     folder = planted.masks(tmp_path / "data")
     for mask in (folder / "val" / "masks").iterdir():
@@ -174,7 +226,7 @@ def test_the_year_of_davis_chooses_the_list(tmp_path, task):
 def test_damaged_data_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, task, damage, message):
     write = {"segmentation": planted.masks, "depth": planted.depths}.get(task, planted.video)
     (write(tmp_path / "data") / damage).unlink()
-    monkeypatch.setattr(pretrained, "load", lambda weights: (PIXELS, None))
+    monkeypatch.setattr(pretrained, "load", lambda weights, in_chans: (PIXELS, None))
     numbers = tmp_path / "numbers.json"
     words = [task, "--weights", "planted", "--data", str(tmp_path / "data"), "--json", str(numbers)]
     assert evaluate.main([*words, "--out", str(tmp_path / "out"), "--size", "0"]) == 2
