@@ -52,7 +52,7 @@ def get_config(variant: str = "gpu"):
     c.eval.size = 96
     c.checkpoint.every = 250
     c.eval.dense.path = "../shared/data/segmentation.tar.gz"
-    # Under 2 % of the time on a CPU.
+    # About 2 % of the time on a CPU: docs/results.md.
     c.eval.knn.every = c.eval.dense.every = c.eval.quality.every = 250 if device == "gpu" else 400
     if device == "gpu":
         c.data.workers = 12
