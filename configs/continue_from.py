@@ -44,10 +44,10 @@ def get_config(variant: str = "dinov3_vits16"):
     heads = config.phase(
         steps=HEADS,
         batch_size=BATCH,
-        crops={"local_size": 96 // c.model.patch_size * c.model.patch_size},
+        crops={"local_size": round(96 / c.model.patch_size) * c.model.patch_size},
         targets=targets,
         loss={"ibot": ibot, "koleo": 0.1 if ibot else 0.0},
-        optim={"lr_scaling": "none", "freeze_backbone": HEADS},
+        optim={"lr_scaling": "none", "freeze_backbone": -1},
         schedules={
             "lr": config.schedule(start=0.0, peak=1e-3, end=1e-4, warmup=HEADS // 10),
             "weight_decay": config.constant(0.04),

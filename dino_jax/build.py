@@ -156,7 +156,8 @@ def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
             total=phase.steps,
         )
     frozen, rests = phase.optim.freeze_last_layer, phase.optim.last_layer_rests
-    built["backbone_lr"] = schedules.FrozenStart(built["lr"], phase.optim.freeze_backbone)
+    frozen_backbone = phase.optim.freeze_backbone if phase.optim.freeze_backbone >= 0 else phase.steps
+    built["backbone_lr"] = schedules.FrozenStart(built["lr"], frozen_backbone)
     built["last_layer_lr"] = schedules.FrozenStart(built["lr"], frozen)
     built["last_layer_rests"] = lambda step: float(rests and step < frozen)
     return built

@@ -188,7 +188,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.optim.lr_scaling = "sqrt_wrt_1024"  # none | linear_wrt_256 | sqrt_wrt_1024 (peak and end x 4 sqrt(batch / 1024))
     p.optim.freeze_last_layer = 0  # steps in which the prototypes do not move
     p.optim.last_layer_rests = False  # while frozen, they gather no moments either (DINO; not DINOv2 and DINOv3)
-    p.optim.freeze_backbone = 0  # steps in which only the heads learn
+    p.optim.freeze_backbone = 0  # steps in which only the heads learn; -1: the whole phase
 
     p.schedules = ConfigDict()
     p.schedules.lr = schedule(start=0.0, peak=1e-3, end=1e-6)

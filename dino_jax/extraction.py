@@ -310,7 +310,7 @@ def fingerprint(source: Source) -> str:
     """Returns a digest of the names of all images of a source, and of the pixels and labels of a few."""
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(f"{source.name(index)}\n".encode())
+        digest.update(f"{source.name(index)}\n".encode("utf-8", "surrogateescape"))
     for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
         reason = why(source, index)
         if reason == USABLE:

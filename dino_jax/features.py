@@ -126,7 +126,7 @@ def write_parts(
         for number in mine:
             path = feature_files.path_of(folder, number, work.count, kind)
             ids = _finished(path, work, kind)
-            if ids is None:
+            if ids is None or work.has_mended(number, ids):
                 features = work.compute(number, bar.update)
                 ids = features["ids"]
                 computed += len(work.images_of(number))
@@ -205,9 +205,14 @@ def _finished(path: Path, work: Extraction, kind: str) -> np.ndarray | None:
 
 def _named(work: Extraction, features: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """Puts the names first and the outputs into their stored dtype."""
-    names = np.array([work.source.name(int(index)) for index in features["ids"]], dtype=str)
+    names = np.array([_text(work.source.name(int(index))) for index in features["ids"]], dtype=str)
     scalars = {name: features[name] for name in feature_files.SCALARS if name != "names"}
     return {"names": names} | scalars | {name: features[name].astype(dtype) for name in work.shapes}
+
+
+def _text(name: str) -> str:
+    """Spells bytes of a file's name that are not UTF-8 as \\xff, as not every format can hold them."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _list_bad(work: Extraction, mine: range, ids: np.ndarray, folder: Path, process: int) -> int:

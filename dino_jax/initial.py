@@ -71,7 +71,8 @@ def check_path(weights: str) -> None:
 def check_architecture(weights: str, model: Any, expected: Any) -> None:
     """Raises ValueError when the loaded model's options are others than those of the run's backbone."""
     problem = f"init.weights = {weights!r} looks like {model.name}, not like config.model"
-    fix = f"choose the recipe's variant {model.name}, or other weights"
+    kind = f"variant {model.name}" if model.name in VARIANTS else "variant of their generation"
+    fix = f"choose the recipe's {kind}, or other weights"
     if type(model.backbone) is not type(expected):
         raise ValueError(f"{problem} (a {type(expected).__name__}): {fix}")
     names = [field.name for field in dataclasses.fields(expected) if field.name not in FREE]
@@ -79,7 +80,8 @@ def check_architecture(weights: str, model: Any, expected: Any) -> None:
     different = {name: pair for name, pair in options.items() if pair[0] != pair[1]}
     published = VARIANTS.get(model.name, {})
     # Where the recipe has what is published under this name, or nothing is, only its options can be changed.
-    if all(published.get(name, ours) == ours for name, (_, ours) in different.items()):
+    settable = all(None not in pair for pair in different.values())
+    if settable and all(published.get(name, ours) == ours for name, (_, ours) in different.items()):
         fix = "set " + " ".join(f"--config.model.{name}={theirs}" for name, (theirs, _) in different.items())
     if different:
         name, (theirs, ours) = next(iter(different.items()))

@@ -2,10 +2,12 @@
 
 import argparse
 import functools
+import sys
 from pathlib import Path
 
 from dino_jax.data.decode import decode
 from dino_jax.data.deep import decode_deep
+from dino_jax.data.reading import darkness
 from dino_jax.data.sources import Source, open_path
 from dino_jax.models import Extractor
 
@@ -77,7 +79,10 @@ def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
     source = open_images(options, channels)  # a wrong path is said before weights are read
     model = load_model(options)
     there = model.backbone.in_channels
-    return source if there == channels else open_images(options, there), model
+    source = source if there == channels else open_images(options, there)
+    if dark := darkness(source):
+        print(f"--images {options.images}: {dark}", file=sys.stderr)
+    return source, model
 
 
 def open_images(options: argparse.Namespace, channels: int) -> Source:

@@ -16,6 +16,7 @@ from dino_jax import checksum
 from dino_jax.models import VARIANTS, Extractor, inflate_patch_embed
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights import orbax, store
+from dino_jax.weights.configs import TIMM
 from dino_jax.weights.files import check_finite
 from dino_jax.weights.manifest import Manifest
 from dino_jax.weights.network import STATS, Architecture, Tree, family_of, flatten, published
@@ -106,9 +107,11 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     path = Path(path).expanduser()
     check_branch(branch)
     if not path.exists():
-        if len(path.parts) > 1 or path.suffix:
-            raise ValueError(f"there are no weights at {path}: check the path")
-        near = difflib.get_close_matches(str(path), VARIANTS, n=3, cutoff=0.6)
+        of_timm = [ours for ours, theirs in TIMM.items() if str(path).startswith(theirs)]
+        if not of_timm and (len(path.parts) > 1 or path.suffix):
+            hub = " (what is on a hub must be downloaded first)" if len(path.parts) == 2 and not path.suffix else ""
+            raise ValueError(f"there are no weights at {path}: check the path{hub}")
+        near = of_timm[-1:] or difflib.get_close_matches(str(path), VARIANTS, n=3, cutoff=0.6)
         known = f"did you mean {' or '.join(near)}?" if near else f"architectures are {', '.join(VARIANTS)}"
         raise ValueError(f"{path} is neither a file or folder nor an architecture: {known}")
     place = run_place(path)
@@ -116,7 +119,9 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
         return store.read(path, name, branch=branch, **options)
     found = read_run(*place, branch=branch)
     store.check_name(found.architecture, path, name)
-    return dataclasses.replace(found, architecture=found.architecture.with_options(**options))
+    found = dataclasses.replace(found, architecture=found.architecture.with_options(**options))
+    store.check_shapes(found, path)
+    return found
 
 
 def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights:
@@ -189,6 +194,8 @@ def _float_type(dtype: Any) -> jnp.dtype:
         found = None
     if found is None or found.name not in FLOATS:
         raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(FLOATS)}")
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise ValueError("dtype = 'float64' needs jax.config.update('jax_enable_x64', True)")
     return found
 
 

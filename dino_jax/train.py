@@ -20,6 +20,7 @@ from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.data.augment import augment
 from dino_jax.data.bad_images import BadImages
 from dino_jax.data.pipeline import TrainBatches
+from dino_jax.data.reading import darkness
 from dino_jax.data.sources import Source
 from dino_jax.gram_teacher import GramTeachers, is_snapshot, restore_snapshot
 from dino_jax.guard import Guard
@@ -66,6 +67,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
             if changed:
                 print(f"settings changed for phases that have not started: {changed}", file=sys.stderr)
             print(f"{len(source):,} training images", file=sys.stderr)
+            if dark := darkness(source):
+                print(f"data.path: {dark}", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
 
 

@@ -60,8 +60,9 @@ PHASE_RULES: tuple[Rule, ...] = (
     (
         *NOT_NEGATIVE,
         "snapshot_every loss.dino loss.ibot loss.koleo loss.koleo_group_size optim.freeze_last_layer "
-        "optim.freeze_backbone gram.crop_size gram.refresh_every gram.first_refresh gram.max_refreshes",
+        "gram.crop_size gram.refresh_every gram.first_refresh gram.max_refreshes",
     ),
+    (lambda v: v >= -1, "-1 or more", "optim.freeze_backbone"),
     (*SHARE, "center_momentum masks.probability optim.layer_decay optim.patch_embed_multiplier"),
     (*BELOW_1, "optim.b1 optim.b2"),
 )

@@ -104,6 +104,16 @@ def _first_row(model: Extractor, images: Array) -> Array:
     return model.attention(model.normalize(images), queries=1)[:, :, 0]
 
 
+def photographs(source: Source) -> list[int]:
+    """Returns the images of a source that are in no folder of masks; all where there are no others."""
+    outside = [index for index in range(len(source)) if not _is_mask(source.name(index))]
+    return outside or list(range(len(source)))
+
+
+def _is_mask(name: str) -> bool:
+    return any(folder.lower() in MASK_FOLDERS for folder in PurePosixPath(name).parent.parts)
+
+
 def sequences(source: Source) -> dict[str, list[int]]:
     """Groups the images of a source by folder, in the order of the numbers in their names; folders of masks are not.
 
@@ -113,9 +123,9 @@ def sequences(source: Source) -> dict[str, list[int]]:
     """
     found: dict[tuple[str, ...], list[int]] = {}
     for index in range(len(source)):
-        folders = PurePosixPath(source.name(index)).parent.parts
-        if any(folder.lower() in MASK_FOLDERS for folder in folders):
+        if _is_mask(source.name(index)):
             continue
+        folders = PurePosixPath(source.name(index)).parent.parts
         found.setdefault(tuple(folder for folder in folders if folder.lower() != "frames"), []).append(index)
     last = [folders[-1:] for folders in found]
     return {

@@ -15,7 +15,7 @@ from dino_jax.models import Extractor
 from dino_jax.pictures import film, tiles
 from dino_jax.pictures.components import Components, shared_components
 from dino_jax.pictures.similarity import similarity_page
-from dino_jax.views import Attention, cls_attention, open_some, patch_features, sequences
+from dino_jax.views import Attention, cls_attention, open_some, patch_features, photographs, sequences
 
 KINDS = {
     "pca": "principal components of the patch features as colours, one basis for all images",
@@ -51,6 +51,7 @@ def start(options: argparse.Namespace) -> None:
     command.only_our_lines()
     if options.number < 1 or options.size < 0 or getattr(options, "fps", 1.0) <= 0:
         raise ValueError("--number and --fps must be positive, and --size not negative")
+    command.check_output(options.out / "pictures")
     source, model = model_options.open_both(options)
     draw = {"pca": draw_pca, "attention": draw_attention, "similarity": draw_similarity, "video": draw_video}
     for path in draw[options.kind](model, source, options):
@@ -96,7 +97,8 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     places = range(0, len(indices), -(-len(indices) // options.number))
     opened = [image for _, image in open_some(source, indices, places, size=options.size, patch=model.patch_size)]
     if len({image.shape for image in opened}) > 1:
-        raise ValueError(f"the frames of {name!r} differ in size: choose a folder of one video by --sequence")
+        where = f"of {name}" if name else "beside each other"
+        raise ValueError(f"the frames {where} differ in size: put the frames of each video into a folder of its own")
     maps = [cls_attention(model, image).maps.mean(0) for image in opened]
     grids = [patch_features(model, image) for image in opened]
     components = shared_components(grids)
@@ -139,9 +141,10 @@ def _components(image: np.ndarray, grid: np.ndarray, components: Components) -> 
 
 
 def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
-    """Opens at most `--number` images, spread evenly over the source."""
-    places = middles(len(source), options.number)
-    return open_some(source, range(len(source)), places, size=options.size, patch=model.patch_size)
+    """Opens at most `--number` images, spread evenly over the source; maps in folders of masks are none."""
+    indices = photographs(source)
+    places = middles(len(indices), options.number)
+    return open_some(source, indices, places, size=options.size, patch=model.patch_size)
 
 
 def _shown(image: np.ndarray) -> np.ndarray:
@@ -171,7 +174,8 @@ def _sequence(source: Source, wanted: str | None) -> tuple[str, list[int]]:
         raise ValueError("no frames: all folders are called masks or annotations")
     name = next(iter(found)) if wanted is None else wanted
     if name not in found:
-        raise ValueError(f"there is no sequence {name!r}: choose among {', '.join(sorted(found))}")
+        known = ", ".join(sorted(name or "(frames outside of folders: leave --sequence out)" for name in found))
+        raise ValueError(f"there is no sequence {name!r}: there are {known}")
     return name, found[name]
 
 

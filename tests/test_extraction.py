@@ -25,6 +25,7 @@ class Photographs:
     """Images in memory; number BAD cannot be used."""
 
     class_names = ("a", "b")
+    bad: int | None = BAD
 
     def __init__(self, count=21, shapes=((24, 32),), first_seed=0):
         self.count, self.shapes, self.first_seed, self.read = count, shapes, first_seed, []
@@ -34,7 +35,7 @@ class Photographs:
 
     def __getitem__(self, index):
         self.read.append(index)
-        if index == BAD:
+        if index == self.bad:
             raise BadImage("not an image")
         shape = self.shapes[index % len(self.shapes)]
         return {"image": photograph(*shape, seed=self.first_seed + index), "label": index % 2, "id": index}

@@ -90,6 +90,27 @@ def test_a_part_without_usable_images_does_not_change_types(model, tmp_path, kin
     assert [found[name].dtype for name in ("ids", "labels", "cls")] == [np.int32, np.int32, np.dtype(dtype)]
 
 
+def test_a_mended_image_is_taken_back(model, tmp_path):
+    features.write_parts(work(model, Photographs(count=24)), tmp_path, kind="npz")
+    mended = Photographs(count=24)
+    mended.bad = None
+    numbers = features.write_parts(work(model, mended), tmp_path, kind="npz")
+    assert numbers["features/bad_images"] == 0
+    assert features.read(tmp_path)["ids"].tolist() == list(range(24))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_is_not_utf8(model, tmp_path, kind):
+    require(kind)
+
+    class Named(Photographs):
+        def name(self, index):
+            return f"\udcff{index}.jpg"
+
+    features.write_parts(work(model, Named(count=2)), tmp_path, kind=kind)
+    assert features.read(tmp_path)["names"].tolist() == ["\\xff0.jpg", "\\xff1.jpg"]
+
+
 def test_half_floats_are_stored(model, tmp_path):
     features.write_parts(work(model), tmp_path, kind="npz", dtype="float16")
     assert features.read(tmp_path)["cls"].dtype == np.float16

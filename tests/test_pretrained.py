@@ -209,6 +209,26 @@ def test_runs_are_of_the_family_of_their_recipe(recipe, name, family):
     assert (found.name, found.family) == (name, family)
 
 
+@pytest.mark.parametrize(
+    "options", [{"registers": 0}, {"qkv_bias": False}, {"layer_scale": 0.0}, {"depth": 2}, {"ffn": "swiglu"}]
+)
+def test_options_that_make_another_network(run, tmp_path, options):
+    workdir, drawn = run
+    store.save(drawn, tmp_path / "ours", "orbax")
+    for path in (workdir / "gram_teacher" / "7", tmp_path / "ours"):
+        with pytest.raises(ValueError, match=r"do not fit these options: .* is .* there and .* here"):
+            dino_jax.load(path, **options)
+
+
+def test_names_of_other_places():
+    with pytest.raises(ValueError, match=r"facebook/dinov2-base: check the path \(what is on a hub must be downloaded"):
+        dino_jax.load("facebook/dinov2-base")
+    with pytest.raises(ValueError, match="did you mean dinov2_vits14"):
+        dino_jax.load("vit_small_patch14_dinov2.lvd142m")
+    with pytest.raises(ValueError, match=r"float64' needs jax\.config"):
+        dino_jax.load("random:dinov3_vits16", dtype="float64")
+
+
 def test_runs_that_cannot_be_used(run, tmp_path):
     workdir, _ = run
     with pytest.raises(ValueError, match="has saved no checkpoint yet"):

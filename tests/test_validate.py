@@ -43,7 +43,7 @@ def test_the_tiny_recipe_is_valid():
         ({"phases.gram.optim.name": "lars"}, "phases.gram.optim.name = 'lars' must be one of adamw, sgd"),
         ({"phases.gram.optim.name": "sgd"}, "optim.name differs between phases"),
         ({"phases.gram.optim.clip": "all"}, "phases.gram.optim.clip = 'all' must be one of module, tensor"),
-        ({"phases.gram.optim.freeze_backbone": -1}, "phases.gram.optim.freeze_backbone = -1 must be 0 or more"),
+        ({"phases.gram.optim.freeze_backbone": -2}, "phases.gram.optim.freeze_backbone = -2 must be -1 or more"),
         ({"phases.gram.loss.ibot": -1.0}, "phases.gram.loss.ibot = -1.0 must be 0 or more"),
         ({"phases.gram.masks.probability": 0.0}, "masks.probability = 0 leaves none of the 8 crops"),
         (

@@ -107,7 +107,22 @@ def test_video_takes_frames_in_order_and_no_masks(draw, tmp_path, model):
     with Image.open(done.folder / "video-cow.gif") as written:
         assert (written.n_frames, written.size) == (4, (3 * 32 + 4 * 6, 24 + 2 * 6))
     missing = draw("video", tmp_path / "videos.tar", "--sequence", "cat")
-    assert (missing.code, missing.error) == (2, "error: there is no sequence 'cat': choose among bear, cow\n")
+    assert (missing.code, missing.error) == (2, "error: there is no sequence 'cat': there are bear, cow\n")
+
+
+def test_masks_are_no_photographs():
+    class Named(list):
+        def name(self, index):
+            return self[index]
+
+    assert views.photographs(Named(["bear/frames/0.png", "bear/masks/0.png", "a.png"])) == [0, 2]
+    assert views.photographs(Named(["masks/0.png", "masks/1.png"])) == [0, 1]
+
+
+def test_out_is_checked_before_the_work(draw, folder, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    done = draw("pca", folder)
+    assert done.code == 2 and "cannot be written" in done.error and done.error.count("\n") == 1
 
 
 def test_sequences_of_one_name_stay_apart():
@@ -126,7 +141,7 @@ def test_bad_input_is_one_line(draw, folder, tmp_path):
     assert draw("pca", folder, "--number", "0").error.startswith("error: --number and --fps must be positive")
     different = draw("video", folder, "--sequence", "cats")
     assert (different.code, different.error.count("\n")) == (2, 1)
-    assert "differ in size: choose a folder of one video" in different.error
+    assert "the frames of cats differ in size: put the frames of each video" in different.error
 
 
 def test_images_that_cannot_be_used_are_left_out(draw, folder):

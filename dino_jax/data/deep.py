@@ -19,8 +19,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:
     """Decodes an image to 16 bits; 8-bit samples are multiplied by 257, so that white stays white.
 
-    TIFF is read with all its channels, whether they lie together or in planes (one page); other formats as Pillow reads
-    them. Grey is repeated when three channels are asked for. Transparency is dropped then, kept with four channels.
+    TIFF is read with all its channels, whether they lie together, in planes or in pages; other formats as Pillow reads
+    them. The EXIF orientation is applied. Grey is repeated when three channels are asked for. Transparency is dropped
+    then, kept with four channels.
 
     Args:
       image: the encoded bytes, or the path of a file.
@@ -33,7 +34,7 @@ def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:
       BadImage: unreadable, of other channels, or with samples of no known range (32 bits, floats).
     """
     try:
-        samples = _samples(image if isinstance(image, bytes) else Path(image).read_bytes())
+        samples = _samples(image if isinstance(image, bytes) else Path(image).read_bytes(), channels)
     except BadImage:
         raise
     except Exception as error:  # damaged files make the decoders raise nearly every built-in exception
@@ -44,14 +45,14 @@ def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:
     return samples
 
 
-def _samples(encoded: bytes) -> np.ndarray:
-    """Returns uint8 or uint16 (height, width, channels)."""
+def _samples(encoded: bytes, channels: int) -> np.ndarray:
+    """Returns uint8 or uint16 (height, width, channels), upright."""
     if not encoded:
         raise BadImage("the file is empty")
     if encoded.startswith(tiff.HEADERS):
         page = tiff.Page(encoded)
         check_size(page.width, page.height)
-        samples = _by_pillow(encoded) if page.palette else page.samples()
+        samples = _of_tiff(encoded, page, channels)
     elif encoded.startswith(PNG) and encoded[24] == 16 and encoded[25] in (2, 6):  # bit depth; RGB or RGBA
         samples = _deep_colour_png(encoded)
     else:
@@ -59,6 +60,30 @@ def _samples(encoded: bytes) -> np.ndarray:
     if samples.dtype not in (np.uint8, np.uint16):
         raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel")
     return np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
+
+
+def _of_tiff(encoded: bytes, page: tiff.Page, channels: int) -> np.ndarray:
+    if page.palette or page.inks:  # what they mean is a matter of colour, which has 8 bits
+        return _by_pillow(encoded)
+    try:
+        return _turned(page.samples(pages=channels), page.orientation)
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        if page.plain and (page.bits == 8 or page.channels == 1):
+            return _by_pillow(encoded)
+        raise BadImage("its compression needs imagecodecs: pip install imagecodecs, or save it with zlib") from None
+
+
+def _turned(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns `(height, width, channels)` upright, see tag 274 of TIFF."""
+    if orientation in (2, 3, 7):
+        samples = samples[:, ::-1]
+    if orientation in (3, 4, 7):
+        samples = samples[::-1]
+    if orientation in (5, 7):
+        return samples.swapaxes(0, 1)
+    return np.rot90(samples, {6: -1, 8: 1}.get(orientation, 0))
 
 
 def _deep_colour_png(encoded: bytes) -> np.ndarray:
@@ -70,7 +95,9 @@ def _deep_colour_png(encoded: bytes) -> np.ndarray:
     samples = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None:
         raise BadImage("truncated or damaged PNG")
-    return samples[..., [2, 1, 0, *range(3, samples.shape[2])]]  # OpenCV orders blue, green, red
+    with Image.open(io.BytesIO(encoded)) as header:
+        orientation = header.getexif().get(tiff.ORIENTATION, 1)
+    return _turned(samples[..., [2, 1, 0, *range(3, samples.shape[2])]], orientation)  # OpenCV orders blue, green, red
 
 
 def _by_pillow(encoded: bytes) -> np.ndarray:
@@ -81,7 +108,7 @@ def _by_pillow(encoded: bytes) -> np.ndarray:
     check_size(*image.size)
     image.load()
     if image.mode.startswith("I;16"):
-        return np.asarray(image)[..., None]
+        return _turned(np.asarray(image)[..., None], image.getexif().get(tiff.ORIENTATION, 1))
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert({"1": "L", "LA": "L", "PA": "RGBA"}.get(image.mode, "RGB"))
     samples = np.asarray(ImageOps.exif_transpose(image))

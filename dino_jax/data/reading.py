@@ -18,6 +18,7 @@ BATCHES_AHEAD = 2  # in the making beside the one that is out
 MOST_THREADS = 32
 # Images of many shapes wait for others of their own; so many batches of them may wait at once.
 MOST_WAITING = 4
+PROBED = 8
 USABLE = "readable now"  # the reason of an image that can be used
 
 
@@ -125,6 +126,23 @@ def why(source: Source, index: int, prepare: Prepare = lambda image: image) -> s
     except BadImage as error:
         return str(error)
     return USABLE
+
+
+def darkness(source: Source) -> str:
+    """Says in words that images seem to hold fewer bits than their files, "" if they do not.
+
+    Cameras, X-rays and satellites store 12 bits in 16: what is measured then reaches a sixteenth of the range.
+    """
+    largest, whole = -1, 255
+    for index in sorted({number * len(source) // PROBED for number in range(PROBED)}):
+        try:
+            image = source[index]["image"]
+        except BadImage:
+            continue
+        largest, whole = max(largest, int(image.max(initial=0))), int(np.iinfo(image.dtype).max)
+    if largest < 0 or largest >= whole / 8:  # none can be used, or all is well
+        return ""
+    return f"the brightest of {PROBED} images reaches {largest} of {whole}: if they hold 12 bits in 16, scale them up"
 
 
 def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:

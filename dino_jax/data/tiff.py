@@ -15,6 +15,7 @@ class Page:
     Attributes:
       width, height: in pixels.
       bits: of a sample.
+      channels: of a pixel.
       plain: unsigned grey, RGB, RGBA or CMYK, black being 0, all channels of a pixel side by side.
       palette: its samples are numbers of colours.
       inks: its samples are amounts of ink (CMYK).
@@ -29,7 +30,8 @@ class Page:
         self._file = tifffile.TiffFile(io.BytesIO(encoded))
         page: Any = self._file.pages[0]
         self._page = page
-        self.width, self.height, self.bits = page.imagewidth, page.imagelength, page.bitspersample
+        self.width, self.height = page.imagewidth, page.imagelength
+        self.bits, self.channels = page.bitspersample, page.samplesperpixel
         kinds = tifffile.PHOTOMETRIC
         together = page.planarconfig == tifffile.PLANARCONFIG.CONTIG or page.samplesperpixel == 1
         self.plain = (
@@ -42,12 +44,18 @@ class Page:
         self.inks = page.photometric == kinds.SEPARATED
         self.orientation = int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
 
-    def samples(self) -> np.ndarray:
+    def samples(self, *, pages: int = 1) -> np.ndarray:
         """Decodes the page to `(height, width, channels)` in the type of the file; white is always the largest value.
 
+        Args:
+          pages: where the file has just so many, all of one channel and one size, each is a channel.
+
         Raises:
-          ValueError: for a volume.
+          ValueError: for a volume, or a compression that needs more than is installed.
         """
+        everything: list[Any] = list(self._file.pages)
+        if len(everything) == pages > 1 and {page.shape for page in everything} == {(self.height, self.width)}:
+            return np.stack([page.asarray() for page in everything], axis=-1)
         samples = self._page.asarray()
         planes = samples.ndim == 3 and self._page.planarconfig == self._kinds.PLANARCONFIG.SEPARATE
         if self._page.photometric == self._kinds.PHOTOMETRIC.MINISWHITE:

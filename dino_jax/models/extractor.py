@@ -39,10 +39,10 @@ class Extractor:
 
     name: str
     backbone: Any
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    batch_stats: Params = dataclasses.field(default_factory=dict)
+    batch_stats: Params = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def patch_size(self) -> int:
@@ -97,8 +97,7 @@ class Extractor:
           ValueError: if the images do not fit the network.
         """
         self._check(images)
-        tokens = self.backbone.apply(self.variables(), {"global": images})["global"]
-        return self._on_grid(tokens, images, layer=-1)
+        return _tokens(self, images)
 
     def intermediate(
         self, images: Array, layers: int | Sequence[int] = 1, *, norm: bool = True
@@ -116,13 +115,7 @@ class Extractor:
           ValueError: if the images do not fit the network, or it has no such blocks.
         """
         self._check(images)
-        wanted = self._wanted(layers)
-        if isinstance(self.backbone, VisionTransformer):
-            blocks = intermediate_layers(self.backbone, self.params, images, wanted, norm=norm)
-        else:
-            stats = self.batch_stats
-            blocks = intermediate_stages(self.backbone, self.params, images, wanted, norm=norm, batch_stats=stats)
-        return [self._on_grid(block, images, layer=layer) for block, layer in zip(blocks, wanted, strict=True)]
+        return _intermediate(self, images, layers=tuple(self._wanted(layers)), norm=norm)
 
     def attention(self, images: Array, *, queries: int | None = None) -> Array:
         """Returns the last block's attention `(batch, heads, queries, tokens)`; tokens are CLS, registers, patches.
@@ -136,7 +129,7 @@ class Extractor:
         if not isinstance(self.backbone, VisionTransformer):
             raise ValueError(f"{self.name} has no attention: it is no transformer")
         self._check(images)
-        return last_attention(self.backbone, self.params, images, queries=queries)
+        return _attention(self, images, queries=queries)
 
     def _wanted(self, layers: int | Sequence[int]) -> list[int]:
         """Returns the indices of blocks, which JAX would clamp."""
@@ -148,12 +141,6 @@ class Extractor:
             raise ValueError(f"{self.name} has {count} {kind}, asked for {layers}: take {allowed}")
         return list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
 
-    def _on_grid(self, tokens: dict[str, Array], images: Array, *, layer: int) -> dict[str, Array]:
-        patches = tokens["patches"]
-        grid = self.backbone.grid(images.shape[1:3], layer)
-        on_grid = patches.reshape(patches.shape[0], *grid, patches.shape[-1])
-        return {"cls": tokens["cls"], "registers": tokens["registers"], "patches": on_grid}
-
     def _check(self, images: Array) -> None:
         channels = self.backbone.in_channels
         if images.ndim != 4 or images.shape[-1] != channels:
@@ -163,3 +150,36 @@ class Extractor:
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"{self.name} takes normalised floats, got {images.dtype}: use model.normalize(images)")
+
+
+# Compiled once for each network, shape and question, and kept as long as the process lives: a Flax module applied as it
+# is compiles its scan over blocks anew in every call.
+_compiled = functools.partial(jax.jit, inline=True)
+
+
+@_compiled
+def _tokens(model: Extractor, images: Array) -> dict[str, Array]:
+    tokens = model.backbone.apply(model.variables(), {"global": images})["global"]
+    return _on_grid(model, tokens, images, layer=-1)
+
+
+@functools.partial(_compiled, static_argnames=("layers", "norm"))
+def _intermediate(model: Extractor, images: Array, *, layers: tuple[int, ...], norm: bool) -> list[dict[str, Array]]:
+    if isinstance(model.backbone, VisionTransformer):
+        blocks = intermediate_layers(model.backbone, model.params, images, list(layers), norm=norm)
+    else:
+        stats = model.batch_stats
+        blocks = intermediate_stages(model.backbone, model.params, images, list(layers), norm=norm, batch_stats=stats)
+    return [_on_grid(model, block, images, layer=layer) for block, layer in zip(blocks, layers, strict=True)]
+
+
+@functools.partial(_compiled, static_argnames="queries")
+def _attention(model: Extractor, images: Array, *, queries: int | None) -> Array:
+    return last_attention(model.backbone, model.params, images, queries=queries)
+
+
+def _on_grid(model: Extractor, tokens: dict[str, Array], images: Array, *, layer: int) -> dict[str, Array]:
+    patches = tokens["patches"]
+    grid = model.backbone.grid(images.shape[1:3], layer)
+    on_grid = patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+    return {"cls": tokens["cls"], "registers": tokens["registers"], "patches": on_grid}

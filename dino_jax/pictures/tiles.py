@@ -13,6 +13,8 @@ from dino_jax.data.shards import write_whole
 Panel = tuple[str, np.ndarray]
 """A caption and a uint8 image `(height, width, 3)`."""
 
+# Pillow's own font has no letters beyond ASCII.
+FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 GAP = 6
 PAPER = (250, 250, 248)
 INK = (40, 40, 44)
@@ -59,7 +61,7 @@ def tile(panels: Sequence[Panel], *, columns: int) -> np.ndarray:
     """Lays out panels of one size in rows, with their captions above them; uint8."""
     height, width = panels[0][1].shape[:2]
     size_of_font = max(11, min(18, width // 22))
-    font = ImageFont.load_default(size=size_of_font)
+    font = ImageFont.truetype(FONT, size=size_of_font)
     caption = int(size_of_font * 1.7) if any(text for text, _ in panels) else 0
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)

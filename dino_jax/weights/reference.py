@@ -66,7 +66,7 @@ def hugging_face(folder: Path) -> Any:
         network = getattr(transformers, name)
     except Exception as error:  # it imports its parts on first use
         raise ValueError(f"transformers cannot give its {name} ({' '.join(str(error).split())[:120]})") from None
-    return network.from_pretrained(folder, **options).eval()
+    return network.from_pretrained(folder, **options).eval().float()
 
 
 def timm(weights: Weights, folder: Path) -> Any:

@@ -137,7 +137,20 @@ def _checked(weights: Weights, path: Path, name: str | None) -> Weights:
     if problem:
         raise ManifestError(f"the weights in {path}, read as {is_there.name}, do not fit: {problem}", weights.manifest)
     check_finite(weights.params, path)
+    check_shapes(weights, path)
     return weights
+
+
+def check_shapes(weights: Weights, path: Path) -> None:
+    """Raises ValueError when the options make another network of the weights than they were read for."""
+    there = {name: tuple(x.shape) for name, x in weights.params.items()}
+    wanted = {name: tuple(shape) for name, shape in weights.architecture.shapes().items()}
+    for name in sorted({*there, *wanted}):
+        if there.get(name) != wanted.get(name):
+            raise ValueError(
+                f"the weights in {path} do not fit these options: {name} is {there.get(name, 'absent')} there and "
+                f"{wanted.get(name, 'absent')} here: leave options out that the weights tell"
+            )
 
 
 def check_name(is_there: Architecture, path: Path, name: str | None) -> None:

@@ -1,13 +1,15 @@
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from dino_jax.data.decode import BadImage
+from dino_jax.data.decode import BadImage, decode
 from dino_jax.data.deep import decode_deep
 from dino_jax.data.fit import fit, resize
+from dino_jax.data.reading import darkness
 from dino_jax.data.sources import open_path
 from tests.data.images import encode, photograph
 
@@ -111,3 +113,49 @@ def test_open_path_finds_the_kind(tmp_path):
     (tmp_path / "text.txt").write_text("no archive")
     with pytest.raises(ValueError, match="not a readable tar"):
         open_path(str(tmp_path / "text.txt"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_as_to_8_bits(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey, colour = deep(16, 24), deep(16, 24, 3)
+    extra = [(0x0112, "H", 1, orientation, True)]
+    stored = [
+        encode(grey, "PNG", exif=exif),
+        tiff(grey, photometric="minisblack", extratags=extra),
+        tiff(colour, photometric="rgb", extratags=extra),
+        encode((colour >> 8).astype(np.uint8), "PNG", exif=exif),
+        encode((colour >> 8).astype(np.uint8), "TIFF", exif=exif),
+    ]
+    for encoded in stored:
+        np.testing.assert_array_equal(decode_deep(encoded, channels=3) >> 8, decode(encoded))
+
+
+def test_pages_are_channels_where_there_are_as_many():
+    samples = deep(5, 12, 10)
+    encoded = tiff(samples)
+    np.testing.assert_array_equal(decode_deep(encoded, channels=5), np.moveaxis(samples, 0, -1))
+    np.testing.assert_array_equal(decode_deep(encoded, channels=1)[..., 0], samples[0])
+
+
+def test_inks_are_no_colours():
+    encoded = encode(Image.fromarray(photograph()).convert("CMYK"), "TIFF")
+    np.testing.assert_array_equal(decode_deep(encoded, channels=3) >> 8, decode(encoded))
+
+
+@pytest.mark.parametrize("image", [photograph(), photograph()[..., 0], (photograph()[..., 0].astype(np.uint16) * 257)])
+def test_a_compression_that_only_pillow_knows(image):
+    encoded = encode(image, "TIFF", compression="tiff_lzw")
+    np.testing.assert_array_equal(decode_deep(encoded, channels=3) >> 8, decode(encoded))
+
+
+@pytest.mark.parametrize(("bits", "said"), [(8, False), (12, True), (16, False)])
+def test_twelve_bits_in_sixteen_are_noticed(tmp_path, bits, said):
+    for number in range(3):
+        samples = deep(16, 16, 3) >> (16 - bits)
+        (tmp_path / f"{number}.tif").write_bytes(
+            tiff(samples.astype(np.uint8 if bits == 8 else np.uint16), photometric="rgb")
+        )
+    for source in (open_path(str(tmp_path)), open_path(str(tmp_path), decode=partial(decode_deep, channels=3))):
+        assert ("if they hold 12 bits in 16, scale them up" in darkness(source)) == said

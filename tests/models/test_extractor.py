@@ -112,3 +112,25 @@ def test_a_model_is_jitted_by_itself_or_as_an_argument(models):
     images = jnp.ones((1, 28, 42, 3))
     alone, argument = jax.jit(model)(images), jax.jit(lambda m, x: m(x))(model, images)
     np.testing.assert_allclose(alone["patches"], argument["patches"], atol=1e-6)
+
+
+def test_a_second_call_compiles_nothing(models):
+    """As a user calls it, outside of any jit."""
+    model, images = models["dinov2_vits14_reg"], jnp.zeros((1, 28, 28, 3))
+    calls = (model, lambda x: model.intermediate(x, 2), lambda x: model.attention(x, queries=1))
+    for call in calls:
+        call(images)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "compile" in event else None
+    )
+    try:
+        for call in calls:
+            call(images)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+
+
+def test_it_is_shown_without_its_weights(models):
+    assert len(repr(models["dinov2_vits14_reg"])) < 1500
