@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,13 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int
       The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
     """
     prepare_cpu()
-    code = _attempt(command, interrupted)
+    try:
+        code = _attempt(command, interrupted)
+    except BaseException:  # a defect
+        if not _among_others():
+            raise
+        traceback.print_exc()
+        code = 1
     if code and _among_others():
         # An orderly end would wait minutes for the others, which wait for this process.
         sys.stdout.flush()

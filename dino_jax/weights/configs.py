@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dino_jax.models import VARIANTS
 from dino_jax.models.layers import swiglu_hidden
 from dino_jax.weights.layouts import Layout
 from dino_jax.weights.network import Architecture
@@ -22,6 +23,13 @@ CLASSES = {
 }
 
 # timm's names; those with a bias that is not zero end in "_qkvb" there.
+# What networks of other sizes are built on.
+TIMM_OF_ANY_SIZE = {
+    "dino": "dino_vits16",
+    "dinov2": "dinov2_vits14",
+    "dinov2_reg": "dinov2_vits14_reg",
+    "dinov3": "dinov3_vits16",
+}
 TIMM = {
     "dino_vits16": "vit_small_patch16_224",
     "dino_vits8": "vit_small_patch8_224",
@@ -149,15 +157,26 @@ def _require(fits: Any, option: str, name: str, library: str = "transformers") -
         raise ValueError(f"{name} of {library} cannot be built with this network's {option}: choose another --to")
 
 
+def _differs_in_size_alone(options: Options, published: Options) -> bool:
+    same = ("ffn", "ffn_ratio", "registers", "norm", "qkv_bias", "rope_base")
+    return all(options.get(key) == published.get(key) for key in same)
+
+
 def timm(architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...], *, biased: bool) -> Config:
     """Returns the config.json for weights in one of timm's layouts; `biased` says whether qkv biases are stored."""
     o = architecture.options
+    arguments: Config = {"num_classes": 0}
     name = TIMM.get(architecture.name, "")
+    like = f"{architecture.family}{'_reg' if architecture.family == 'dinov2' and o['registers'] else ''}"
+    base = TIMM_OF_ANY_SIZE.get(like)
+    if not name and base is not None and _differs_in_size_alone(o, VARIANTS[base]):
+        name = TIMM[base]
+        arguments |= {"embed_dim": o["width"], "depth": o["depth"], "num_heads": o["heads"]}
+        arguments |= {"patch_size": o["patch_size"]}
     if architecture.family == "dino":
         _require(not o["layer_scale"], "layer_scale", name or "a vision transformer of DINO", "timm")
     if architecture.family == "dinov3" and name and biased:
         name += "_qkvb"
-    arguments: Config = {"num_classes": 0}
     if "patch_size" in o:
         side = o["patch_size"] * (o.get("pos_grid") or 16)
         arguments |= {"img_size": side, "global_pool": "token", "dynamic_img_size": True}

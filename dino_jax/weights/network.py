@@ -71,7 +71,7 @@ class Architecture:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every parameter by path, computing nothing."""
         # No shape depends on the kernel of the attention, which may not exist here.
-        plain = self.with_options(attention="xla") if "heads" in self.options else self
+        plain = self.with_options(attention="xla") if self.options.get("attention") == "cudnn" else self
         return _shapes(plain.build())
 
     def with_options(self, **changes: Any) -> "Architecture":

@@ -85,6 +85,19 @@ def test_features_and_files_are_those_of_timm(name, tmp_path):
     assert all(np.array_equal(written[label], x) for label, x in state.items())
 
 
+@pytest.mark.parametrize("kind", ["dino", "dinov2", "dinov2_registers", "dinov3"])
+def test_networks_of_other_sizes_are_built_by_timm_from_what_is_written(kind, tmp_path):
+    library("timm")
+    weights = tiny.weights(kind)
+    store.save(weights, tmp_path / "ours", "timm")
+    network, model = reference.timm(weights, tmp_path / "ours"), reference.extractor(weights)
+    side = model.patch_size
+    images = np.random.default_rng(1).normal(size=(1, 4 * side, 5 * side, 3)).astype(np.float32)
+    ours = run(model, jnp.asarray(images))
+    for output, expected in reference.tokens_of_timm(network, images, model).items():
+        np.testing.assert_allclose(np.reshape(ours[output], expected.shape), expected, atol=1e-5)
+
+
 def test_published_names_exist_in_timm_and_take_our_tensors():
     timm, torch = library("timm"), library("torch")
     names = set(timm.list_models())
