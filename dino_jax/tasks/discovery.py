@@ -44,6 +44,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     patches.check(options)
     data = open_objects(options.data, year=options.year)
     indices = evenly(len(data), options.limit)
+    for index in indices:  # what is wrong with the data is said before the work, not after a part of it
+        data[index]
     found = {f.name: (f.key, _discover(f, data, indices, options)) for f in patches.compared(model, options)}
     numbers: dict[str, float] = {}
     rows: list[list[str | float]] = [["discovery", "CorLoc", "mask mIoU"]]

@@ -40,6 +40,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     patches.check(options, "context", "radius", "top_k")
     videos = open_videos(options.data, year=options.year)
     chosen = evenly(len(videos), options.limit)
+    for index in chosen:  # what is wrong with the data is said before the work, not after a part of it
+        videos.frames(index), videos.masks(index)
     shown = [chosen[place] for place in evenly(len(chosen), STRIPS)]
     numbers: dict[str, float] = {}
     scores: dict[str, dict[str, Scores]] = {}

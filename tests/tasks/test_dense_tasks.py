@@ -235,6 +235,15 @@ def test_damaged_data_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
     assert not numbers.exists() and not list((tmp_path / "out").rglob("*.*"))
 
 
+@pytest.mark.parametrize("task", [tracking, discovery])
+def test_a_damaged_frame_is_said_before_any_work(tmp_path, task, monkeypatch):
+    (planted.video(tmp_path / "data") / "right" / "frames" / "00003.png").write_bytes(b"no image")
+    monkeypatch.setattr(PatchFeatures, "__call__", lambda *_: pytest.fail("features were computed"))
+    name = task.__name__.rpartition(".")[2]
+    with pytest.raises(ValueError, match=r"right/frames/00003.png .*not an image"):
+        task.run(PIXELS, options(name, "--data", tmp_path / "data", "--size", 0), tmp_path)
+
+
 def test_wrong_options_and_networks_are_one_line(tmp_path):
     data = planted.masks(tmp_path / "data")
     for words, message in (
