@@ -33,6 +33,7 @@ def draw(
     source: Source,
     state: TrainState,
     records: Sequence[dict[str, Any]],
+    final: dict[str, Any],
     folder: Path,
 ) -> list[Path]:
     """Draws principal components, attention, cosine maps and curves; every process computes, the first one draws.
@@ -41,6 +42,7 @@ def draw(
       patches: maps backbone parameters and uint8 images `(images, side, side, 3)` to `(images, rows, columns, dim)`.
       source: images to choose from.
       records: of metrics.jsonl.
+      final: step and quality at the end of the run, as in a record.
       folder: receives the files.
 
     Returns:
@@ -72,9 +74,9 @@ def draw(
     if records:
         boundaries = [(phase.name, phase.first) for phase in in_order(config)]
         paths.append(pictures.curves(records, folder / "curves.png", phases=boundaries))
-        if pictures.can_be_drawn(records):
+        if pictures.can_be_drawn([*records, final]):
             name = folder / "global_against_dense.png"
-            paths.append(pictures.global_against_dense(records, name, phases=boundaries))
+            paths.append(pictures.global_against_dense([*records, final], name, phases=boundaries))
     return paths
 
 

@@ -54,11 +54,9 @@ class Report:
         records = read_metrics(self.folder / "metrics.jsonl") if (self.folder / "metrics.jsonl").exists() else []
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
-            # The pictures show the quality at the end, too.
-            shown = {"knn/teacher": "knn/trained", "dense/miou": "dense/miou"}
-            final = {name: results[there] for name, there in shown.items() if there in results}
-            records = [*records, {"step": int(state.step)} | final]
-        drawn = self.draw(state, records) if self.config.log.pictures else []
+        shown = {"knn/teacher": "knn/trained", "dense/miou": "dense/miou"}
+        final = {"step": int(state.step)} | {name: results[key] for name, key in shown.items() if key in results}
+        drawn = self.draw(state, records, final) if self.config.log.pictures else []
         results |= {"time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
             self.show(results, drawn)
@@ -68,8 +66,8 @@ class Report:
         """Says what the backbone was with which the run began."""
         return "teacher as loaded" if self.config.init.weights else "untrained teacher"
 
-    def draw(self, state: TrainState, records: list[dict[str, Any]]) -> list[Path]:
-        """Draws the pictures of the run into pictures/."""
+    def draw(self, state: TrainState, records: list[dict[str, Any]], final: dict[str, Any]) -> list[Path]:
+        """Draws the pictures of the run into pictures/, see `gallery.draw`."""
         from dino_jax import gallery  # with it comes matplotlib, which the start of a run need not wait for
 
         return gallery.draw(
@@ -80,6 +78,7 @@ class Report:
             self.held_out or self.source,
             state,
             records,
+            final,
             self.folder / "pictures",
         )
 
