@@ -40,7 +40,8 @@ def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224
     """Adds the options of the feature extraction, with the default of --size."""
     parser.add_argument("--size", type=int, default=size, metavar="PIXELS", help="side of the images")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once over all devices")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep features there and continue after a stop")
+    text = "keep features there and continue after a stop; delete it when images change under their old names"
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 
 def open_data(options: argparse.Namespace) -> Labelled:
