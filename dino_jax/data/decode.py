@@ -52,10 +52,9 @@ def decode(image: bytes | str | Path) -> np.ndarray:
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise BadImage("the file is empty")
-    if encoded.startswith(tiff.HEADERS):
-        page = tiff.Page(encoded)
-        if page.bits == 16 and not page.plain:  # which Pillow mistakes or does not know
-            return _to_rgb(ImageOps.exif_transpose(_high_bytes(page)))
+    page = _unusual_tiff(encoded)
+    if page is not None:
+        return _to_rgb(ImageOps.exif_transpose(_high_bytes(page)))
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -74,6 +73,17 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels: a side is shorter than {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f"{width} x {height} pixels: the sides differ by more than a factor of {MAX_ASPECT}")
+
+
+def _unusual_tiff(encoded: bytes) -> tiff.Page | None:
+    """Returns the page of a 16-bit TIFF in a layout that Pillow mistakes or does not know; None of anything else."""
+    if not encoded.startswith(tiff.HEADERS):
+        return None
+    try:
+        page = tiff.Page(encoded)
+    except Exception:  # a damaged header, or one that Pillow may understand
+        return None
+    return page if page.bits == 16 and not page.plain else None
 
 
 def _high_bytes(page: tiff.Page) -> Image.Image:

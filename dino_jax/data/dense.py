@@ -196,7 +196,14 @@ def read_image(files: Files, name: str) -> np.ndarray:
 
 
 def read_values(files: Files, name: str) -> np.ndarray:
-    """Decodes a palette or grey PNG to its values, int32 `(height, width)`: palette colours are not looked at.
+    """Decodes as `read_samples`, to int32."""
+    return read_samples(files, name).astype(np.int32)
+
+
+def read_samples(files: Files, name: str) -> np.ndarray:
+    """Decodes a palette or grey PNG to its values `(height, width)`, of more than a byte each if the file has 16 bits.
+
+    Palette colours are not looked at.
 
     Raises:
       ValueError: when it is damaged, or has colours instead of labels.
@@ -206,6 +213,6 @@ def read_values(files: Files, name: str) -> np.ndarray:
             image.load()
             if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
                 raise ValueError(f"mode {image.mode}: save it as a palette or grey PNG that holds the values")
-            return np.asarray(image).astype(np.int32)
+            return np.asarray(image)
     except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
         raise ValueError(f"{name} in {files.path} cannot be read: {' '.join(str(error).split())}") from None

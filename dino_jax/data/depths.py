@@ -1,16 +1,14 @@
 """Images with a depth for every pixel, in the layouts of their data sets."""
 
 import dataclasses
-import io
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import scipy.io
-from PIL import Image
 
-from dino_jax.data.dense import IMAGES, read_image, read_values
+from dino_jax.data.dense import IMAGES, read_image, read_samples
 from dino_jax.data.files import Files, below, in_folder, open_files, paired
 
 # Images and their depth maps may differ in size, but not in shape.
@@ -93,8 +91,8 @@ class DepthPairs:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_name, depth_name = self.pairs[index]
-        image, values = read_image(self.files, image_name), read_values(self.files, depth_name)
-        if _is_relative(self.files, depth_name) != self.relative:
+        image, values = read_image(self.files, image_name), read_samples(self.files, depth_name)
+        if _is_relative(values) != self.relative:
             raise ValueError(
                 f"{self.pairs[0][1]} and {depth_name} in {self.files.path}: one has 8 bits and the other 16, but "
                 "relative depth and millimetres cannot be mixed"
@@ -114,16 +112,12 @@ def _pairs(files: Files, split: str) -> DepthPairs:
     pairs = paired("depth map", images, in_folder(files, f"{root}{split}/depth", (".png",)))
     if not pairs:
         raise ValueError(f"{files.path} has no images in its split {split!r}")
-    return DepthPairs(files, pairs, relative=_is_relative(files, pairs[0][1]))
+    return DepthPairs(files, pairs, relative=_is_relative(read_samples(files, pairs[0][1])))
 
 
-def _is_relative(files: Files, name: str) -> bool:
+def _is_relative(samples: np.ndarray) -> bool:
     """Tells whether a depth map has 8 bits."""
-    try:
-        with Image.open(io.BytesIO(files.read(name))) as image:
-            return not image.mode.startswith("I")
-    except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
-        raise ValueError(f"{name} in {files.path} cannot be read: {' '.join(str(error).split())}") from None
+    return samples.dtype.itemsize == 1
 
 
 def _nyu_synchronised(files: Files, split: str) -> DepthPairs:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dino_jax.data.decode import BadImage
 from dino_jax.data.sources import Source
+from dino_jax.data.subset import evenly
 
 Batch = dict[str, np.ndarray]
 Sample = tuple[np.ndarray, int]
@@ -134,7 +135,7 @@ def darkness(source: Source) -> str:
     Cameras, X-rays and satellites store 12 bits in 16: what is measured then reaches a sixteenth of the range.
     """
     largest, whole = -1, 255
-    for index in sorted({number * len(source) // PROBED for number in range(PROBED)}):
+    for index in evenly(len(source), PROBED):
         try:
             image = source[index]["image"]
         except BadImage:

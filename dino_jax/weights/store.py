@@ -72,6 +72,7 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
             raise ValueError(f"{path} holds one network, not a student beside a teacher: leave branch out")
         ours = _read_ours(path)
         changed = dataclasses.replace(ours, architecture=ours.architecture.with_options(**options))
+        check_shapes(changed, path)
         return _checked(changed, path, name)
     there = open_checkpoint(path, branch=branch)
     layout = _recognise(there)
@@ -137,7 +138,6 @@ def _checked(weights: Weights, path: Path, name: str | None) -> Weights:
     if problem:
         raise ManifestError(f"the weights in {path}, read as {is_there.name}, do not fit: {problem}", weights.manifest)
     check_finite(weights.params, path)
-    check_shapes(weights, path)
     return weights
 
 
