@@ -15,11 +15,12 @@ end of --config.phases.all.schedules.gram_weight at 2.
 
 from dino_jax import config
 
-# By generation: targets, weight of iBOT, gain of the prototypes.
+# By generation: targets, weights of iBOT and KoLeo, gain of the prototypes, first temperature of the teacher. Sharp at
+# first: Sinkhorn-Knopp turns the alike scores of new prototypes into uniform targets.
 GENERATIONS = {
-    "dino": ("centering", 0.0, "frozen"),
-    "dinov2": ("sinkhorn_knopp", 1.0, "trained"),
-    "dinov3": ("sinkhorn_knopp", 1.0, "none"),
+    "dino": ("centering", 0.0, 0.0, "frozen", 0.04),
+    "dinov2": ("sinkhorn_knopp", 1.0, 0.1, "trained", 0.01),
+    "dinov3": ("sinkhorn_knopp", 1.0, 0.1, "none", 0.01),
 }
 BATCH = 128
 HEADS, ALL = 1000, 10_000  # steps
@@ -29,38 +30,41 @@ def get_config(variant: str = "dinov3_vits16"):
     """Returns the recipe for a model, such as "dinov2_vitb14_reg"."""
     c = config.default()
     c.model = config.model(variant)
-    if "heads" not in c.model:
-        raise ValueError(f"configs/continue_from.py continues transformers, and {variant} is none")
-    c.model.drop_path = 0.1
-    targets, ibot, gain = GENERATIONS[variant.split("_")[0]]
+    targets, ibot, koleo, gain, sharp = GENERATIONS[variant.split("_")[0]]
+    patch, layer_decay = 32, 1.0
+    if "heads" in c.model:
+        patch, layer_decay = c.model.patch_size, 0.8
+        c.model.drop_path = 0.1
+        c.remat = "matmuls"
+    else:  # a convolutional network, without masks and attention
+        ibot = 0.0
+        c.log.pictures = False
     # Fewer prototypes than for ImageNet: thousands of images cannot fill 65,536.
     c.dino_head = config.head(prototypes=8192, gain=gain)
     c.ibot_head = config.head(prototypes=8192, gain=gain)
     c.init.weights = "WEIGHTS"
-    c.remat = "matmuls"
     c.data.workers = 8
     c.checkpoint.every = 500
 
     heads = config.phase(
         steps=HEADS,
         batch_size=BATCH,
-        crops={"local_size": round(96 / c.model.patch_size) * c.model.patch_size},
+        crops={"local_size": round(96 / patch) * patch},
         targets=targets,
-        loss={"ibot": ibot, "koleo": 0.1 if ibot else 0.0},
+        loss={"ibot": ibot, "koleo": koleo},
         optim={"lr_scaling": "none", "freeze_backbone": -1},
         schedules={
             "lr": config.schedule(start=0.0, peak=1e-3, end=1e-4, warmup=HEADS // 10),
             "weight_decay": config.constant(0.04),
             # A constant backbone needs no slow teacher.
             "momentum": config.constant(0.99),
-            # Sharp at first: Sinkhorn-Knopp turns the alike scores of new prototypes into uniform targets.
-            "teacher_temperature": config.schedule(start=0.01 if ibot else 0.04, peak=0.04, end=0.04, warmup=HEADS),
+            "teacher_temperature": config.schedule(start=sharp, peak=0.04, end=0.04, warmup=HEADS),
         },
     )
     everything = config.following(
         heads,
         steps=ALL,
-        optim={"freeze_backbone": 0, "layer_decay": 0.8},
+        optim={"freeze_backbone": 0, "layer_decay": layer_decay},
         schedules={
             "lr": config.schedule(start=0.0, peak=1e-4, end=1e-6, warmup=ALL // 10),
             "momentum": config.schedule(start=0.998, peak=0.998, end=1.0),

@@ -1,5 +1,7 @@
 """Makes the objects of a run from its configuration; models, losses, data and the step know nothing of ConfigDict."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from dino_jax.data.labelled import with_classes
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import TrainBatches, train_batches
 from dino_jax.data.sources import Source, open_source
-from dino_jax.models import Backbone, PrototypeHead, ResNet, VisionTransformer
+from dino_jax.models import Backbone, PrototypeHead, VisionTransformer, network_class
 from dino_jax.objective import Objective
 from dino_jax.phases import Phase
 from dino_jax.recipe import naming
@@ -77,11 +79,9 @@ def networks(config: ConfigDict, *, shards: int) -> Networks:
     """
     dtype = jnp.dtype(config.precision)
     options = config.model.to_dict()
-    backbone: Backbone
-    if "heads" in options:
-        backbone = VisionTransformer(**options, shards=shards, remat=config.remat, dtype=dtype)
-    else:
-        backbone = ResNet(**options, dtype=dtype)
+    module: Any = network_class(options)
+    training = {"shards": shards, "remat": config.remat} if module is VisionTransformer else {}
+    backbone: Backbone = module(**options, **training, dtype=dtype)
     dino_head, ibot_head = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
     with_ibot = any(config.phases[name].loss.ibot for name in config.phase_order)
     return Networks(backbone, dino_head, ibot_head if with_ibot and not config.share_head else None)

@@ -197,7 +197,7 @@ def with_sharding(shapes: Any, mesh: Mesh) -> Any:
 def reason(error: BaseException) -> str:
     """Returns the telling part of an error of Orbax or TensorStore, which run over many lines."""
     text = " ".join(str(error).split()).split(". See full TensorStore details")[0] or type(error).__name__
-    if any(words in text for words in LOST_EACH_OTHER):
+    if jax.process_count() > 1 and any(words in text for words in LOST_EACH_OTHER):
         return "another process has ended; what it said tells why"
     for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
         if known in text:

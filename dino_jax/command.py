@@ -109,12 +109,21 @@ def check_output(file: str | Path | None) -> None:
     """
     if file is None:
         return
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be written: {Path(file).parent}: {error.strerror}") from None
+    check_output_folder(Path(file).parent)
     if Path(file).is_dir():
         raise ValueError(f"{file} cannot be written: it is a folder, give a file in it")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Makes a folder in which files will be written after long work.
+
+    Raises:
+      ValueError: when it cannot be there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to: {error.strerror}") from None
 
 
 def only_our_lines() -> None:

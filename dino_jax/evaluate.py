@@ -57,10 +57,12 @@ def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], No
 
 def start(arguments: list[str]) -> None:
     """Loads the weights, runs the task, and shows and writes what it found."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        outline().parse_args(arguments[:1])
-    # The task's own options are known only once its name is, which stands first or last.
-    name = next((word for word in (*arguments[:1], *arguments[-1:]) if not word.startswith("-")), None)
+    # The task's own options are known only once its name is, which stands first or last, or at least somewhere.
+    ends = [*arguments[:1], *arguments[-1:]]
+    words = [word for word in (*ends, *arguments) if word in TASKS] or [w for w in ends if not w.startswith("-")]
+    name = words[0] if words else None
+    if name not in TASKS and {"-h", "--help"} & {*arguments}:
+        outline().parse_args(["--help"])
     if name is None:
         raise ValueError(f"which task? There are {', '.join(TASKS)}")
     task = open_task(name)

@@ -29,6 +29,8 @@ from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 
 Features = dict[str, np.ndarray]
+Fingerprint = dict[str, Any]
+"""Digests of a source: "names", and "samples", of which an image that cannot be used has None."""
 
 # A shard is what a kill can cost. It holds at most so many images, fewer where they would take more than these bytes.
 MOST_IMAGES = 4096
@@ -168,7 +170,7 @@ class Extraction:
         return _digest([(sharding.path_name(path), int(value)) for path, value in leaves])
 
     @functools.cached_property
-    def _images(self) -> str:
+    def _images(self) -> Fingerprint:
         return fingerprint(self.source)
 
     def settings(self) -> dict[str, Any]:
@@ -306,19 +308,23 @@ def report_bad(source: Source, ids: np.ndarray, prepare: Prepare) -> None:
         print(text, file=sys.stderr)
 
 
-def fingerprint(source: Source) -> str:
-    """Returns a digest of the names of all images of a source, and of the pixels and labels of a few."""
-    digest = hashlib.sha256()
+def fingerprint(source: Source) -> Fingerprint:
+    """Returns a digest of the names of all images of a source, and those of the pixels and labels of a few."""
+    names = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(f"{source.name(index)}\n".encode("utf-8", "surrogateescape"))
+        names.update(f"{source.name(index)}\n".encode("utf-8", "surrogateescape"))
+    samples: list[str | None] = []
     for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
-        reason = why(source, index)
-        if reason == USABLE:
-            sample = source[index]
-            digest.update(sample["image"].tobytes() + str(sample["label"]).encode())
-        else:
-            digest.update(reason.encode())
-    return digest.hexdigest()
+        sample = source[index] if why(source, index) == USABLE else None
+        content = None if sample is None else sample["image"].tobytes() + str(sample["label"]).encode()
+        samples.append(None if content is None else hashlib.sha256(content).hexdigest()[:16])
+    return {"names": names.hexdigest(), "samples": samples}
+
+
+def same_images(before: Fingerprint, now: Fingerprint) -> bool:
+    """Tells whether two fingerprints are of the same images, some of which could not be used before."""
+    pairs = zip(before["samples"], now["samples"], strict=False)
+    return before["names"] == now["names"] and all(was in (None, is_now) for was, is_now in pairs)
 
 
 def _images_per_shard(shapes: Mapping[str, tuple[int, ...]]) -> int:

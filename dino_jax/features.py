@@ -11,7 +11,7 @@ import numpy as np
 
 from dino_jax import command, feature_files, model_options
 from dino_jax.data.fit import FITS
-from dino_jax.extraction import Extraction, bad_images
+from dino_jax.extraction import Extraction, bad_images, same_images
 from dino_jax.feature_outputs import OUTPUTS
 
 EPILOG = """\
@@ -187,7 +187,9 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     except ValueError:
         raise ValueError(f"{file} is damaged: remove it to continue") from None
     different = [name for name in settings if there.get(name) != settings[name]]
-    if different:
+    if different == ["images"] and same_images(there["images"], settings["images"]):  # some were mended
+        write_json_atomic(file, settings)
+    elif different:
         shown = f"{different[0]} {there.get(different[0])!r} there, {settings[different[0]]!r} now"
         raise ValueError(f"{folder} holds features of other settings ({shown}): choose another --out")
 

@@ -1,12 +1,13 @@
 """Counts the floating-point operations of the matrix products of a training step, for MFU and planning."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dino_jax.models import Backbone, PrototypeHead, VisionTransformer
+from dino_jax.models import Backbone, ConvNext, PrototypeHead, ResNet
 from dino_jax.state import Networks
 
 
@@ -16,8 +17,10 @@ def backbone_flops(model: Backbone, side: int, *, kept: float = 1.0) -> float:
     Args:
       kept: share of the samples that a residual branch runs on, below 1 with batch-subset stochastic depth.
     """
-    if not isinstance(model, VisionTransformer):
-        return _convolutional_flops(model, side)
+    if isinstance(model, ConvNext):
+        return _convnext_flops(model, side)
+    if isinstance(model, ResNet):
+        return _resnet_flops(model, side)
     patches = (side // model.patch_size) ** 2
     tokens = 1 + model.registers + patches
     hidden = model.block_options()["hidden"]
@@ -28,7 +31,18 @@ def backbone_flops(model: Backbone, side: int, *, kept: float = 1.0) -> float:
     return 2.0 * (model.depth * kept * (tokens * per_token + attention) + embed)
 
 
-def _convolutional_flops(model: Backbone, side: int) -> float:
+def _convnext_flops(model: ConvNext, side: int) -> float:
+    """Counts the convolutions that shrink the map, and of each block the depthwise one and the MLP."""
+    flops, channels = 0.0, model.in_channels
+    for stage, (width, depth) in enumerate(zip(model.widths, model.depths, strict=True)):
+        shrinking = (4 if stage == 0 else 2) ** 2 * channels * width
+        positions = math.prod(model.grid((side, side), stage))
+        flops += 2.0 * positions * (shrinking + depth * (7**2 * width + 2 * 4 * width**2))
+        channels = width
+    return flops
+
+
+def _resnet_flops(model: ResNet, side: int) -> float:
     """Returns what XLA counts for the forward pass of one image, which a network without a scan shows in full."""
     shapes = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), {"global": jnp.zeros(shapes.shape)}))

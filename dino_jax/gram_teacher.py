@@ -15,7 +15,7 @@ from dino_jax import checkpoint
 from dino_jax.checksum import opened, sealed, sealed_like
 from dino_jax.metrics import write_json_atomic
 from dino_jax.phases import Phase
-from dino_jax.state import Params, TrainState, with_gram_teacher
+from dino_jax.state import Params, TrainState, teacher_weights, with_gram_teacher
 
 
 class GramTeachers:
@@ -93,10 +93,11 @@ class GramTeachers:
     def snapshot(self, step: int, state: TrainState) -> None:
         """Saves the teacher's backbone as a Gram-teacher snapshot."""
         folder = self.snapshot_folder(step)
-        save_snapshot(folder, state.teacher["backbone"])
+        weights = teacher_weights(state)
+        save_snapshot(folder, weights)
         words = ""
         if self.dense_score is not None:
-            score = self.dense_score(state.teacher["backbone"])
+            score = self.dense_score(weights)
             words = f", dense score {score:.4f}"
             if jax.process_index() == 0:
                 write_json_atomic(self.scores_file, {str(s): v for s, v in (self.scores() | {step: score}).items()})

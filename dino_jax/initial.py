@@ -13,7 +13,8 @@ from dino_jax import sharding
 from dino_jax.models import VARIANTS
 from dino_jax.state import Networks, Params
 
-# Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, parameters), on the host.
+# Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, weights in the form of
+# `state.teacher_weights`), on the host.
 Load = Callable[[str], tuple[Any, Params]]
 # Options that change no function a trained network computes: how it is trained, and how it runs.
 FREE = (
@@ -28,8 +29,7 @@ def drawn(networks: Networks, mesh: Mesh, *, seed: int) -> Params:
     """Returns the backbone that `state.init` draws from a seed, as `state.teacher_weights` does."""
 
     def draw() -> Params:
-        stats = networks.batch_stats()
-        return networks.init(jax.random.key(seed))["backbone"] | ({} if stats is None else {"batch_stats": stats})
+        return networks.backbone_weights(jax.random.key(seed))
 
     return jax.jit(draw, out_shardings=sharding.of_state(jax.eval_shape(draw), mesh))()
 
@@ -37,7 +37,7 @@ def drawn(networks: Networks, mesh: Mesh, *, seed: int) -> Params:
 def loaded(
     weights: str, networks: Networks, mesh: Mesh, *, load: Load, statistics: tuple[Sequence[float], Sequence[float]]
 ) -> Params:
-    """Reads a backbone's parameters to where they belong on the mesh.
+    """Reads a backbone's weights to where they belong on the mesh, in the form of `state.teacher_weights`.
 
     Args:
       weights: file or folder that `load` reads.
@@ -52,7 +52,7 @@ def loaded(
     model, params = load(weights)
     check_architecture(weights, model, networks.backbone)
     check_statistics(weights, model, statistics)
-    shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0))["backbone"])
+    shapes = jax.eval_shape(networks.backbone_weights, jax.random.key(0))
     check_parameters(weights, model.name, params, shapes)
 
     def place(x: Any, s: Any) -> jax.Array:

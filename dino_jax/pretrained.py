@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dino_jax import checksum
-from dino_jax.models import VARIANTS, Extractor, inflate_patch_embed
+from dino_jax.models import VARIANTS, ConvNext, Extractor, ResNet, inflate_patch_embed, network_class
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights import orbax, store
 from dino_jax.weights.configs import TIMM
@@ -92,10 +92,12 @@ def load(
 
 
 def load_on_host(path: str | Path) -> tuple[Extractor, Tree]:
-    """Loads as `load`, but leaves the parameters on the host, in the types of the file, for whoever spreads them."""
+    """Loads as `load`, but leaves the parameters on the host, in the types of the file, for whoever spreads them; with
+    them come a ResNet's running statistics, under "batch_stats"."""
     found = read(path)
-    architecture, params = found.architecture, found.tree()
-    return Extractor(architecture.name, architecture.build(), params, found.mean, found.std), params
+    architecture, params, stats = found.architecture, found.tree(), found.stats()
+    model = Extractor(architecture.name, architecture.build(), params, found.mean, found.std, batch_stats=stats)
+    return model, params | ({STATS: stats} if stats else {})
 
 
 def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:
@@ -119,6 +121,7 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
         return store.read(path, name, branch=branch, **options)
     found = read_run(*place, branch=branch)
     store.check_name(found.architecture, path, name)
+    store.check_heads(found.architecture.options, options, path)
     found = dataclasses.replace(found, architecture=found.architecture.with_options(**options))
     store.check_shapes(found, path)
     return found
@@ -132,7 +135,7 @@ def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights
     """
     architecture = published(name).with_options(in_channels=in_chans, **options)
     variables = jax.tree.map(np.asarray, _init(architecture.build(), jax.random.key(seed)))
-    flat = flatten(variables["params"]) | flatten({"batch_stats": variables.get("batch_stats", {})})
+    flat = flatten(variables["params"]) | flatten({STATS: variables.get(STATS, {})})
     mean, std = spread(IMAGENET_MEAN, in_chans), spread(IMAGENET_STD, in_chans)
     return Weights(architecture, flat, {}, mean, std, Manifest("random"))
 
@@ -158,7 +161,7 @@ def with_channels(weights: Weights, in_chans: int | None) -> Weights:
             f"in_chans={there}; only weights for 3 are spread over others"
         )
     params = inflate_patch_embed(weights.tree(), in_chans)
-    flat = {path: np.asarray(x) for path, x in flatten(params).items()} | flatten({"batch_stats": weights.stats()})
+    flat = {path: np.asarray(x) for path, x in flatten(params).items()} | flatten({STATS: weights.stats()})
     return dataclasses.replace(
         weights,
         architecture=weights.architecture.with_options(in_channels=in_chans),
@@ -275,8 +278,9 @@ def architecture_of_run(options: dict[str, Any]) -> Architecture:
 
 def _family_of_run(options: dict[str, Any]) -> str:
     """Tells the generation by what only one of those that can be trained has."""
-    if "channels" in options:
-        return "resnet"
+    of_convolutions = {ConvNext: "convnext", ResNet: "resnet"}.get(network_class(options))
+    if of_convolutions:
+        return of_convolutions
     if not options.get("pos_grid"):
         return "dinov3"
     return "dinov2" if options.get("masking", True) else "dino"

@@ -23,6 +23,7 @@ from dino_jax.evals.quality import neighbour_cosine, uniformity
 from dino_jax.evals.segmentation import quick_miou
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
+from dino_jax.models.stages import STATS
 from dino_jax.recipe import naming
 from dino_jax.state import Networks, Params
 
@@ -160,7 +161,7 @@ class Scores:
         # The name is static under jit: a constant avoids compiling again.
         data = self.config.data
         params = dict(params)
-        stats = params.pop("batch_stats", {})
+        stats = params.pop(STATS, {})
         return Extractor("backbone", self.networks.backbone, params, tuple(data.mean), tuple(data.std), stats)
 
     def _pixels(self, source: Source | None) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dino_jax import sharding
 from dino_jax.models import Backbone, PrototypeHead
+from dino_jax.models.stages import STATS
 
 Params = dict[str, Any]
 Centers = dict[str, Array] | None
@@ -53,9 +54,9 @@ class Networks:
         """
         if stats is None:
             return self.backbone.apply({"params": params["backbone"]}, crops, masks, train=train, rngs=rngs), None
-        variables = {"params": params["backbone"], "batch_stats": stats}
-        out, changed = self.backbone.apply(variables, crops, masks, train=True, mutable=["batch_stats"])
-        return out, changed["batch_stats"]
+        variables = {"params": params["backbone"], STATS: stats}
+        out, changed = self.backbone.apply(variables, crops, masks, train=True, mutable=[STATS])
+        return out, changed[STATS]
 
     def dino_logits(self, params: Params, cls: Array) -> Array:
         """Scores CLS tokens `(..., dim)`: `(..., prototypes)`, float32."""
@@ -79,9 +80,14 @@ class Networks:
             params["ibot_head"] = self.ibot_head.init(ibot_key, token)["params"]
         return params
 
+    def backbone_weights(self, key: Array) -> Params:
+        """Draws what a backbone is evaluated with, in the form of `teacher_weights`."""
+        stats = self.batch_stats()
+        return self.init(key)["backbone"] | ({} if stats is None else {STATS: stats})
+
     def batch_stats(self) -> Params | None:
         """Returns the running statistics with which BatchNorm begins, None for a backbone without it."""
-        return self._variables(jax.random.key(0)).get("batch_stats")
+        return self._variables(jax.random.key(0)).get(STATS)
 
     @functools.partial(jax.jit, static_argnums=0)  # traced once, however often shapes or values are asked for
     def _variables(self, backbone_key: Array) -> dict[str, Params]:
@@ -182,13 +188,16 @@ def teacher_weights(state: TrainState) -> Params:
     """Returns what the teacher's backbone is evaluated with: its parameters, and BatchNorm's running statistics, if
     any, under "batch_stats"."""
     stats = state.batch_stats
-    return state.teacher["backbone"] | ({} if stats is None else {"batch_stats": stats["teacher"]})
+    return state.teacher["backbone"] | ({} if stats is None else {STATS: stats["teacher"]})
 
 
 def with_backbone(state: TrainState, params: Params) -> TrainState:
-    """Returns the state with copies of backbone parameters `params` in student and teacher."""
+    """Returns the state with copies of a backbone's weights, in the form of `teacher_weights`, in both networks."""
+    params = dict(params)
+    stats = params.pop(STATS, None)
     student, teacher = (network | {"backbone": copy(params)} for network in (state.student, state.teacher))
-    return dataclasses.replace(state, student=student, teacher=teacher)
+    both = None if stats is None else {"student": copy(stats), "teacher": copy(stats)}
+    return dataclasses.replace(state, student=student, teacher=teacher, batch_stats=both)
 
 
 def with_gram_teacher(state: TrainState, params: Params | None) -> TrainState:

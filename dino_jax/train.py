@@ -224,8 +224,8 @@ class Trainer:
         return restore_snapshot(self.gram.snapshot_folder(0), self.backbone_like())
 
     def backbone_like(self) -> Any:
-        """Returns shapes, dtypes and shardings of a backbone's parameters."""
-        shapes = jax.eval_shape(lambda: self.networks.init(jax.random.key(0))["backbone"])
+        """Returns shapes, dtypes and shardings of a backbone's weights."""
+        shapes = jax.eval_shape(self.networks.backbone_weights, jax.random.key(0))
         return with_sharding(shapes, self.mesh)
 
     def recorder(self, resumed: Resumed | None) -> Recorder:

@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dino_jax.models import ConvNext, VisionTransformer, network_class
+
 CHOICES: dict[str, tuple] = {
     "precision": ("float32", "bfloat16"),
     "remat": ("none", "matmuls", "full"),
@@ -81,10 +83,10 @@ def validate(config: ConfigDict) -> None:
 def _problems(c: ConfigDict) -> Iterator[str]:
     yield from _values(c, "", CHOICES, RULES)
     yield from _check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
-    if "heads" in c.model:
+    if network_class(c.model) is VisionTransformer:
         yield from _multiple("eval.size", c.eval.size, c.model.patch_size)
-    if "heads" in c.model and c.model.width % c.model.heads:
-        yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
+        if c.model.width % c.model.heads:
+            yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
     if "rope_base" in c.model and c.model.width // c.model.heads % 4:
         yield (
             f"model.width = {c.model.width} over model.heads = {c.model.heads} must give a whole multiple of 4 "
@@ -128,7 +130,7 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
             f"dino_head.gain = {c.dino_head.gain!r} and ibot_head.gain = {c.ibot_head.gain!r}: freeze both or none, as "
             "a trained gain decays and a frozen one must not"
         )
-    if "heads" not in c.model:
+    if network_class(c.model) is not VisionTransformer:
         yield from _convolutional_problems(c, phases)
     if with_ibot and not c.model.get("masking", True):
         yield "loss.ibot needs a mask token, which model.masking = False has not: set one of them"
@@ -146,14 +148,20 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
 
 def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     """Finds what only a transformer can do."""
-    if "channels" not in c.model:
-        yield "model: a ConvNeXt cannot be trained here, only transformers and ResNet"
     if any(p.loss.ibot for p in phases):
         yield "loss.ibot needs a transformer, whose patches can be masked: set it to 0 in all phases"
     if any(p.gram.teacher != "none" for p in phases):
         yield "gram.teacher needs a transformer: set it to 'none' in all phases"
-    if c.init.weights:
-        yield "init.weights needs a transformer: set it to ''"
+    if c.remat != "none":
+        yield f"remat = {c.remat!r} needs a transformer: set it to 'none'"
+    if network_class(c.model) is ConvNext:
+        patch = ConvNext(**c.model.to_dict()).patch_size
+        sizes = {"eval.size": c.eval.size}
+        for name, p in zip(c.phase_order, phases, strict=True):
+            sizes |= {f"phases.{name}.crops.{key}": p.crops[key] for key in ("global_size", "local_size")}
+        for key, size in sizes.items():
+            if size < patch:
+                yield f"{key} = {size} is less than the {patch} px of a patch: enlarge it"
     if c.log.pictures:
         yield "log.pictures shows attention, which only a transformer has: set it to False"
 

@@ -51,7 +51,7 @@ def start(options: argparse.Namespace) -> None:
     command.only_our_lines()
     if options.number < 1 or options.size < 0 or getattr(options, "fps", 1.0) <= 0:
         raise ValueError("--number and --fps must be positive, and --size not negative")
-    command.check_output(options.out / "pictures")
+    command.check_output_folder(options.out)
     source, model = model_options.open_both(options)
     draw = {"pca": draw_pca, "attention": draw_attention, "similarity": draw_similarity, "video": draw_video}
     for path in draw[options.kind](model, source, options):

@@ -22,6 +22,8 @@ FREE = (
     *("checkpoint.", "log.pictures", "nonfinite_limit", "eval.size", "eval.knn.", "eval.quality."),
     "eval.dense.",
 )
+# Unless a phase takes the snapshot with the best dense score: scores of other images cannot be compared.
+OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images", "eval.size")
 IMAGES_COMPARED = 1000
 
 
@@ -74,27 +76,16 @@ class Workdir:
         file = self.path / "config.json"
         now = json.loads(json.dumps(flatten(config)))
         self._longest_period = now["checkpoint.every"]
-        changed: list[str] = []
+        words = ""
         if file.exists() and self.begun():
             try:
                 before = json.loads(file.read_text())
-                begun = self._begun_phases(before)
+                begun, had = self._begun_phases(before), _parts(before)
+                self._longest_period = max(before["checkpoint.every"], now["checkpoint.every"])
             except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, or not what `flatten` gives
                 raise ValueError(f"{file} is damaged: restore it, or start in a new workdir") from None
-            differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-            to_begin = self._begun_phases(now)
-            fixed = tuple(f"phases.{name}." for name in {*begun, *to_begin})
-            if begun == to_begin:
-                changed = [key for key in differing if key.startswith("phases.") and not key.startswith(fixed)]
-                differing = [key for key in differing if key not in changed and key != "phase_order"]
-            differing = [key for key in differing if not key.startswith(FREE)]
-            if differing:
-                raise ValueError(
-                    f"--workdir {self.path} belongs to a run with another config "
-                    f"({_compared(differing, before, now)}): use the same values, or another workdir"
-                )
-            self._longest_period = max(before["checkpoint.every"], now["checkpoint.every"])
-            had, needs = _parts(before), _parts(now)
+            words = self._compare(before, now, begun)
+            needs = _parts(now)
             for part in sorted(had ^ needs):
                 lack = (
                     f"lack the {part} that the phases now need" if part in needs else f"hold {part} no phase needs now"
@@ -105,6 +96,30 @@ class Workdir:
                 )
         if jax.process_index() == 0:
             write_json_atomic(file, now)
+        return words
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any], begun: list[str]) -> str:
+        """Compares the configuration of the run with one to continue it, see `adopt`.
+
+        Args:
+          begun: the phases of the former that have begun.
+        """
+        differing = [key for key in sorted({*before, *now}) if _differs(key, before, now)]
+        to_begin = self._begun_phases(now)
+        fixed = tuple(f"phases.{name}." for name in {*begun, *to_begin})
+        changed: list[str] = []
+        if begun == to_begin:
+            changed = [key for key in differing if key.startswith("phases.") and not key.startswith(fixed)]
+            differing = [key for key in differing if key not in changed and key != "phase_order"]
+        choosing = any(now[f"phases.{name}.gram.teacher"] == "best_dense" for name in now["phase_order"])
+        differing = [
+            key for key in differing if not key.startswith(FREE) or (choosing and key.startswith(OF_DENSE_SCORES))
+        ]
+        if differing:
+            raise ValueError(
+                f"--workdir {self.path} belongs to a run with another config "
+                f"({_compared(differing, before, now)}): use the same values, or another workdir"
+            )
         if not changed:
             return ""
         new = [name for name in now["phase_order"] if name not in before["phase_order"]]
@@ -194,6 +209,13 @@ def _parts(values: dict[str, Any]) -> set[str]:
         if values[f"{phase}targets"] == "centering":
             parts |= {f"centers of {head} scores" for head in heads}
     return parts
+
+
+def _differs(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Tells whether a value changed; an option that an earlier version did not have is off in its runs."""
+    if key in before and key in now:
+        return before[key] != now[key]
+    return bool(before.get(key) or now.get(key))
 
 
 def _compared(keys: list[str], before: dict[str, Any], now: dict[str, Any]) -> str:

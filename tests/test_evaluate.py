@@ -53,6 +53,16 @@ def test_the_task_may_come_last(planted, tmp_path, monkeypatch):
     assert evaluate.main(["--weights", "W", "--model", "M", "--data", "D", "--out", "depth", "knn"]) == 0
 
 
+def test_the_task_may_come_in_between(planted, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(["--weights", "W", "--model", "M", "knn", "--data", "D"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["--weights", "W", "--help"])
+    assert ended.value.code == 0
+    assert "segmentation" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

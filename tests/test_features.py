@@ -90,13 +90,17 @@ def test_a_part_without_usable_images_does_not_change_types(model, tmp_path, kin
     assert [found[name].dtype for name in ("ids", "labels", "cls")] == [np.int32, np.int32, np.dtype(dtype)]
 
 
-def test_a_mended_image_is_taken_back(model, tmp_path):
-    features.write_parts(work(model, Photographs(count=24)), tmp_path, kind="npz")
-    mended = Photographs(count=24)
-    mended.bad = None
+@pytest.mark.parametrize("bad", [0, 7])
+def test_a_mended_image_is_taken_back(model, tmp_path, bad):
+    """Also the first, one of those by which sources are told apart."""
+    damaged, mended, other = (Photographs(count=24) for _ in range(3))
+    damaged.bad, mended.bad, other.bad = bad, None, 3
+    features.write_parts(work(model, damaged), tmp_path, kind="npz")
     numbers = features.write_parts(work(model, mended), tmp_path, kind="npz")
     assert numbers["features/bad_images"] == 0
     assert features.read(tmp_path)["ids"].tolist() == list(range(24))
+    with pytest.raises(ValueError, match="holds features of other settings"):  # what was usable is not by now
+        features.write_parts(work(model, other), tmp_path, kind="npz")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from dino_jax import build, initial, sharding
+from dino_jax import build, config, initial, sharding
 from dino_jax import state as states
 from dino_jax.metrics import read_metrics
 from dino_jax.models import VARIANTS, VisionTransformer
+from dino_jax.models.stages import STATS
 from tests.tiny_recipe import get_config
 
 
@@ -52,6 +53,25 @@ def test_loaded_goes_into_student_and_teacher(networks, mesh, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after.student["dino_head"], state.student["dino_head"])
     # Copies: the step donates its state.
     assert after.student["backbone"]["cls_token"] is not after.teacher["backbone"]["cls_token"]
+
+
+def test_running_statistics_are_loaded_too(mesh, tmp_path):
+    """A ResNet's come with its weights, into both networks, and go into its snapshots."""
+    c = get_config()
+    c.model = config.model("dino_resnet50", depths=(1, 1), channels=4)
+    config.set_phases(c, pretrain=config.following(c.phases.pretrain, loss={"ibot": 0.0}))
+    networks = build.networks(c, shards=1)
+    weights = jax.tree.map(lambda x: x + 0.5, initial.drawn(networks, mesh, seed=5))
+    load = loader(networks.backbone, weights)
+    found = initial.loaded(str(tmp_path), networks, mesh, load=load, statistics=STATISTICS)
+    state = states.init(networks, build.optimizer(c.phases["pretrain"]), mesh, seed=3)
+    after = states.with_backbone(state, found)
+    jax.tree.map(np.testing.assert_array_equal, states.teacher_weights(after), weights)
+    jax.tree.map(np.testing.assert_array_equal, after.student["backbone"], after.teacher["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats["student"], weights[STATS])
+    del weights[STATS]["stem"]["norm"]["var"]
+    with pytest.raises(ValueError, match="batch_stats/stem/norm/var is absent there"):
+        initial.loaded(str(tmp_path), networks, mesh, load=load, statistics=STATISTICS)
 
 
 def test_other_training_options_are_no_other_architecture(networks):

@@ -209,6 +209,15 @@ def test_runs_are_of_the_family_of_their_recipe(recipe, name, family):
     assert (found.name, found.family) == (name, family)
 
 
+def test_heads_are_those_that_are_stated(run, tmp_path):
+    workdir, drawn = run
+    for to in ("orbax", "hf"):
+        store.save(drawn, tmp_path / to, to)
+    for path in (workdir / "gram_teacher" / "7", tmp_path / "orbax", tmp_path / "hf"):
+        with pytest.raises(ValueError, match=r"say that they have \d heads, not 1: leave the heads out"):
+            pretrained.read(path, heads=1)
+
+
 @pytest.mark.parametrize(
     "options", [{"registers": 0}, {"qkv_bias": False}, {"layer_scale": 0.0}, {"depth": 2}, {"ffn": "swiglu"}]
 )

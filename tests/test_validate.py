@@ -121,13 +121,17 @@ def test_ibot_needs_a_mask_token():
         ({"phases.pretrain.loss.ibot": 1.0}, "loss.ibot needs a transformer, whose patches can be masked"),
         ({"phases.pretrain.gram.teacher": "ema"}, "gram.teacher needs a transformer"),
         ({"log.pictures": True}, "log.pictures shows attention, which only a transformer has"),
-        ({"init.weights": "some/where"}, "init.weights needs a transformer"),
-        ({"model": ConfigDict({"depths": (1, 1), "widths": (8, 16)})}, "a ConvNeXt cannot be trained here"),
+        ({"remat": "full"}, "remat = 'full' needs a transformer"),
+        (
+            {"phases.pretrain.crops.local_size": 4},
+            "phases.pretrain.crops.local_size = 4 is less than the 8 px of a patch",
+        ),
+        ({"eval.size": 7}, "eval.size = 7 is less than the 8 px of a patch"),
     ],
 )
-def test_what_a_resnet_cannot_do(changes, message):
+def test_what_a_convolutional_network_cannot_do(changes, message):
     config = get_config()
-    config.model = ConfigDict({"depths": (1, 1), "channels": 4, "in_channels": 3})
+    config.model = ConfigDict({"depths": (1, 1), "widths": (8, 16), "layer_scale": 0.1, "in_channels": 3})
     config.phase_order = ("pretrain",)
     config.phases.pretrain.loss.ibot = 0.0
     validate(config)

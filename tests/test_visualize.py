@@ -68,6 +68,11 @@ def test_pca_draws_each_image_at_its_size_and_all_together(draw, folder):
     assert draw("pca", folder, "--foreground", "--number", "1").files == ["pca.png", "pca/cats-b.png"]
 
 
+def test_a_run_with_pictures_may_be_drawn_into(draw, folder, tmp_path):
+    (tmp_path / "out" / "pictures").mkdir(parents=True)
+    assert draw("pca", folder, "--number", "1").files == ["pca.png", "pca/cats-b.png"]
+
+
 def test_attention_draws_every_head(draw, folder):
     done = draw("attention", folder, "--number", "1", "--size", "64")
     assert done.files == ["attention/cats-b.png"]

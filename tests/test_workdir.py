@@ -39,6 +39,35 @@ def test_same_configuration_is_adopted_again(tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
+def test_options_that_an_earlier_version_did_not_have_were_off(tmp_path):
+    config = get_config()
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    del values["phases.pretrain.masks.circular_shift"]
+    file.write_text(json.dumps(values))
+    on = config.copy_and_resolve_references()
+    on.phases["pretrain"].masks.circular_shift = True
+    with Workdir(tmp_path) as workdir:
+        with pytest.raises(ValueError, match=r"circular_shift: None there, True now"):
+            workdir.adopt(on)
+        assert workdir.adopt(config) == ""
+
+
+def test_dense_scores_that_choose_a_snapshot_are_of_the_same_images(tmp_path):
+    config = get_config()
+    config.eval.dense.path = "masks"
+    config.phases["gram"].gram.teacher = "best_dense"
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config.eval.dense.path = "other masks"
+    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"eval.dense.path: 'masks' there"):
+        workdir.adopt(config)
+
+
 def test_another_configuration_lists_the_keys(tmp_path):
     config = get_config()
     with Workdir(tmp_path) as workdir:
@@ -169,8 +198,16 @@ def test_many_differing_keys_are_cut_short(tmp_path):
         workdir.adopt(config)
 
 
-@pytest.mark.parametrize("text", ['{"seed": 0', "[]", '{"phase_order": ["pretrain"]}', '{"phase_order": 3}'])
+LACKING = "no checkpoint.every"
+
+
+@pytest.mark.parametrize("text", ['{"seed": 0', "[]", '{"phase_order": ["pretrain"]}', '{"phase_order": 3}', LACKING])
 def test_damaged_configuration(tmp_path, text):
+    if text == LACKING:
+        with Workdir(tmp_path / "other") as workdir:
+            workdir.adopt(get_config())
+        values = json.loads((tmp_path / "other" / "config.json").read_text())
+        text = json.dumps({key: x for key, x in values.items() if key != "checkpoint.every"})
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "config.json").write_text(text)
     with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"config.json is damaged: restore it"):

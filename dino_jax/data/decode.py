@@ -93,15 +93,16 @@ def _high_bytes(page: tiff.Page) -> Image.Image:
     channels = samples.shape[2]
     if samples.dtype != np.uint16:
         raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel, unsigned")
-    if channels > 4:
-        raise BadImage(f"{channels} channels are not those of a photograph; save three of them")
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "CMYK" if page.inks else "RGBA"}[channels]
-    high = (samples[..., 0] if channels == 1 else samples) >> 8
-    image = Image.frombytes(mode, (page.width, page.height), np.ascontiguousarray(high, np.uint8).tobytes())
-    exif = Image.Exif()
-    exif[tiff.ORIENTATION] = page.orientation
-    image.info["exif"] = exif.tobytes()
-    return image
+    mode = {1: "L", 4: "CMYK"}.get(channels) if channels == 1 or page.inks else None
+    if mode is None and page.alpha and (channels == 2 or (channels == 4 and page.colour)):
+        mode = "LA" if channels == 2 else "RGBA"
+    elif mode is None and page.colour and channels in (3, 4):
+        mode, samples = "RGB", samples[..., :3]
+    if mode is None:
+        raise BadImage(f"{channels} channels that are not called those of a photograph; save three of them as RGB")
+    high = tiff.upright(samples[..., 0] if channels == 1 else samples, page.orientation) >> 8
+    height, width = high.shape[:2]
+    return Image.frombytes(mode, (width, height), np.ascontiguousarray(high, np.uint8).tobytes())
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -66,24 +66,13 @@ def _of_tiff(encoded: bytes, page: tiff.Page, channels: int) -> np.ndarray:
     if page.palette or page.inks:  # what they mean is a matter of colour, which has 8 bits
         return _by_pillow(encoded)
     try:
-        return _turned(page.samples(pages=channels), page.orientation)
+        return tiff.upright(page.samples(pages=channels), page.orientation)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
         if page.plain and (page.bits == 8 or page.channels == 1):
             return _by_pillow(encoded)
         raise BadImage("its compression needs imagecodecs: pip install imagecodecs, or save it with zlib") from None
-
-
-def _turned(samples: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns `(height, width, channels)` upright, see tag 274 of TIFF."""
-    if orientation in (2, 3, 7):
-        samples = samples[:, ::-1]
-    if orientation in (3, 4, 7):
-        samples = samples[::-1]
-    if orientation in (5, 7):
-        return samples.swapaxes(0, 1)
-    return np.rot90(samples, {6: -1, 8: 1}.get(orientation, 0))
 
 
 def _deep_colour_png(encoded: bytes) -> np.ndarray:
@@ -97,7 +86,9 @@ def _deep_colour_png(encoded: bytes) -> np.ndarray:
         raise BadImage("truncated or damaged PNG")
     with Image.open(io.BytesIO(encoded)) as header:
         orientation = header.getexif().get(tiff.ORIENTATION, 1)
-    return _turned(samples[..., [2, 1, 0, *range(3, samples.shape[2])]], orientation)  # OpenCV orders blue, green, red
+    return tiff.upright(
+        samples[..., [2, 1, 0, *range(3, samples.shape[2])]], orientation
+    )  # OpenCV orders blue, green, red
 
 
 def _by_pillow(encoded: bytes) -> np.ndarray:
@@ -108,7 +99,7 @@ def _by_pillow(encoded: bytes) -> np.ndarray:
     check_size(*image.size)
     image.load()
     if image.mode.startswith("I;16"):
-        return _turned(np.asarray(image)[..., None], image.getexif().get(tiff.ORIENTATION, 1))
+        return tiff.upright(np.asarray(image)[..., None], image.getexif().get(tiff.ORIENTATION, 1))
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert({"1": "L", "LA": "L", "PA": "RGBA"}.get(image.mode, "RGB"))
     samples = np.asarray(ImageOps.exif_transpose(image))

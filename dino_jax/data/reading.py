@@ -135,7 +135,8 @@ def darkness(source: Source) -> str:
     Cameras, X-rays and satellites store 12 bits in 16: what is measured then reaches a sixteenth of the range.
     """
     largest, whole = -1, 255
-    for index in evenly(len(source), PROBED):
+    probed = evenly(len(source), PROBED)
+    for index in probed:
         try:
             image = source[index]["image"]
         except BadImage:
@@ -143,7 +144,8 @@ def darkness(source: Source) -> str:
         largest, whole = max(largest, int(image.max(initial=0))), int(np.iinfo(image.dtype).max)
     if largest < 0 or largest >= whole / 8:  # none can be used, or all is well
         return ""
-    return f"the brightest of {PROBED} images reaches {largest} of {whole}: if they hold 12 bits in 16, scale them up"
+    looked = f"the brightest of {len(probed)} images reaches {largest} of {whole}"
+    return f"{looked}: if the files hold 12 bits in 16, scale them up"
 
 
 def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:

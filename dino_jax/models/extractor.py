@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dino_jax.models.stages import intermediate_stages
+from dino_jax.models.stages import STATS, intermediate_stages
 from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
 
 Params = dict[str, Any]
@@ -62,7 +62,7 @@ class Extractor:
     def variables(self) -> dict[str, Params]:
         """Returns what the backbone is applied to."""
         params = {"params": self.params}
-        return params | {"batch_stats": self.batch_stats} if self.batch_stats else params
+        return params | {STATS: self.batch_stats} if self.batch_stats else params
 
     def normalize(self, images: Array) -> Array:
         """Brings images `(..., height, width, channels)`, uint8, uint16 or floats in [0, 1], to the network's range.

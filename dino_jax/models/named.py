@@ -1,6 +1,7 @@
 """Networks by their published names."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from dino_jax.models.convnext import ConvNext
@@ -30,6 +31,11 @@ def build(name: str, **changes: Any) -> Backbone:
         options = [field for field in family.__dataclass_fields__ if field not in ("parent", "name")]
         raise ValueError(f"{name} has no option {unknown[0]!r}; {_nearest(unknown[0], options)}")
     return family(**VARIANTS[name] | changes)
+
+
+def network_class(options: Mapping[str, Any]) -> type[Backbone]:
+    """Tells the class of a network by its options, as a recipe or `variants.VARIANTS` has them."""
+    return VisionTransformer if "heads" in options else ConvNext if "widths" in options else ResNet
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from dino_jax.models.stages import to_tokens
+from dino_jax.models.stages import STATS, to_tokens
 
 EXPANSION = 4  # of a bottleneck's last convolution
 EPSILON, MOMENTUM = 1e-5, 0.1  # PyTorch's defaults for BatchNorm: the new statistics enter the running ones by a tenth
@@ -41,14 +41,14 @@ class BatchNorm(nn.Module):
 
     def running(self, channels: int) -> tuple[Any, Any]:
         """Returns the variables of the running mean and variance, each `(channels,)`."""
-        if not (self.has_variable("batch_stats", "mean") or self.is_mutable_collection("batch_stats")):
+        if not (self.has_variable(STATS, "mean") or self.is_mutable_collection(STATS)):
             raise ValueError("evaluation needs running statistics: apply to {'params': ..., 'batch_stats': ...}")
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        return mean, self.variable("batch_stats", "var", jnp.ones, (channels,))
+        mean = self.variable(STATS, "mean", jnp.zeros, (channels,))
+        return mean, self.variable(STATS, "var", jnp.ones, (channels,))
 
     def update(self, mean: Array, variance: Array, count: int) -> None:
         """Moves the running statistics towards those of a batch of `count` positions."""
-        if not self.is_mutable_collection("batch_stats"):
+        if not self.is_mutable_collection(STATS):
             return
         running_mean, running_variance = self.running(len(mean))
         if self.is_initializing():

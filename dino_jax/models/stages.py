@@ -6,6 +6,8 @@ import jax
 from einops import rearrange
 from jax import Array
 
+STATS = "batch_stats"  # the collection of BatchNorm's running statistics
+
 
 def to_tokens(x: Array) -> dict[str, Array]:
     """Reads a map `(batch, height, width, dim)` as "cls" (its mean), "registers" (none) and "patches" (row-major)."""
@@ -36,7 +38,7 @@ def intermediate_stages(
     Returns:
       For each wanted stage "cls" `(batch, dim)`, "registers" `(batch, 0, dim)` and "patches" `(batch, n, dim)`.
     """
-    variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
+    variables = {"params": params} | ({STATS: batch_stats} if batch_stats else {})
     stages = model.apply(variables, {"global": images}, collect=True)["global"]["stages"]
     out = []
     for index in stages_wanted:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -94,8 +95,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a model without patches.
     """
     patches.check(options, "steps")
-    if not options.farthest > NEAREST:
-        raise ValueError(f"--farthest {options.farthest:g} must be above {NEAREST:g} metres")
+    if not NEAREST < options.farthest < math.inf:
+        raise ValueError(f"--farthest {options.farthest:g} must be a number above {NEAREST:g} metres")
     train, test = (Within(open_depths(options.data, split), options.farthest) for split in ("train", options.split))
     if train.relative != test.relative:
         raise ValueError(f"{options.data}: one of train and {options.split} has relative depth, the other metres")
@@ -104,9 +105,9 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     # What is wrong with the data is said before the training, not after it.
     known = [(train[index][1] > 0).any() for index in evenly(len(train), options.limit)]
     if not any(known):
-        raise ValueError(f"{options.data}, split 'train': no depth is known, at most {train.high:g}")
+        raise ValueError(f"{options.data}, split 'train': no depth is known{_reach(train)}")
     for index in evenly(len(test), options.limit):
-        _check_known(test[index][1], test.name(index), options)
+        _check_known(test, index, options)
     found, keys = {}, {}
     for features in patches.compared(model, options):
         found[features.name] = _predict(features, _train(features, train, options), test, options)
@@ -126,10 +127,16 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     return Result(numbers, rows, [picture])
 
 
-def _check_known(truth: np.ndarray, name: str, options: argparse.Namespace) -> None:
+def _check_known(data: Within, index: int, options: argparse.Namespace) -> None:
+    truth = data[index][1]
     if not ((truth > 0) & _valid(truth, options)).any():
         where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
-        raise ValueError(f"the depth of {name} is not known {where}: leave the image out")
+        raise ValueError(f"the depth of {data.name(index)} is not known {where}{_reach(data)}: leave the image out")
+
+
+def _reach(data: Within) -> str:
+    """Says in words which depths count."""
+    return "" if data.relative else f" up to {data.high:g} metres (--farthest)"
 
 
 def _valid(truth: np.ndarray, options: argparse.Namespace) -> np.ndarray:

@@ -73,11 +73,13 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     features = _choices(test)
     scores = linear.accuracies(params, features, test["labels"])
     predictions = linear.predict(params, features)[name][index]
-    if (predictions < 0).any():
+    known = predictions >= 0
+    if not known.any():
         raise ValueError(f"every probe diverged at --rates {options.rates}: lower them")
     accuracy = float(scores[name][index])
     title = f"Linear probe on {name}, rate {options.rates[index]:g}, {accuracy:.1%}"
-    pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
+    ids, labels = test["ids"][known], test["labels"][known]
+    pictures = draw_confusions(data, ids, labels, predictions[known], folder, title=title)
     path = folder / "rates.png"
     setting = "learning rate of a batch of 256 (accuracy on held-out training images)"
     pictures.append(over_setting(options.rates, chosen_by, path, title=title, setting=setting, chosen=(name, index)))

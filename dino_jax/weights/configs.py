@@ -8,7 +8,7 @@ from typing import Any
 from dino_jax.models import VARIANTS
 from dino_jax.models.layers import swiglu_hidden
 from dino_jax.weights.layouts import Layout
-from dino_jax.weights.network import Architecture
+from dino_jax.weights.network import BASES, Architecture
 
 Options = Mapping[str, Any]
 Config = dict[str, Any]
@@ -23,13 +23,6 @@ CLASSES = {
 }
 
 # timm's names; those with a bias that is not zero end in "_qkvb" there.
-# What networks of other sizes are built on.
-TIMM_OF_ANY_SIZE = {
-    "dino": "dino_vits16",
-    "dinov2": "dinov2_vits14",
-    "dinov2_reg": "dinov2_vits14_reg",
-    "dinov3": "dinov3_vits16",
-}
 TIMM = {
     "dino_vits16": "vit_small_patch16_224",
     "dino_vits8": "vit_small_patch8_224",
@@ -167,14 +160,16 @@ def timm(architecture: Architecture, mean: tuple[float, ...], std: tuple[float, 
     o = architecture.options
     arguments: Config = {"num_classes": 0}
     name = TIMM.get(architecture.name, "")
-    like = f"{architecture.family}{'_reg' if architecture.family == 'dinov2' and o['registers'] else ''}"
-    base = TIMM_OF_ANY_SIZE.get(like)
-    if not name and base is not None and _differs_in_size_alone(o, VARIANTS[base]):
-        name = TIMM[base]
-        arguments |= {"embed_dim": o["width"], "depth": o["depth"], "num_heads": o["heads"]}
-        arguments |= {"patch_size": o["patch_size"]}
-    if architecture.family == "dino":
-        _require(not o["layer_scale"], "layer_scale", name or "a vision transformer of DINO", "timm")
+    if not name and "heads" in o:
+        base = BASES[architecture.family] + ("_reg" if architecture.family == "dinov2" and o["registers"] else "")
+        if _differs_in_size_alone(o, VARIANTS[base]):
+            name = TIMM[base]
+            arguments |= {"embed_dim": o["width"], "depth": o["depth"], "num_heads": o["heads"]}
+            arguments |= {"patch_size": o["patch_size"]}
+    if "heads" in o:
+        transformer = name or "a vision transformer"
+        _require(bool(o["layer_scale"]) == (architecture.family != "dino"), "layer_scale", transformer, "timm")
+        _require(not o.get("untie_cls_and_patch_norms"), "untie_cls_and_patch_norms", transformer, "timm")
     if architecture.family == "dinov3" and name and biased:
         name += "_qkvb"
     if "patch_size" in o:

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dino_jax import models
+from dino_jax.models.stages import STATS
 
 Tree = dict[str, Any]
 Flat = dict[str, np.ndarray]
-
-STATS = "batch_stats"  # the collection of ResNet's running statistics; their paths begin with it here
 
 FLAX = ("parent", "name")  # fields of every module
 MAY_BE_ZERO = ("registers", "pos_grid")

@@ -71,6 +71,7 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
         if branch == "student":
             raise ValueError(f"{path} holds one network, not a student beside a teacher: leave branch out")
         ours = _read_ours(path)
+        check_heads(ours.architecture.options, options, path)
         changed = dataclasses.replace(ours, architecture=ours.architecture.with_options(**options))
         check_shapes(changed, path)
         return _checked(changed, path, name)
@@ -141,6 +142,13 @@ def _checked(weights: Weights, path: Path, name: str | None) -> Weights:
     return weights
 
 
+def check_heads(stated: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError for another number of attention heads than is stated beside weights, whose shapes allow any."""
+    there, here = stated.get("heads"), given.get("heads")
+    if None not in (there, here) and there != here:
+        raise ValueError(f"the weights in {path} say that they have {there} heads, not {here}: leave the heads out")
+
+
 def check_shapes(weights: Weights, path: Path) -> None:
     """Raises ValueError when the options make another network of the weights than they were read for."""
     there = {name: tuple(x.shape) for name, x in weights.params.items()}
@@ -194,9 +202,11 @@ def _recognise(there: Checkpoint) -> Layout:
 def _architecture(there: Checkpoint, layout: Layout, options: Mapping[str, Any]) -> Architecture:
     if there.beside is not None:
         architecture = _from_facts(there.beside, there.path / FACTS)
+        check_heads(architecture.options, options, there.path)
         # The layout's own code resizes positions in its way, the weights' origin perhaps otherwise.
         return architecture.with_options(**{**layout.options, **options})
     known = configs.options_of(dict(there.config), there.path) if there.whose == "hf" else {}
+    check_heads(known, options, there.path)
     try:
         return infer.architecture(there.state, layout, {**known, **options})
     except KeyError as error:

@@ -55,7 +55,9 @@ def test_16_bit_colour_tiff_is_scaled():
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("layout", ["planes", "white is 0", "grey and alpha", "planes, on its side"])
+@pytest.mark.parametrize(
+    "layout", ["planes", "white is 0", "grey and alpha", "planes, on its side", "not called RGB", "one more plane"]
+)
 def test_16_bit_tiff_in_unusual_layouts(layout, compression):
     deep = np.random.default_rng(0).integers(0, 2**16, (24, 32, 3)).astype(np.uint16)
     expected, grey = (deep >> 8).astype(np.uint8), np.repeat(deep[..., :1] >> 8, 3, axis=2).astype(np.uint8)
@@ -65,6 +67,11 @@ def test_16_bit_tiff_in_unusual_layouts(layout, compression):
     if layout == "grey and alpha":
         deep, expected = np.stack([deep[..., 0], np.full((24, 32), 65535, np.uint16)], -1), grey
         options = {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    if layout == "not called RGB":
+        options = {"photometric": "minisblack", "planarconfig": "contig"}
+    if layout == "one more plane":  # infrared, not opacity
+        deep, layout = np.concatenate([deep, deep[..., :1] // 8], axis=-1), "planes"
+        options["extrasamples"] = ["unspecified"]
     if "planes" in layout:
         deep = np.moveaxis(deep, -1, 0)
     if "side" in layout:
@@ -79,7 +86,9 @@ def test_16_bit_tiff_in_unusual_layouts(layout, compression):
     ("samples", "words"),
     [
         (np.zeros((24, 32), np.int16), "int16 samples have no known range"),
-        (np.zeros((5, 24, 32), np.uint16), "5 channels are not those of a photograph"),
+        (np.zeros((2, 24, 32), np.uint16), "2 channels that are not called those of a photograph"),
+        (np.zeros((4, 24, 32), np.uint16), "4 channels that are not called those of a photograph"),
+        (np.zeros((5, 24, 32), np.uint16), "5 channels that are not called those of a photograph"),
     ],
 )
 def test_16_bit_tiff_that_is_no_photograph(samples, words):

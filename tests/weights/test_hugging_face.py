@@ -157,6 +157,16 @@ def test_a_class_that_cannot_hold_a_network_says_which_option(tmp_path):
         store.save(store.Weights(changed, *list(vars(drawn).values())[1:]), tmp_path / "x", "hf")
 
 
+@pytest.mark.parametrize("option", ["layer_scale", "untie_cls_and_patch_norms"])
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+def test_timm_cannot_hold_every_network(family, option, tmp_path):
+    there = {"layer_scale": 0.0, "untie_cls_and_patch_norms": True}[option]
+    drawn = tiny.weights(family)
+    changed = dataclasses.replace(drawn, architecture=drawn.architecture.with_options(**{option: there}))
+    with pytest.raises(ValueError, match=f"of timm cannot be built with this network's {option}"):
+        store.save(changed, tmp_path / "x", "timm")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
