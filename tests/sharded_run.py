@@ -1,6 +1,7 @@
 """Trains the tiny recipe on meshes of several shapes: `python -m tests.sharded_run FOLDER IMAGES 1x1 centered-2x4 ...`.
 
-"centered-" is the fast set-up of DINOv2: centered targets, and one weight-normalised head for both losses.
+"centered-" is the fast set-up of DINOv2: centered targets, and one weight-normalised head for both losses; "convnext-"
+a ConvNeXt, with DINO and KoLeo alone.
 
 Leaves FOLDER/<shape>/metrics.jsonl, and prints as JSON how many bytes of the state the first device holds.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from dino_jax import build, sharding
+from dino_jax import build, config, sharding
 from dino_jax.checkpoint import Checkpoints
 from dino_jax.stop import StopRequest
 from dino_jax.train import Trainer
@@ -35,24 +36,37 @@ def recipe(images: Path):
     return c
 
 
-def centered(c) -> None:
-    """Changes the recipe to centering and a shared head, without a Gram teacher."""
-    phase = c.phases["gram"]
+def without_gram(phase) -> None:
+    """Takes the Gram teacher out of a phase."""
     phase.gram.update({"teacher": "none", "refresh_every": 0, "max_refreshes": 0})
     phase.schedules.gram_weight.update({"start": 0.0, "peak": 0.0, "end": 0.0})
-    phase.targets = "centering"
+
+
+def centered(c) -> None:
+    """Changes the recipe to centering and a shared head, without a Gram teacher."""
+    without_gram(c.phases["gram"])
+    c.phases["gram"].targets = "centering"
     c.dino_head.gain = "trained"
     c.share_head = True
 
 
+def convnext(c) -> None:
+    """Changes the recipe to a ConvNeXt and what it can do."""
+    without_gram(c.phases["gram"])
+    c.phases["gram"].loss.ibot = 0.0
+    c.model = config.model("dinov3_convnext_tiny", depths=(1, 2), widths=(8, 16), layer_scale=0.1)
+
+
+KINDS = {"": lambda c: None, "centered": centered, "convnext": convnext}
+
+
 def train(folder: Path, images: Path, kind: str, data: int, fsdp: int) -> int:
     """Trains on a mesh and returns the bytes of the state on its first device; saves and evaluates nothing."""
-    config = recipe(images)
-    if kind:
-        centered(config)
+    c = recipe(images)
+    KINDS[kind](c)
     mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
-    networks = build.networks(config, shards=SHARDS)
-    source, _ = build.sources(config)
+    networks = build.networks(c, shards=SHARDS)
+    source, _ = build.sources(c)
     held = []
 
     class Holding(Trainer):
@@ -62,7 +76,7 @@ def train(folder: Path, images: Path, kind: str, data: int, fsdp: int) -> int:
             return state
 
     with Workdir(folder) as workdir, StopRequest() as stop:
-        trainer = Holding(config, workdir, mesh, networks, source, None, stop)
+        trainer = Holding(c, workdir, mesh, networks, source, None, stop)
         trainer.report.finish = lambda state, seconds: {}
         trainer.gram.snapshot = lambda step, state: None
         trainer.run()

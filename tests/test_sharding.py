@@ -15,6 +15,7 @@ from tests.tiny_recipe import get_config
 
 SHAPES = ("1x1", "8x1", "2x4")
 CENTERED = ("centered-1x1", "centered-1x8")
+CONVNEXT = ("convnext-1x1", "convnext-2x4")
 UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 
 
@@ -22,17 +23,17 @@ UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 def runs(program, tmp_path_factory):
     """Returns (folder of all runs, what they said on standard error, bytes of state on a device by shape)."""
     folder = tmp_path_factory.mktemp("sharded")
-    arguments = ("tests.sharded_run", str(folder), str(program.images), *SHAPES, *CENTERED)
+    arguments = ("tests.sharded_run", str(folder), str(program.images), *SHAPES, *CENTERED, *CONVNEXT)
     done = program.finish(program.start(*arguments, devices=8))
     assert done.returncode == 0, done.stderr
     return folder, done.stderr, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [*SHAPES[1:], *CENTERED[1:]])
+@pytest.mark.parametrize("shape", [*SHAPES[1:], *CENTERED[1:], *CONVNEXT[1:]])
 def test_eight_devices_measure_what_one_does(runs, shape):
     folder, _, _ = runs
-    single = CENTERED[0] if shape in CENTERED else SHAPES[0]
+    single = next(shapes[0] for shapes in (SHAPES, CENTERED, CONVNEXT) if shape in shapes)
     expected, actual = (read_metrics(folder / name / "metrics.jsonl") for name in (single, shape))
     assert len(expected) == len(actual) == 4
     for one, eight in zip(expected, actual, strict=True):
@@ -46,6 +47,7 @@ def test_state_is_split(runs):
     _, _, held = runs
     assert held["8x1"] == held["1x1"]
     assert held["2x4"] < 0.4 * held["1x1"]
+    assert held["convnext-2x4"] < 0.6 * held["convnext-1x1"]
     assert held["centered-1x8"] < 0.25 * held["centered-1x1"]
 
 
