@@ -1,5 +1,6 @@
 """What all `python -m dino_jax.<verb>` commands share: errors as one line, exit codes, and a quiet terminal."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -9,7 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def check_output_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written to: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder as `check_output_folder`, and takes it away again if nothing came into it."""
+    check_output_folder(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def only_our_lines() -> None:

@@ -1,7 +1,6 @@
 """Evaluates weights: `python -m dino_jax.evaluate TASK --weights PATH --data ...`."""
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -70,15 +69,9 @@ def start(arguments: list[str]) -> None:
     command.check_output(options.json)
     command.only_our_lines()
     model = model_options.load_model(options)
-    folder = options.out / name
-    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    try:
-        result = task.run(model, options, folder)
-    finally:
-        for empty in (folder, options.out):
-            with contextlib.suppress(OSError):  # it holds pictures
-                empty.rmdir()
+    with command.output_folder(options.out), command.output_folder(options.out / name):
+        result = task.run(model, options, options.out / name)
     print(table(result.rows))
     for picture in result.pictures:
         print(f"picture: {picture}")

@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     model_options.add_model(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="model.stablehlo or model.onnx")
-    parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PX", help="side, or height and width")
+    text = "side, or height and width (default 224)"
+    parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PX", help=text)
     parser.add_argument(
         "--dtype", choices=tuple(TOLERANCE), default="float32", help="of weights and computation (default float32)"
     )
@@ -76,7 +77,7 @@ def start(options: argparse.Namespace) -> None:
         platforms = tuple(options.platforms or PLATFORMS)
         numbers = to_stablehlo(model, options.out, height=height, width=width, platforms=platforms)
         where = f"for {', '.join(platforms)}"
-    print(f"{options.out}: {options.out.stat().st_size / 2**20:.0f} MiB, {where}")
+    print(f"{options.out}: {options.out.stat().st_size / 2**20:.0f} MiB, for images of {height} x {width}, {where}")
     print("largest difference to the model: " + ", ".join(f"{n.split('/')[1]} {v:.1e}" for n, v in numbers.items()))
     if options.json:
         write_json_atomic(options.json, numbers)

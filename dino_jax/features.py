@@ -61,8 +61,13 @@ def start(options: argparse.Namespace) -> None:
     command.only_our_lines()
     feature_files.require(options.format)
     command.check_output(options.json)
-    command.check_output(options.out / "features.json")
     command.join_cluster()
+    with command.output_folder(options.out):
+        write(options)
+
+
+def write(options: argparse.Namespace) -> None:
+    """Does so once the folder is there and the processes have found each other."""
     import jax
 
     from dino_jax import sharding
@@ -119,7 +124,7 @@ def write_parts(
     _claim(folder, settings)
     mine = range(process[0], work.count, process[1])
     total = sum(len(work.images_of(number)) for number in mine)
-    computed = 0
+    computed = done = 0
     started = time.monotonic()
     kept: list[np.ndarray] = []
     with tqdm(total=total, unit=" images", mininterval=1 if sys.stderr.isatty() else 30, disable=process[0] > 0) as bar:
@@ -131,13 +136,14 @@ def write_parts(
                 ids = features["ids"]
                 computed += len(work.images_of(number))
                 feature_files.write(path, _named(work, features, dtype), kind)
-            else:
-                bar.update(len(work.images_of(number)))
+            done += len(work.images_of(number))
+            bar.update(done - bar.n)
             kept.append(ids)
     seconds = time.monotonic() - started
     bad = _list_bad(work, mine, np.concatenate([*kept, np.zeros(0, np.int32)]), folder, process[0])
     if process[0] == 0:
-        print(f"{total - bad} images, {bad} could not be used; {computed / seconds:.1f} images/s; features: {folder}")
+        speed = f"{computed / seconds:.1f} images/s" if computed or not total else "all were there already"
+        print(f"images: {total - bad}, and {bad} that cannot be used; {speed}; features: {folder}")
     if total and bad == total:
         raise ValueError(f"none of the {total} images can be used: see {_bad_file(folder, process[0])}")
     return {

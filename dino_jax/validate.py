@@ -26,6 +26,7 @@ PHASE_CHOICES: dict[str, tuple] = {
     "gram.tokens": ("all", "masked", "unmasked"),
     "optim.lr_scaling": ("none", "linear_wrt_256", "sqrt_wrt_1024"),
 }
+OWN_TEACHERS = ("none", "ema", "best_dense")
 MOST_PATCHES_COMPARED = 2**15  # 4 GiB of similarities
 Rule = tuple[Callable[[Any], bool], str, str]
 """What a value must be, in code and in words, and the keys of which that is true."""
@@ -82,6 +83,12 @@ def validate(config: ConfigDict) -> None:
 
 def _problems(c: ConfigDict) -> Iterator[str]:
     yield from _values(c, "", CHOICES, RULES)
+    for key in ("path", "test_path"):
+        if c.data.source == "packaged" and c.data[key]:
+            yield (
+                f"data.{key} = {c.data[key]!r} has no effect with data.source = 'packaged', the photographs of an "
+                "installed package: set data.source to folder, tar or arrayrecord"
+            )
     yield from _check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
     if network_class(c.model) is VisionTransformer:
         yield from _multiple("eval.size", c.eval.size, c.model.patch_size)
@@ -181,6 +188,8 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
     ):
         if not 0 <= low <= high <= 1 or not high:
             yield f"{prefix}{key} = {(low, high)} must be two shares, 0 <= low <= high <= 1, and high above 0"
+    if not (p.loss.dino or p.loss.ibot or p.loss.koleo or p.gram.teacher != "none"):
+        yield f"{prefix}loss.dino, ibot and koleo are all 0: nothing would be learnt, set one of them"
     if p.loss.ibot and p.batch_size % p.masks.group_size:
         yield (
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
@@ -229,6 +238,11 @@ def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[
     weight = p.schedules.gram_weight
     if p.gram.teacher == "none" and max(weight.start, weight.peak, weight.end) > 0:
         yield f"{prefix}teacher = 'none' but schedules.gram_weight is not 0: name a Gram teacher, such as 'ema'"
+    if p.gram.teacher not in OWN_TEACHERS and "/" not in p.gram.teacher:
+        yield (
+            f"{prefix}teacher = {p.gram.teacher!r} must be one of {', '.join(OWN_TEACHERS)}, gram_teacher/STEP of this "
+            "run, or the folder of another run's snapshot, such as runs/other/gram_teacher/STEP"
+        )
     if not p.loss.ibot and (p.gram.tokens != "all" or p.gram.stats):
         yield f"{prefix}tokens = {p.gram.tokens!r} and stats = {p.gram.stats} need masks, which loss.ibot = 0 has not"
     patches = 2 * p.batch_size * (p.crops.global_size // patch) ** 2

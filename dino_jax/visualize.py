@@ -23,6 +23,7 @@ KINDS = {
     "similarity": "a page on which a click shows where else the features are alike",
     "video": "attention and components of the frames of a video, as GIF and MP4",
 }
+NUMBER = "images at most; of more, as many spread evenly (default 12)"
 PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
 OVERVIEW = 240  # height of an image in the overview
 
@@ -38,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         kind.add_argument("--out", type=Path, default=Path("pictures"), metavar="DIR", help="(default pictures)")
         text = "shorter side of the images in pixels; larger shows more detail (default: as they are)"
         kind.add_argument("--size", type=int, default=0, metavar="PX", help=text)
-        kind.add_argument("--number", type=int, default=500 if name == "video" else 12, help="how many images at most")
+        most = "frames at most; of more, every second, third ... (default 500)" if name == "video" else NUMBER
+        kind.add_argument("--number", type=int, default=500 if name == "video" else 12, metavar="N", help=most)
     kinds.choices["pca"].add_argument("--foreground", action="store_true", help="draw the foreground alone")
     kinds.choices["video"].add_argument("--sequence", metavar="NAME", help="folder of the frames (default: the first)")
     kinds.choices["video"].add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
@@ -51,11 +53,13 @@ def start(options: argparse.Namespace) -> None:
     command.only_our_lines()
     if options.number < 1 or options.size < 0 or getattr(options, "fps", 1.0) <= 0:
         raise ValueError("--number and --fps must be positive, and --size not negative")
-    command.check_output_folder(options.out)
-    source, model = model_options.open_both(options)
     draw = {"pca": draw_pca, "attention": draw_attention, "similarity": draw_similarity, "video": draw_video}
-    for path in draw[options.kind](model, source, options):
-        print(path)
+    with command.output_folder(options.out):
+        source, model = model_options.open_both(options)
+        if options.kind in ("attention", "video"):
+            model.check_attention()
+        for path in draw[options.kind](model, source, options):
+            print(path)
 
 
 def draw_pca(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
@@ -108,7 +112,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
         shown = _shown(image)
         panels = [shown, tiles.glow(shown, weights, high=high), _components(image, grid, components)]
         frames.append(tiles.tile([("", panel) for panel in panels], columns=3 if image.shape[1] < 900 else 1))
-    stem = f"video-{name.replace('/', '-') or 'frames'}"
+    stem = f"video-{name.replace('/', '-') or _name_of(Path(options.images))}"
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
     if encoded is None:
@@ -144,7 +148,16 @@ def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> li
     """Opens at most `--number` images, spread evenly over the source; maps in folders of masks are none."""
     indices = photographs(source)
     places = middles(len(indices), options.number)
+    if len(places) < len(indices):
+        print(f"{len(places)} of {len(indices)} images are drawn: --number N draws more", file=sys.stderr)
     return open_some(source, indices, places, size=options.size, patch=model.patch_size)
+
+
+def _name_of(path: Path) -> str:
+    """Returns the name of the video whose frames lie in a folder or tar: "bear" of `bear/frames` or `bear.tar.gz`."""
+    path = path.expanduser().resolve()
+    path = path.parent if path.name == "frames" else path
+    return path.name.split(".")[0] or "frames"
 
 
 def _shown(image: np.ndarray) -> np.ndarray:

@@ -64,8 +64,8 @@ class BadImages:
         enough = min(LEAST_DRAWS, len(self._source))
         if self._drawn >= enough and self._replaced > self._most * self._drawn:
             raise ValueError(
-                f"{self._replaced} of {self._drawn} images cannot be used, more than the share of {self._most:g} that "
-                f"data.max_bad_share allows: see {self.file}, for example {self._example()}"
+                f"{self._replaced} of the first {self._drawn} images drawn cannot be used, more than the share of "
+                f"{self._most:g} that data.max_bad_share allows: see {self.file}, for example {self._example()}"
             )
 
     def _example(self) -> str:

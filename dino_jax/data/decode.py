@@ -58,10 +58,18 @@ def _open(encoded: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise BadImage("not an image of a known format") from None
+        raise BadImage(unknown(encoded)) from None
     check_size(*image.size)
     image.load()
     return _to_rgb(ImageOps.exif_transpose(_to_8_bit(image)))
+
+
+def unknown(encoded: bytes) -> str:
+    """Says why Pillow knows no such image."""
+    page = _tiff(encoded)
+    if page is None:
+        return "not an image of a known format"
+    return f"a TIFF of {page.channels} x {page.bits} bits that cannot be read; save it with 8 or 16 bits per channel"
 
 
 def check_size(width: int, height: int) -> None:
@@ -77,13 +85,18 @@ def check_size(width: int, height: int) -> None:
 
 def _unusual_tiff(encoded: bytes) -> tiff.Page | None:
     """Returns the page of a 16-bit TIFF in a layout that Pillow mistakes or does not know; None of anything else."""
+    page = _tiff(encoded)
+    return page if page is not None and page.bits == 16 and not page.plain else None
+
+
+def _tiff(encoded: bytes) -> tiff.Page | None:
+    """Returns the page of a TIFF, None of anything else."""
     if not encoded.startswith(tiff.HEADERS):
         return None
     try:
-        page = tiff.Page(encoded)
+        return tiff.Page(encoded)
     except Exception:  # a damaged header, or one that Pillow may understand
         return None
-    return page if page.bits == 16 and not page.plain else None
 
 
 def _high_bytes(page: tiff.Page) -> Image.Image:

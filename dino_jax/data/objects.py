@@ -82,7 +82,9 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
 
 def _masked(files: Files, image_name: str, mask_name: str) -> ObjectImage:
     mask = read_values(files, mask_name)
-    return _of_mask(files, image_name, mask_name, (mask > 0).astype(np.int32))
+    # Where 255 is the only value beside 0, it is the object.
+    void = (mask == VOID) if set(np.unique(mask)) - {0, VOID} else np.zeros(mask.shape, bool)
+    return _of_mask(files, image_name, mask_name, np.where(void, VOID, mask > 0))
 
 
 def _of_mask(files: Files, image_name: str, mask_name: str, mask: np.ndarray) -> ObjectImage:

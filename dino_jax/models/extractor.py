@@ -79,6 +79,11 @@ class Extractor:
             raise ValueError(
                 f"images must be uint8, uint16 or floats in [0, 1], got {dtype}: convert to uint8 or uint16"
             )
+        channels = len(self.mean)
+        if images.shape[-1:] != (channels,):
+            raise ValueError(
+                f"{self.name} takes images (..., height, width, {channels}), got {images.shape}: put channels last"
+            )
         return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
     def __call__(self, images: Array) -> dict[str, Array]:
@@ -126,10 +131,14 @@ class Extractor:
         Raises:
           ValueError: for a network without attention.
         """
-        if not isinstance(self.backbone, VisionTransformer):
-            raise ValueError(f"{self.name} has no attention: it is no transformer")
+        self.check_attention()
         self._check(images)
         return _attention(self, images, queries=queries)
+
+    def check_attention(self) -> None:
+        """Raises ValueError for a network without attention."""
+        if not isinstance(self.backbone, VisionTransformer):
+            raise ValueError(f"{self.name} has no attention: it is no transformer")
 
     def _wanted(self, layers: int | Sequence[int]) -> list[int]:
         """Returns the indices of blocks, which JAX would clamp."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from dino_jax.pictures.sheet import DPI, save
 
@@ -69,6 +69,8 @@ def curves(
       ValueError: when no record holds a metric that can be drawn.
     """
     names = list(dict.fromkeys(name for record in metrics for name in record if name != "step"))
+    used = {name for record in metrics for name, value in record.items() if value}
+    names = [name for name in names if name in used or not name.startswith("schedule/")]  # 0 all the time: not in use
     panels = layout(names)
     if not panels:
         raise ValueError("curves: no record holds a loss, schedule, norm, health or k-NN number; nothing to draw")
@@ -144,6 +146,7 @@ def _scale(axes: Axes, values: np.ndarray, *, log: bool) -> None:
     elif len(values) and values.min() == values.max() != 0:
         axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10000 else f"{step:g}"))
     axes.tick_params(which="both", labelsize=7.5, length=2.5, color=GREY)
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from dino_jax.pictures.history import COLORS
 from dino_jax.pictures.sheet import DPI, save
 
+SMALLEST = 1e-5  # share that is drawn: what the last norm projects away, to 1e-8, would squeeze all the rest
+
 
 def spread(
     spectra: Mapping[str, np.ndarray], cosines: Mapping[str, np.ndarray], path: str | os.PathLike, *, title: str
@@ -19,8 +21,9 @@ def spread(
     figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
     left, right = figure.subplots(1, 2)
     for (name, values), color in zip(spectra.items(), COLORS, strict=False):
-        left.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-8), color=color, linewidth=1.5, label=name)
+        left.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=1.5, label=name)
     left.set_yscale("log")
+    left.set_ylim(bottom=max(SMALLEST, left.get_ylim()[0]))
     left.set_xlabel("component", size=9)
     left.set_ylabel("share of the singular values", size=9)
     bins = np.linspace(min(-0.05, *(float(values.min()) for values in cosines.values())), 1, 60)

@@ -58,11 +58,11 @@ def paint_components(colors: np.ndarray, foreground: np.ndarray, *, height: int,
 
 
 def tile(panels: Sequence[Panel], *, columns: int) -> np.ndarray:
-    """Lays out panels of one size in rows, with their captions above them; uint8."""
+    """Lays out panels of one size in rows, with their captions above them, further apart where those need it; uint8."""
     height, width = panels[0][1].shape[:2]
-    size_of_font = max(11, min(18, width // 22))
-    font = ImageFont.truetype(FONT, size=size_of_font)
-    caption = int(size_of_font * 1.7) if any(text for text, _ in panels) else 0
+    font = _font(width)
+    caption = int(font.size * 1.7) if any(text for text, _ in panels) else 0
+    width = max(width, *(int(font.getlength(text)) + 4 for text, _ in panels))
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     size = (GAP + columns * (width + GAP), GAP + rows * (caption + height + GAP))
@@ -71,7 +71,7 @@ def tile(panels: Sequence[Panel], *, columns: int) -> np.ndarray:
     for index, (text, pixels) in enumerate(panels):
         row, column = divmod(index, columns)
         left, top = GAP + column * (width + GAP), GAP + row * (caption + height + GAP)
-        draw.text((left + 2, top + caption / 2 - 1), _fitting(text, font, width), fill=INK, font=font, anchor="lm")
+        draw.text((left + 2, top + caption / 2 - 1), text, fill=INK, font=font, anchor="lm")
         sheet.paste(Image.fromarray(pixels), (left, top + caption))
     return np.asarray(sheet)
 
@@ -83,12 +83,12 @@ def overview(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, height: int) -
         small = [_scaled(picture, height) for picture in pictures]
         groups.append((name, np.concatenate(small, axis=1)))
     width = max(group.shape[1] for _, group in groups)
-    padded = []
+    padded, font = [], _font(width)
     for name, group in groups:
         canvas = np.empty((height, width, 3), np.uint8)
         canvas[:] = PAPER
         canvas[:, : group.shape[1]] = group
-        padded.append((name, canvas))
+        padded.append((_fitting(name, font, width - 4), canvas))
     return tile(padded, columns=2)
 
 
@@ -97,7 +97,12 @@ def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _fitting(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def _font(width: int) -> ImageFont.FreeTypeFont:
+    """Returns the font of captions above panels of a width."""
+    return ImageFont.truetype(FONT, size=max(11, min(18, width // 22)))
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """Cuts a text to the width of its panel."""
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"

@@ -29,7 +29,8 @@ class Findings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
-    layouts = "VOC (boxes), DAVIS or <sequence>/{frames,masks}, or images and masks: a folder, tar or tar.gz"
+    layouts = "VOC (boxes), DAVIS or <sequence>/{frames,masks}, or images and masks of one object each, 0 elsewhere: "
+    layouts += "a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=480)
     parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help="of DAVIS: one object, or several")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="cosine above which patches are joined")
@@ -44,8 +45,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     patches.check(options)
     data = open_objects(options.data, year=options.year)
     indices = evenly(len(data), options.limit)
-    for index in indices:  # what is wrong with the data is said before the work, not after a part of it
-        data[index]
+    _check(data, indices, options)
     found = {f.name: (f.key, _discover(f, data, indices, options)) for f in patches.compared(model, options)}
     numbers: dict[str, float] = {}
     rows: list[list[str | float]] = [["discovery", "CorLoc", "mask mIoU"]]
@@ -58,6 +58,20 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     title = f"Objects found without labels: CorLoc {numbers['discovery/corloc']:.1%}"
     shown = [(e.image, e.boxes, f.box(e.image.shape[:2]), f.mask, f.eigenvector) for e, f in first.shown]
     return Result(numbers, rows, [discoveries(shown, folder / "discovery.png", title=title)])
+
+
+def _check(data: Objects, indices: list[int], options: argparse.Namespace) -> None:
+    """Reads all data: what is wrong with it is said before the work, not after a part of it."""
+    filled = 0
+    for index in indices:
+        example = data[index]
+        height, width = example.image.shape[:2]
+        filled += example.mask is not None and (0.0, 0.0, float(width), float(height)) in example.boxes
+    if 2 * filled > len(indices):
+        raise ValueError(
+            f"{options.data}: in {filled} of {len(indices)} masks the object reaches all edges of its image: masks of "
+            "classes will not do, a mask must be 0 outside of one object"
+        )
 
 
 def _discover(features: PatchFeatures, data: Objects, indices: list[int], options: argparse.Namespace) -> Findings:

@@ -28,7 +28,9 @@ SHOWN = 6  # neighbours of each
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     add_data_arguments(parser)
-    parser.add_argument("--k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
+    several = " ".join(map(str, KS))
+    text = f"numbers of neighbours (default: {several}, up to the number of training images)"
+    parser.add_argument("--k", type=int, nargs="+", help=text)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[TEMPERATURE], help="of the weighted vote")
     parser.add_argument("--shots", type=int, nargs="*", default=[], help="also classify by so many images per class")
     parser.add_argument("--draws", type=int, default=5, help="random draws of each few-shot training set")
@@ -42,7 +44,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a k larger than the training set.
     """
     data = open_data(options)
-    check_ks(options.k, len(data.train))
+    if options.k is None:
+        options.k = [k for k in KS if k <= len(data.train)] or [1]
+    if not 1 <= min(options.k) <= max(options.k) <= len(data.train):
+        raise ValueError(f"--k {options.k} must be 1 to {len(data.train)}, the number of training images")
     if any(not temperature > 0 for temperature in options.temperatures):
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
     most = len(data.train) // len(data.class_names)
@@ -50,6 +55,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"--shots {options.shots} must be 1 to {most}, as many as a class has training images")
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)
+    check_ks(options.k, len(train["labels"]))
     cosines, indices = nearest(train["cls"], test["cls"], k=max(options.k))
     winners = vote(
         cosines,
@@ -125,4 +131,8 @@ def _draw_neighbours(
         ]
         query = Example(picture_of(data.test, test["ids"][place]))
         rows.append((f"{data.class_names[label]}: {verdict}", [query, *found]))
-    return examples(rows, folder / "neighbours.png", title="Test images (left) and their nearest training images")
+    return examples(
+        rows,
+        folder / "neighbours.png",
+        title=f"Test images and their {SHOWN} nearest training images: green of their class, orange of another",
+    )

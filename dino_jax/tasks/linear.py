@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training images")
     parser.add_argument("--train-batch", type=int, default=256, help="images per step of SGD")
-    parser.add_argument("--rates", type=float, nargs="+", default=list(linear.RATES), help="at a batch of 256")
+    text = "learning rates at a batch of 256"
+    parser.add_argument("--rates", type=float, nargs="+", default=list(linear.RATES), help=text)
     parser.add_argument(
         "--views",
         type=int,
@@ -77,7 +79,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if not known.any():
         raise ValueError(f"every probe diverged at --rates {options.rates}: lower them")
     accuracy = float(scores[name][index])
-    title = f"Linear probe on {name}, rate {options.rates[index]:g}, {accuracy:.1%}"
+    rate = options.rates[index]
+    title = f"Linear probe on {name}, rate {rate:g}: {accuracy:.1%} of the test images"
+    if rate == max(options.rates):
+        print(f"the best rate, {rate:g}, is the largest tried: try larger ones by --rates", file=sys.stderr)
     ids, labels = test["ids"][known], test["labels"][known]
     pictures = draw_confusions(data, ids, labels, predictions[known], folder, title=title)
     path = folder / "rates.png"
@@ -173,7 +178,7 @@ def _report(
         "linear/validation": float(validation[name][index]),
         "linear/rate": float(rates[index]),
     }
-    rows: list[list[str | float]] = [["features", "best rate", "validation", "test"]]
+    rows: list[list[str | float]] = [["CLS of the last N blocks (cls_N)", "best rate", "validation", "test"]]
     for choice, scores in validation.items():
         place = int(np.argmax(scores))
         numbers[f"linear/{choice}"] = float(test[choice][place])

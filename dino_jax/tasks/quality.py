@@ -68,9 +68,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     most = {"cls": min(plain["cls"].shape), "patches": min(sample.shape)}
     rows += [[text.format(**most), f"{found[name]:.3f}"] for name, text in MEANINGS.items()]
     spectra = {"CLS": np.asarray(quality.spectrum(plain["cls"])), "patches": np.asarray(quality.spectrum(sample))}
+    half = len(plain["cls"]) // 2
     cosines = {
         "CLS of two views": np.asarray(quality.cosines(first["cls"], second["cls"])),
-        "CLS of two images": np.asarray(quality.cosines(plain["cls"], np.roll(plain["cls"], len(source) // 2, axis=0))),
+        "CLS of two images": np.asarray(quality.cosines(plain["cls"][:half], plain["cls"][half : 2 * half])),
     }
     picture = spread(spectra, cosines, folder / "spread.png", title=f"Features of {model.name}, {len(source)} images")
     return Result({f"quality/{name}": value for name, value in found.items()}, rows, [picture])
