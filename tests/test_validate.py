@@ -14,6 +14,18 @@ def test_the_tiny_recipe_is_valid():
     ("changes", "message"),
     [
         ({"precision": "float16"}, "precision = 'float16' must be one of float32, bfloat16"),
+        (
+            {"data.source": "packaged", "data.path": "images"},
+            "data.path = 'images' has no effect with data.source = 'packaged'",
+        ),
+        (
+            {f"phases.pretrain.loss.{name}": 0.0 for name in ("dino", "ibot", "koleo")},
+            "phases.pretrain.loss.dino, ibot and koleo are all 0: nothing would be learnt",
+        ),
+        (
+            {"phases.gram.gram.teacher": "emma"},
+            "teacher = 'emma' must be one of none, ema, best_dense, gram_teacher/STEP",
+        ),
         ({"data.source": "foldr"}, "data.source = 'foldr' must be one of packaged, folder, tar, arrayrecord"),
         ({"data.max_bad_share": 1.5}, "data.max_bad_share = 1.5 must be between 0 and 1"),
         ({"model.drop_path": 1.0}, "model.drop_path = 1.0 must be 0 or more and below 1"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dino_jax
 from dino_jax import pretrained, views, visualize
 from dino_jax.data.sources import open_path
 from tests.data.images import encode, photograph
@@ -24,6 +25,11 @@ def folder(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(photograph(*shape)))
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    return dino_jax.load("random:dino_resnet50", depths=(1, 1), channels=4)[0]
 
 
 @pytest.fixture
@@ -77,13 +83,32 @@ def test_attention_draws_every_head(draw, folder):
     done = draw("attention", folder, "--number", "1", "--size", "64")
     assert done.files == ["attention/cats-b.png"]
     width, height = Image.open(done.folder / done.files[0]).size
-    assert width == 3 * 64 + 4 * 6  # image, mean and one head above the other head
+    # Image, mean and one head above the other head, as far apart as the shares in words need it.
+    assert width > 3 * 64 + 4 * 6
     assert height > 2 * 104
 
 
 def test_shares_are_told_in_words():
     assert visualize._shares(np.array([0.1, 0.3, 0.6])) == "patches 60%, registers 30%, CLS 10%"
     assert visualize._shares(np.array([0.4, 0.0, 0.6])) == "patches 60%, CLS 40%"
+
+
+@pytest.mark.parametrize("kind", ["attention", "video"])
+def test_a_network_without_attention_is_said_first(convolutional, draw, folder, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: (convolutional, convolutional.params))
+    monkeypatch.setattr(views, "open_some", lambda *_, **__: pytest.fail("images were opened"))
+    done = draw(kind, folder)
+    assert (done.code, done.error) == (2, "error: dino_resnet50 has no attention: it is no transformer\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_is_named_like_its_folder(draw, tmp_path):
+    for number in range(2):
+        file = tmp_path / "bear" / "frames" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(photograph(24, 32, seed=number)))
+    for images in ("bear", "bear/frames"):
+        assert draw("video", tmp_path / images).files[0] == "video-bear.gif"
 
 
 def test_similarity_writes_one_page(draw, folder):
@@ -152,11 +177,12 @@ def test_bad_input_is_one_line(draw, folder, tmp_path):
 def test_images_that_cannot_be_used_are_left_out(draw, folder):
     (folder / "cats" / "b.png").write_bytes(b"damaged")
     line = "cats/b.png cannot be used and is left out: not an image of a known format\n"
+    some = "1 of 3 images are drawn: --number N draws more\n"
     done = draw("pca", folder)
     assert (done.code, done.error) == (0, line)
     assert done.files == ["pca.png", "pca/cats-a.png", "pca/dogs-a.png"]
     done = draw("attention", folder, "--number", "1")  # takes the next
-    assert (done.code, done.error, done.files) == (0, line, ["attention/dogs-a.png"])
+    assert (done.code, done.error, done.files) == (0, some + line, ["attention/dogs-a.png"])
     (folder / "dogs" / "a.png").write_bytes(b"damaged")
     assert draw("attention", folder, "--number", "1").files == ["attention/cats-a.png"]  # there is none behind
     done = draw("video", folder, "--sequence", "cats")

@@ -48,7 +48,7 @@ def test_too_large_a_share_stops_the_run_in_one_line(source, tmp_path):
     bad_images = BadImages(tmp_path, source, most=0.1)
     bad_images.update(batch(3))
     bad_images.update(batch(7))  # 2 of 20 is the limit itself
-    with pytest.raises(ValueError, match=r"3 of 30 images cannot be used.*data\.max_bad_share.*\.png") as error:
+    with pytest.raises(ValueError, match=r"3 of the first 30 images drawn .*data\.max_bad_share.*\.png") as error:
         BadImages(tmp_path, source, most=0.09).update(batch(3, 7, 11, size=30))
     assert "\n" not in str(error.value)
 

@@ -98,6 +98,13 @@ def test_16_bit_tiff_that_is_no_photograph(samples, words):
         decode(file.getvalue())
 
 
+def test_a_tiff_that_pillow_does_not_know():
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((24, 32, 3), np.float32), photometric="rgb")
+    with pytest.raises(BadImage, match="a TIFF of 3 x 32 bits that cannot be read; save it"):
+        decode(file.getvalue())
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "BMP"])
 def test_other_modes_become_rgb(mode, kind):

@@ -61,6 +61,14 @@ def test_masks_of_images(tmp_path):
     assert example.boxes == [(3, 2, 10, 6)] and example.mask.sum() == 28
 
 
+def test_void_is_no_object(tmp_path):
+    """255 is the object where there is no other value, void beside others."""
+    mask = np.zeros((16, 24), np.uint8)
+    mask[2:6, 3:10], mask[10:12] = 7, 255
+    example = open_objects(write(tmp_path, {"images/a.jpg": photograph(), "masks/a.png": Image.fromarray(mask)}))[0]
+    assert example.boxes == [(3, 2, 10, 6)] and example.mask.sum() == 28
+
+
 def test_frames_of_videos_without_an_object_are_left_out(tmp_path):
     data = open_objects(write(tmp_path, clip(**{"dog/masks/00001.png": labels(0)})))
     assert len(data) == 2

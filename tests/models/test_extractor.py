@@ -89,6 +89,11 @@ def test_images_of_other_types_are_refused(models, dtype):
         models["dino_resnet50"].normalize(np.ones((4, 4, 3), dtype))
 
 
+def test_channels_come_last(models):
+    with pytest.raises(ValueError, match=r"height, width, 3\), got \(1, 3, 28, 28\): put channels last"):
+        models["dino_resnet50"].normalize(np.zeros((1, 3, 28, 28), np.uint8))
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -16,10 +16,18 @@ def test_pixels_of_a_panel_are_kept():
 
 def test_rows_and_captions_make_room():
     image = photograph(48, 64)
-    plain, named = tiles.tile([("", image)] * 5, columns=3), tiles.tile([("a long caption", image)] * 5, columns=3)
+    plain, named, long = (
+        tiles.tile([(text, image)] * 5, columns=3) for text in ("", "short", "a caption that is long")
+    )
     assert plain.shape == (2 * 48 + 3 * tiles.GAP, 3 * 64 + 4 * tiles.GAP, 3)
     assert named.shape[0] > plain.shape[0]
     assert named.shape[1] == plain.shape[1]
+    assert long.shape[0] == named.shape[0]
+    assert long.shape[1] > named.shape[1]  # further apart
+    assert (long[-tiles.GAP - 48 : -tiles.GAP, tiles.GAP : tiles.GAP + 64] == image).all()
+    assert (
+        tiles.overview([("a name that is longer than any picture", [image])], height=48).shape[1] == 64 + 2 * tiles.GAP
+    )
 
 
 def test_heat_is_dark_at_zero_and_bright_at_the_top():

@@ -27,12 +27,17 @@ def test_knn(evaluate, colors, tmp_path):
 
 
 def test_knn_refuses_a_k_larger_than_the_set(evaluate, colors):
-    with pytest.raises(ValueError, match=r"k = \[25\] for 24 training samples"):
+    with pytest.raises(ValueError, match=r"--k \[5, 25\] must be 1 to 24, the number of training images"):
         evaluate("knn", "--data", colors, "--k", 5, 25, *SMALL)
     with pytest.raises(ValueError, match=r"--shots \[9\] must be 1 to 8, as many as a class has"):
         evaluate("knn", "--data", colors, "--k", 5, "--shots", 9, *SMALL)
     with pytest.raises(ValueError, match="must be above 0"):
         evaluate("knn", "--data", colors, "--k", 5, "--temperatures", 0, *SMALL)
+
+
+def test_knn_takes_the_usual_k_that_a_small_set_has(evaluate, colors):
+    found = evaluate("knn", "--data", colors, *SMALL)
+    assert found.rows[0] == ["k-NN accuracy", "k = 10", "k = 20"]
 
 
 def test_logistic(evaluate, colors):
