@@ -108,12 +108,16 @@ def report(manifest: Manifest, verb: str, file: Path | None) -> None:
 def check(weights: Weights, to: str | None, out: Path | None) -> dict[str, float]:
     """Compares our features with those of transformers or timm, and prints the largest differences.
 
-    Official files and our own are checked through the library that has the network, whose tensors are the same.
+    Official files and our own are checked through the library that has the network, whose tensors are the same, and
+    so are timm's of a size that it cannot build.
     """
-    from dino_jax.weights import reference, store
+    from dino_jax.weights import configs, reference, store
 
     family = weights.architecture.family
     library = to if to in ("hf", "timm") else "timm" if family == "resnet" else "hf"
+    unknown = not configs.timm(weights.architecture, weights.mean, weights.std, biased=False)["architecture"]
+    if library == "timm" and unknown and family != "resnet":
+        library = "hf"
     with tempfile.TemporaryDirectory() as temporary:
         if to is not None and out is not None:
             again = store.read(out, **_untold(weights) if to == "official" else {})
@@ -124,7 +128,7 @@ def check(weights: Weights, to: str | None, out: Path | None) -> dict[str, float
             store.save(weights, folder, library)
         found = reference.differences(store.read(folder, **_untold(weights)), folder, library)
     name = {"hf": "transformers", "timm": "timm"}[library]
-    via = "" if library == to else f", which has this network too ({to or 'the source'} has no code here)"
+    via = "" if library == to else f", which has this network too ({to or 'the source'} has no code for it here)"
     print(f"check: largest difference from {name}{via}")
     for what, difference in found.items():
         print(f"  {what}: {difference:.1e}")
