@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from dino_jax import feature_outputs, sharding
+from dino_jax import feature_outputs, host_memory, sharding
 from dino_jax.checksum import checksums
 from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import USABLE, Batch, Prepare, read_batches, read_by_shape, why
@@ -90,6 +90,8 @@ def extract_features(
     work = Extraction(
         model, source, size=size, outputs=outputs, layers=layers, batch_size=batch_size, mesh=mesh, how=how
     )
+    fix = "take fewer images, or write parts with python -m dino_jax.features"
+    host_memory.check(2 * work.bytes(), f"the features of {len(source)} images", fix)  # 2: they are joined at the end
     shards = None if cache is None else Shards(Path(cache) / work.key, names=[*outputs, "labels", "ids"])
     if shards is not None and jax.process_index() == 0:
         shards.describe(work.settings())
@@ -186,6 +188,10 @@ class Extraction:
             "layers": self._layers,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
+
+    def bytes(self) -> int:
+        """Returns the size of all features."""
+        return len(self.source) * _bytes_each(self.shapes)
 
     def images_of(self, number: int) -> range:
         """Returns the images of a shard."""
@@ -329,8 +335,12 @@ def same_images(before: Fingerprint, now: Fingerprint) -> bool:
 
 def _images_per_shard(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Returns a power of two within the limits above."""
-    each = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-    return max(2 ** int(np.log2(max(min(MOST_IMAGES, MOST_BYTES / each), 1))), LEAST_IMAGES)
+    return max(2 ** int(np.log2(max(min(MOST_IMAGES, MOST_BYTES / _bytes_each(shapes)), 1))), LEAST_IMAGES)
+
+
+def _bytes_each(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Returns the float32 bytes of one image's features."""
+    return 4 * sum(int(np.prod(shape)) for shape in shapes.values())
 
 
 def _check(

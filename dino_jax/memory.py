@@ -1,8 +1,6 @@
 """Checks, before anything is allocated, that a run's arrays fit on the devices."""
 
 import math
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax import build, sharding, state
+from dino_jax import build, host_memory, sharding, state
+from dino_jax.host_memory import GIB
 from dino_jax.state import Networks
-
-GIB = 2**30
 
 
 def check(config: ConfigDict, networks: Networks, mesh: Mesh) -> None:
@@ -69,34 +66,6 @@ def crop_bytes(config: ConfigDict, phase: ConfigDict) -> int:
 def per_device(device: jax.Device) -> int | None:
     """Returns the bytes a device can hold, None when it does not say; CPU devices share the memory of this process."""
     if device.platform == "cpu":
-        return of_process() // len(jax.local_devices())
+        return host_memory.of_process() // len(jax.local_devices())
     stats = device.memory_stats()
     return stats.get("bytes_limit") if stats else None
-
-
-def of_process() -> int:
-    """Returns the bytes that this process may use: the machine's memory, or the limit of its container."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *cgroup_limits()])
-
-
-def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Lists the memory limits of the control groups (Linux, version 1 or 2) that this process is in; none elsewhere."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return []
-    files: set[Path] = set()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # A limit holds for all groups below; inside a container the path may be the host's, and the root its own.
-        own = base / path.lstrip("/")
-        files |= {folder / name for folder in (own, *own.parents) if folder.is_relative_to(base)}
-    texts = [file.read_text().strip() for file in files if file.is_file()]
-    return [int(text) for text in texts if text.isdecimal()]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dino_jax import extraction, sharding
+from dino_jax import extraction, host_memory, sharding
 from dino_jax.data.decode import BadImage
 from dino_jax.data.fit import centre_crop
 from dino_jax.extraction import Extraction, extract_features, fingerprint
@@ -275,3 +275,13 @@ for cache in ("fresh", "found"):
                 np.testing.assert_allclose(out[name], expected, atol=1e-5)
     with np.load(tmp_path / "fresh0.npz") as out:
         assert 3 not in out["read"], "the third and fourth image of every batch are the other process's"
+
+
+def test_features_that_memory_cannot_hold_are_refused(model, monkeypatch):
+    """Twice: in parts, and joined."""
+    monkeypatch.setattr(host_memory, "of_process", lambda: 2 * 4 * 16 * 21 - 1)
+    source = Photographs()
+    with pytest.raises(ValueError, match=r"the features of 21 images take 0\.0 GiB of memory, and there"):
+        extract_features(model, source, size=16)
+    assert not source.read
+    assert len(extract_features(model, Photographs(count=20), size=16)["cls"]) == 19

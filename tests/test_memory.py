@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dino_jax import build, memory, sharding
+from dino_jax import build, host_memory, memory, sharding
 from dino_jax import state as states
 from tests.tiny_recipe import get_config
 
@@ -27,7 +27,7 @@ def test_counts_state_gradients_crops_and_block_inputs(networks):
 
 
 def test_too_large_a_run_states_both_figures(networks, monkeypatch):
-    monkeypatch.setattr(memory, "of_process", lambda: 1000 * len(jax.local_devices()))
+    monkeypatch.setattr(host_memory, "of_process", lambda: 1000 * len(jax.local_devices()))
     with pytest.raises(
         ValueError, match=r"phase 'pretrain' needs at least 0.0 GiB per device .* a device has 0.0 GiB: use"
     ):
@@ -54,5 +54,5 @@ def test_limit_of_the_container(tmp_path, membership, files, limits):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    assert memory.cgroup_limits(tmp_path, tmp_path / "membership") == limits
-    assert memory.cgroup_limits(tmp_path, tmp_path / "absent") == []
+    assert host_memory.cgroup_limits(tmp_path, tmp_path / "membership") == limits
+    assert host_memory.cgroup_limits(tmp_path, tmp_path / "absent") == []

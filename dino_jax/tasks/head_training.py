@@ -3,12 +3,14 @@
 import argparse
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
+from dino_jax import host_memory
 from dino_jax.evals import patch_head
 from dino_jax.evals.windows import random_crop
 from dino_jax.progress import Progress
@@ -112,6 +114,9 @@ def _fixed_views(
     features: PatchFeatures, data: Pairs, indices: list[int], *, crops: Crops, options: argparse.Namespace
 ) -> Batch:
     """Computes the features of `views` crops of each image, in half precision."""
+    count, pixels = options.views * len(indices), math.prod(crops.size)
+    each = 2 * pixels // features.patch_size**2 * features.width + 4 * pixels  # of float16 and of the maps
+    host_memory.check(2 * count * each, f"the features of {count} crops (--views)", "lower --views or --limit")
     parts = []
     for start in range(0, len(indices), options.batch_size):
         pairs = [data[index] for index in indices[start : start + options.batch_size]]

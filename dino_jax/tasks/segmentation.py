@@ -2,12 +2,14 @@
 
 import argparse
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from dino_jax import host_memory
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
 from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
@@ -94,6 +96,8 @@ def _closed_head(features: PatchFeatures, data: MaskPairs, options: argparse.Nam
     """Fits the closed form on whole images, all at the size of the first."""
     pairs = [data[index] for index in evenly(len(data), options.limit)]
     size = patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)
+    needed = 2 * 4 * len(pairs) * (math.prod(size) // features.patch_size**2) * features.width
+    host_memory.check(needed, f"the features of {len(pairs)} images (--head closed)", "set --limit or a smaller --size")
     images = np.stack([resize(image, size) for image, _ in pairs])
     labels = np.stack([resize(mask, size, kind="labels") for _, mask in pairs])
     weights, bias = linear_patch_probe(features(images), labels, classes=len(data.class_names), ridge=options.ridge)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax import evaluate, pretrained
+from dino_jax import evaluate, host_memory, pretrained
 from dino_jax.tasks import correspondence, depth, discovery, segmentation, tracking
 from dino_jax.tasks.patches import PatchFeatures, PixelPatches
 from tests.program import cpus
@@ -284,3 +284,11 @@ def test_masks_of_classes_are_none_of_objects(tmp_path):
     words = ("--data", data / "train", "--size", 0)
     with pytest.raises(ValueError, match=r"in (\d+) of \1 masks the object reaches all edges of its image: masks of"):
         discovery.run(PIXELS, options("discovery", *words), tmp_path)
+
+
+@pytest.mark.parametrize("words", [("--views", 1), ("--head", "closed")])
+def test_features_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch, words):
+    monkeypatch.setattr(host_memory, "of_process", lambda: 1000)
+    data = planted.masks(tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"take 0\.0 GiB of memory, and there are 0\.0: .*--limit"):
+        segmentation.run(PIXELS, options("segmentation", "--data", data, "--size", 0, *words), tmp_path)
