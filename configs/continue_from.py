@@ -1,7 +1,8 @@
 """Continues self-supervised training from released weights on a folder of images; the variant names the model.
 
 First the new heads learn on top of the frozen backbone, then everything, with little learning rate and less of it the
-deeper a layer lies. The losses are those of the model's generation. Student and teacher begin as the released model.
+deeper a layer lies. The losses are those of the model's generation (ResNet-50 and ConvNeXt: without iBOT, and with one
+learning rate for all layers). Student and teacher begin as the released model.
 Paper: DINO (arXiv 2104.14294), DINOv2 (2304.07193), DINOv3 (2508.10104); not a published setting.
 Hardware: one GPU with 40 GB (ViT-S to ViT-L with a smaller batch); with several, the batch is split.
 Time and score: not run.
@@ -9,8 +10,8 @@ Command: python -m dino_jax.main --config configs/continue_from.py:dinov2_vitb14
   --config.init.weights=WEIGHTS --config.data.path=IMAGES
 
 WEIGHTS is whatever `dino_jax.load` reads: an official .pth, a folder of Hugging Face or timm, another run's workdir.
-To hold the patch features to the released ones: --config.phases.all.gram.teacher=gram_teacher/0 with start, peak and
-end of --config.phases.all.schedules.gram_weight at 2.
+To hold the patch features of a transformer to the released ones: --config.phases.all.gram.teacher=gram_teacher/0 with
+start, peak and end of --config.phases.all.schedules.gram_weight at 2.
 """
 
 from dino_jax import config

@@ -143,7 +143,8 @@ def write_parts(
     bad = _list_bad(work, mine, np.concatenate([*kept, np.zeros(0, np.int32)]), folder, process[0])
     if process[0] == 0:
         speed = f"{computed / seconds:.1f} images/s" if computed or not total else "all were there already"
-        print(f"images: {total - bad}, and {bad} that cannot be used; {speed}; features: {folder}")
+        count = f"{total - bad} image{'s' * (total - bad != 1)}"
+        print(f"{count}, {bad} could not be used; {speed}; features: {folder}")
     if total and bad == total:
         raise ValueError(f"none of the {total} images can be used: see {_bad_file(folder, process[0])}")
     return {

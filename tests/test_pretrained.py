@@ -200,6 +200,7 @@ def test_loads_teacher_or_student_of_the_newest_checkpoint(kind, tmp_path):
         ("configs/small_data.py:v2", "dinov2_custom", "dinov2"),
         ("configs/v2_vitg14.py", "dinov2_vitg14", "dinov2"),
         ("configs/v1_resnet50.py", "dino_resnet50", "resnet"),
+        ("configs/continue_from.py:dinov3_convnext_small", "dinov3_convnext_small", "convnext"),
         ("configs/v3_vits16.py", "dinov3_vits16", "dinov3"),
     ],
 )
