@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace) -> None:
-    """Loads the model, opens the images and writes the parts that are missing."""
+    """Checks the options, joins the other processes and writes the parts that are missing."""
     command.only_our_lines()
     feature_files.require(options.format)
     command.check_output(options.json)
@@ -67,7 +67,7 @@ def start(options: argparse.Namespace) -> None:
 
 
 def write(options: argparse.Namespace) -> None:
-    """Does so once the folder is there and the processes have found each other."""
+    """Opens images and model, and writes this process's parts."""
     import jax
 
     from dino_jax import sharding

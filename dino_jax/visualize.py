@@ -23,7 +23,6 @@ KINDS = {
     "similarity": "a page on which a click shows where else the features are alike",
     "video": "attention and components of the frames of a video, as GIF and MP4",
 }
-NUMBER = "images at most; of more, as many spread evenly (default 12)"
 PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
 OVERVIEW = 240  # height of an image in the overview
 
@@ -39,8 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         kind.add_argument("--out", type=Path, default=Path("pictures"), metavar="DIR", help="(default pictures)")
         text = "shorter side of the images in pixels; larger shows more detail (default: as they are)"
         kind.add_argument("--size", type=int, default=0, metavar="PX", help=text)
-        most = "frames at most; of more, every second, third ... (default 500)" if name == "video" else NUMBER
-        kind.add_argument("--number", type=int, default=500 if name == "video" else 12, metavar="N", help=most)
+        most, text = 12, "images at most; of more, as many spread evenly (default 12)"
+        if name == "video":
+            most, text = 500, "frames at most; of more, every second, every third and so on (default 500)"
+        kind.add_argument("--number", type=int, default=most, metavar="N", help=text)
     kinds.choices["pca"].add_argument("--foreground", action="store_true", help="draw the foreground alone")
     kinds.choices["video"].add_argument("--sequence", metavar="NAME", help="folder of the frames (default: the first)")
     kinds.choices["video"].add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
