@@ -103,19 +103,25 @@ def _high_bytes(page: tiff.Page) -> Image.Image:
     """Decodes a TIFF page of 16 bits and keeps the high bytes."""
     check_size(page.width, page.height)
     samples = page.samples()
-    channels = samples.shape[2]
     if samples.dtype != np.uint16:
         raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel, unsigned")
-    mode = {1: "L", 4: "CMYK"}.get(channels) if channels == 1 or page.inks else None
-    if mode is None and page.alpha and (channels == 2 or (channels == 4 and page.colour)):
-        mode = "LA" if channels == 2 else "RGBA"
-    elif mode is None and page.colour and channels in (3, 4):
-        mode, samples = "RGB", samples[..., :3]
-    if mode is None:
-        raise BadImage(f"{channels} channels that are not called those of a photograph; save three of them as RGB")
-    high = tiff.upright(samples[..., 0] if channels == 1 else samples, page.orientation) >> 8
+    mode = _mode(page, samples.shape[2])
+    high = tiff.upright(samples[..., : len(mode)], page.orientation) >> 8  # a letter for each channel
     height, width = high.shape[:2]
     return Image.frombytes(mode, (width, height), np.ascontiguousarray(high, np.uint8).tobytes())
+
+
+def _mode(page: tiff.Page, channels: int) -> str:
+    """Returns Pillow's name of a page's pixels; a fourth channel that is no opacity, perhaps infrared, is left out."""
+    if channels == 1:
+        return "L"
+    if channels == 2 and page.alpha:
+        return "LA"
+    if channels == 4 and page.inks:
+        return "CMYK"
+    if channels in (3, 4) and page.colour:
+        return "RGBA" if page.alpha and channels == 4 else "RGB"
+    raise BadImage(f"{channels} channels that are not called those of a photograph; save three of them as RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
