@@ -327,10 +327,11 @@ def fingerprint(source: Source) -> Fingerprint:
     return {"names": names.hexdigest(), "samples": samples}
 
 
-def same_images(before: Fingerprint, now: Fingerprint) -> bool:
-    """Tells whether two fingerprints are of the same images, some of which could not be used before."""
-    pairs = zip(before["samples"], now["samples"], strict=False)
-    return before["names"] == now["names"] and all(was in (None, is_now) for was, is_now in pairs)
+def same_images(before: Any, now: Fingerprint) -> bool:
+    """Tells whether two fingerprints, the first out of a file, are of the same images, perhaps mended since."""
+    if not isinstance(before, dict) or before.get("names") != now["names"]:
+        return False
+    return all(was in (None, is_now) for was, is_now in zip(before["samples"], now["samples"], strict=False))
 
 
 def _images_per_shard(shapes: Mapping[str, tuple[int, ...]]) -> int:
