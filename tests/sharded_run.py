@@ -54,7 +54,7 @@ def convnext(c) -> None:
     """Changes the recipe to a ConvNeXt and what it can do."""
     without_gram(c.phases["gram"])
     c.phases["gram"].loss.ibot = 0.0
-    c.model = config.model("dinov3_convnext_tiny", depths=(1, 2), widths=(8, 16), layer_scale=0.1)
+    c.model = config.model("dinov3_convnext_tiny", depths=(1,), widths=(8,), layer_scale=0.1)
 
 
 KINDS = {"": lambda c: None, "centered": centered, "convnext": convnext}

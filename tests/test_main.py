@@ -147,7 +147,7 @@ def test_bad_images_are_listed_and_too_many_of_them_stop_the_run(program, tmp_pa
     assert {entry["name"] for entry in listed} == {"empty.png", "text.jpg", "cut.png"}
     stopped = program.train(tmp_path / "strict", **short, data__max_bad_share=0.01)
     assert stopped.returncode == 2
-    assert "images cannot be used, more than the share of 0.01" in stopped.stderr.splitlines()[-1]
+    assert "images drawn cannot be used, more than the share of 0.01" in stopped.stderr.splitlines()[-1]
     assert "Traceback" not in stopped.stderr
 
 
