@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dino_jax import feature_outputs, host_memory, sharding
 from dino_jax.checksum import checksums
+from dino_jax.data.fingerprint import Fingerprint, fingerprint
 from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import USABLE, Batch, Prepare, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
@@ -29,14 +30,11 @@ from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 
 Features = dict[str, np.ndarray]
-Fingerprint = dict[str, Any]
-"""Digests of a source: "names", and "samples", of which an image that cannot be used has None."""
 
 # A shard is what a kill can cost. It holds at most so many images, fewer where they would take more than these bytes.
 MOST_IMAGES = 4096
 MOST_BYTES = 256 * 2**20
 LEAST_IMAGES = 16
-SAMPLED = 8  # images whose pixels tell sources apart that have the same names
 
 
 def extract_features(
@@ -312,26 +310,6 @@ def report_bad(source: Source, ids: np.ndarray, prepare: Prepare) -> None:
         raise ValueError(text)
     if jax.process_index() == 0:
         print(text, file=sys.stderr)
-
-
-def fingerprint(source: Source) -> Fingerprint:
-    """Returns a digest of the names of all images of a source, and those of the pixels and labels of a few."""
-    names = hashlib.sha256()
-    for index in range(len(source)):
-        names.update(f"{source.name(index)}\n".encode("utf-8", "surrogateescape"))
-    samples: list[str | None] = []
-    for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
-        sample = source[index] if why(source, index) == USABLE else None
-        content = None if sample is None else sample["image"].tobytes() + str(sample["label"]).encode()
-        samples.append(None if content is None else hashlib.sha256(content).hexdigest()[:16])
-    return {"names": names.hexdigest(), "samples": samples}
-
-
-def same_images(before: Any, now: Fingerprint) -> bool:
-    """Tells whether two fingerprints, the first out of a file, are of the same images, perhaps mended since."""
-    if not isinstance(before, dict) or before.get("names") != now["names"]:
-        return False
-    return all(was in (None, is_now) for was, is_now in zip(before["samples"], now["samples"], strict=False))
 
 
 def _images_per_shard(shapes: Mapping[str, tuple[int, ...]]) -> int:

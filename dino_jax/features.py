@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dino_jax import command, feature_files, model_options
+from dino_jax.data.fingerprint import same_images
 from dino_jax.data.fit import FITS
-from dino_jax.extraction import Extraction, bad_images, same_images
+from dino_jax.extraction import Extraction, bad_images
 from dino_jax.feature_outputs import OUTPUTS
 
 EPILOG = """\

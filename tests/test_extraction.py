@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from dino_jax import extraction, host_memory, sharding
+from dino_jax.data import fingerprint as fingerprints
 from dino_jax.data.decode import BadImage
+from dino_jax.data.fingerprint import fingerprint
 from dino_jax.data.fit import centre_crop
-from dino_jax.extraction import Extraction, extract_features, fingerprint
+from dino_jax.extraction import Extraction, extract_features
 from tests.data.images import photograph
 from tests.program import cpus
 from tests.tiny_model import tiny_model
@@ -103,7 +105,7 @@ def test_cached_shards_are_read_and_damaged_ones_made_again(model, tmp_path, mon
 
     source = Photographs()
     again = extract_features(model, source, **options)
-    assert len(set(source.read)) <= extraction.SAMPLED + 1  # for the fingerprint and the report only
+    assert len(set(source.read)) <= fingerprints.SAMPLED + 1  # for the fingerprint and the report only
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
     files[0].write_bytes(content[0][:-200] + bytes(200))
