@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from dino_jax.data.reading import USABLE, why
+from dino_jax.data.decode import BadImage
 from dino_jax.data.sources import Source
 
 SAMPLED = 8  # images whose pixels tell sources apart that have the same names
@@ -19,9 +19,13 @@ def fingerprint(source: Source) -> Fingerprint:
         names.update(f"{source.name(index)}\n".encode("utf-8", "surrogateescape"))
     samples: list[str | None] = []
     for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
-        sample = source[index] if why(source, index) == USABLE else None
-        content = None if sample is None else sample["image"].tobytes() + str(sample["label"]).encode()
-        samples.append(None if content is None else hashlib.sha256(content).hexdigest()[:16])
+        try:
+            sample = source[index]
+        except BadImage:
+            samples.append(None)
+        else:
+            content = sample["image"].tobytes() + str(sample["label"]).encode()
+            samples.append(hashlib.sha256(content).hexdigest()[:16])
     return {"names": names.hexdigest(), "samples": samples}
 
 
