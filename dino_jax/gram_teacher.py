@@ -118,6 +118,12 @@ class GramTeachers:
                 f"{self.scores_file} is damaged: delete it and name a snapshot by gram.teacher = gram_teacher/STEP"
             ) from None
 
+    def forget_scores(self) -> None:
+        """Forgets the scores of snapshots, but for the weights to start from: those of a run that begins anew."""
+        kept = {str(step): score for step, score in self.scores().items() if step == 0}
+        if jax.process_index() == 0 and self.scores_file.exists():
+            write_json_atomic(self.scores_file, kept)
+
     def best_dense(self, step: int) -> tuple[int, float]:
         """Returns (step, score) of the snapshot up to `step` whose dense score is highest, the earliest of equals.
 
@@ -150,7 +156,7 @@ class GramTeachers:
 
 
 def save_snapshot(folder: Path, params: Params) -> None:
-    """Saves backbone parameters as a Gram-teacher snapshot, atomically; an existing one is replaced.
+    """Saves backbone parameters as a Gram-teacher snapshot, atomically; an existing one is removed before.
 
     Raises:
       OSError: when it cannot be written.

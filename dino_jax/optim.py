@@ -18,6 +18,7 @@ import optax
 # What enters before the first block: layer 0 of the layer-wise decay.
 EMBEDDINGS = re.compile(r"^[^/]+/(cls_token|registers|mask_token|pos_embed|patch_embed)(/|$)")
 BLOCKS = re.compile(r"^[^/]+/blocks/")
+STACKED = re.compile(r"(^|/)blocks/")  # those of a ConvNeXt's stages too
 PATCH_EMBED = re.compile(r"^[^/]+/patch_embed/")
 # Biases, norms and LayerScale. Tokens and position embeddings do decay, as in the references.
 UNDECAYED = re.compile(r"norm|(^|/)(bias|scale|gamma)$")
@@ -92,6 +93,7 @@ def rates(
     lr: jax.typing.ArrayLike,
     backbone_lr: jax.typing.ArrayLike,
     last_layer_lr: jax.typing.ArrayLike,
+    unused: tuple[str, ...] = (),
 ) -> Any:
     """Gives every parameter its learning rate, in the shapes of `lr_multipliers`.
 
@@ -101,9 +103,12 @@ def rates(
       lr: float32 scalar, for the heads but for their last layers.
       backbone_lr: for the backbone, before its multipliers.
       last_layer_lr: for the last layers.
+      unused: beginnings of the paths of parameters without a gradient, which rest: they must not decay.
     """
 
     def rate(path: str, multiplier: Any) -> Any:
+        if path.startswith(unused):
+            return np.float32(0)
         if LAST_LAYER.search(path):
             return multiplier * last_layer_lr
         return multiplier * (backbone_lr if path.startswith("backbone/") else lr)
@@ -147,7 +152,7 @@ def clip_by_tensor(grads: dict[str, Any], max_norm: float) -> tuple[dict[str, An
     """
 
     def clipped(path: str, g: jax.Array) -> jax.Array:
-        axes = tuple(range(bool(BLOCKS.match(path)), g.ndim))
+        axes = tuple(range(bool(STACKED.search(path)), g.ndim))
         norm = jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)), axis=axes, keepdims=True))
         return g * jnp.minimum(max_norm / (norm + 1e-6), 1.0)
 

@@ -94,6 +94,7 @@ def make_train_step(
                 params,
                 layer_decay=layer_decay,
                 patch_embed_multiplier=patch_embed_multiplier,
+                unused=unused_parameters(networks, objective),
                 **{name: hyper[name] for name in ("lr", "backbone_lr", "last_layer_lr")},
             ),
             "weight_decay": hyper["weight_decay"],
@@ -103,6 +104,13 @@ def make_train_step(
         }
 
     return train_step
+
+
+def unused_parameters(networks: Networks, objective: Objective) -> tuple[str, ...]:
+    """Names what an objective does not train, and weight decay must leave as it is: beginnings of paths."""
+    ibot = () if objective.ibot else ("ibot_head/", "backbone/mask_token")
+    shared = networks.ibot_head is None and objective.ibot
+    return ibot if objective.dino or shared else (*ibot, "dino_head/")
 
 
 def named(group: str, values: Mapping[str, Array]) -> dict[str, Array]:

@@ -189,6 +189,7 @@ class Trainer:
         restored = checkpoints.restore(like, note=self.progress.note)
         if restored is None:
             self.workdir.check_new()
+            self.gram.forget_scores()
             return self.initialise(), None
         self.seconds_before = restored.data.get("seconds", 0.0)
         self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
@@ -262,6 +263,6 @@ class Trainer:
 
         All of this is dispatched asynchronously: the host prepares a batch while the devices work on the one before.
         """
-        self.bad_images.update(host["replaced"])
+        self.bad_images.update(host["replaced"], host["ids"])
         arrays = sharding.place({name: x for name, x in host.items() if name not in HOST_ONLY}, self.mesh)
         return host["ids"], self.augment(jax.random.fold_in(self.key, step - 1), arrays)

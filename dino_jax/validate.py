@@ -47,9 +47,10 @@ RULES: tuple[Rule, ...] = (
     ),
     (
         *NOT_NEGATIVE,
-        "seed model.registers model.rope_shift data.workers checkpoint.keep_every eval.knn.every eval.dense.every "
+        "model.registers model.rope_shift data.workers checkpoint.keep_every eval.knn.every eval.dense.every "
         "eval.quality.every",
     ),
+    (lambda v: 0 <= v < 2**32, "0 or more and below 2**32", "seed"),
     (*AT_LEAST_1, "model.rope_jitter model.rope_rescale"),
     (*SHARE, "data.max_bad_share"),
     (*BELOW_1, "model.drop_path"),
@@ -57,7 +58,7 @@ RULES: tuple[Rule, ...] = (
 PHASE_RULES: tuple[Rule, ...] = (
     (
         *ABOVE_0,
-        "steps batch_size crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk "
+        "steps crops.global_size crops.local_size crops.local_number masks.group_size loss.koleo_topk "
         "student_temperature sinkhorn_iterations optim.clip_norm",
     ),
     (
@@ -65,6 +66,7 @@ PHASE_RULES: tuple[Rule, ...] = (
         "snapshot_every loss.dino loss.ibot loss.koleo loss.koleo_group_size optim.freeze_last_layer "
         "gram.crop_size gram.refresh_every gram.first_refresh gram.max_refreshes",
     ),
+    (lambda v: v >= 2, "2 or more", "batch_size"),
     (lambda v: v >= -1, "-1 or more", "optim.freeze_backbone"),
     (*SHARE, "center_momentum masks.probability optim.layer_decay optim.patch_embed_multiplier"),
     (*BELOW_1, "optim.b1 optim.b2"),
@@ -94,6 +96,8 @@ def _problems(c: ConfigDict) -> Iterator[str]:
         yield from _multiple("eval.size", c.eval.size, c.model.patch_size)
         if c.model.width % c.model.heads:
             yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
+        if c.model.width * c.model.ffn_ratio < 2:
+            yield f"model.ffn_ratio = {c.model.ffn_ratio:g} leaves the feed-forward no channel: raise it, 4 is usual"
     if "rope_base" in c.model and c.model.width // c.model.heads % 4:
         yield (
             f"model.width = {c.model.width} over model.heads = {c.model.heads} must give a whole multiple of 4 "
@@ -181,6 +185,8 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         ("gram.crop_size", p.gram.crop_size),
     ):
         yield from _multiple(f"{prefix}{key}", size, patch)
+    if p.crops.global_size <= patch:
+        yield f"{prefix}crops.global_size = {p.crops.global_size} holds a single patch: use {2 * patch} or more"
     for key, (low, high) in (
         ("crops.global_scale", p.crops.global_scale),
         ("crops.local_scale", p.crops.local_scale),
@@ -215,10 +221,10 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
     if min(temperature.start, temperature.peak, temperature.end) <= 0:
         yield f"{prefix}schedules.teacher_temperature must stay above 0: it divides the teacher's scores"
     group = p.loss.koleo_group_size or p.batch_size
-    if p.batch_size % group or p.loss.koleo_topk >= group:
+    if p.loss.koleo and (p.batch_size % group or p.loss.koleo_topk >= group):
         yield (
             f"{prefix}loss.koleo_group_size = {group} must divide the batch of {p.batch_size} and exceed "
-            f"loss.koleo_topk = {p.loss.koleo_topk}"
+            f"loss.koleo_topk = {p.loss.koleo_topk}: use 0, which is the whole batch, or another divisor"
         )
     for name, s in p.schedules.items():
         if s.warmup < 0 or s.cosine < 0 or s.warmup + s.cosine > p.steps:

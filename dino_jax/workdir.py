@@ -177,11 +177,15 @@ class Workdir:
         names = "\n".join(name(index) for index in sorted(some)).encode("utf-8", "surrogateescape")
         now = {"images": count, "names": zlib.crc32(names)}
         if self.begun() and file.exists():
-            before = json.loads(file.read_text())
-            if before != now:
+            try:
+                before = json.loads(file.read_text())
+                different, images = before != now, before["images"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{file} is damaged: delete it, if the images are the same as before") from None
+            if different:
                 raise ValueError(
-                    f"--workdir {self.path} was trained on {before['images']} images, now there are {count}"
-                    f"{', of other names' if before['images'] == count else ''}: bring the same back to data.path, "
+                    f"--workdir {self.path} was trained on {images} images, now there are {count}"
+                    f"{', of other names' if images == count else ''}: bring the same back to data.path, "
                     f"or delete {file} to continue with these, in another order"
                 )
         if jax.process_index() == 0:

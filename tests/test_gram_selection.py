@@ -50,6 +50,17 @@ def test_the_snapshot_with_the_best_dense_score_becomes_gram_teacher(tmp_path, p
     assert teachers.best_dense(gram.first) == (peak, 1.0)
 
 
+def test_a_run_that_begins_anew_forgets_the_scores_but_that_of_its_first_weights(tmp_path):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    teachers = GramTeachers(tmp_path, mesh, print)
+    teachers.forget_scores()
+    assert not teachers.scores_file.exists()
+    teachers.scores_file.parent.mkdir()
+    teachers.scores_file.write_text('{"0": 0.2, "50": 0.9}')
+    teachers.forget_scores()
+    assert teachers.scores() == {0: 0.2}
+
+
 def test_without_scores_it_says_what_is_missing(tmp_path):
     _, gram = selecting_phases()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

@@ -84,13 +84,15 @@ def test_clip_by_tensor_takes_each_block_by_its_own_norm():
     grads = {
         "backbone": {
             "blocks": {"bias": np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)},
+            "stages_0": {"blocks": {"bias": np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)}},
             "norm": {"bias": np.array([6.0, 8.0], np.float32)},
         }
     }
     clipped, norms = jax.jit(optim.clip_by_tensor)(grads, 1.0)
-    np.testing.assert_allclose(clipped["backbone"]["blocks"]["bias"], [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
+    for stack in (clipped["backbone"]["blocks"], clipped["backbone"]["stages_0"]["blocks"]):
+        np.testing.assert_allclose(stack["bias"], [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
     np.testing.assert_allclose(clipped["backbone"]["norm"]["bias"], [0.6, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(norms["backbone"], np.sqrt(25 + 0.25 + 100), rtol=1e-6)
+    np.testing.assert_allclose(norms["backbone"], np.sqrt(2 * (25 + 0.25) + 100), rtol=1e-6)
 
 
 def reference_adamw(params, all_grads, *, b1, b2, rates, decays):
@@ -216,6 +218,20 @@ def test_rates_by_hand():
     assert rates["backbone"]["blocks"]["ls1"]["gamma"].ravel().tolist() == [0.25, 0.5, 1.0]
     assert rates["dino_head"]["mlp_0"]["kernel"] == 1
     assert rates["dino_head"]["prototypes"]["kernel"] == 3
+
+
+def test_what_an_objective_does_not_train_rests():
+    rates = optim.rates(
+        small_params(),
+        layer_decay=1.0,
+        patch_embed_multiplier=1.0,
+        lr=1.0,
+        backbone_lr=1.0,
+        last_layer_lr=1.0,
+        unused=("dino_head/", "backbone/cls_token"),
+    )
+    resting = {jax.tree_util.keystr(path, simple=True, separator="/") for path, rate in jax.tree_util.tree_leaves_with_path(rates) if not np.any(rate)}
+    assert resting == {"backbone/cls_token", "dino_head/mlp_0/kernel", "dino_head/prototypes/kernel"}
 
 
 def test_bias_correction_keeps_float32_accuracy():

@@ -1,19 +1,22 @@
 """The training step against the reference's five-step trajectories, and its own guarantees."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from dino_jax import optim
+from dino_jax import build, optim
 from dino_jax import state as state_lib
 from dino_jax.models import PrototypeHead, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
-from dino_jax.step import NETWORK_STREAM, make_train_step
+from dino_jax.step import NETWORK_STREAM, make_train_step, unused_parameters
 from tests.conftest import golden_runs
-from tests.models.test_vit import FFN, NORMS
+from tests.models.test_vit import FFN, NORMS, RANDOM
+from tests.tiny_recipe import get_config
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
 GOLDENS = golden_runs("v3_train_*.npz")
@@ -41,7 +44,7 @@ def networks_of(config: dict) -> Networks:
     student, small = config["student"], config["golden_vit"]
     norm, epsilon = NORMS[student["norm_layer"]]
     ffn, align = FFN[student["ffn_layer"]]
-    assert config["ibot"]["separate_head"]
+    assert config["ibot"]["separate_head"] and not any(student[name] for name in RANDOM)
     backbone = VisionTransformer(
         patch_size=student["patch_size"],
         width=small["D"],
@@ -105,7 +108,7 @@ def objective_of(config: dict) -> Objective:
     # Options of the reference that ours does not have, as no published configuration sets them.
     assert dino["global_ignore_diagonal"] and gram["normalized"] and not gram["remove_only_teacher_neg"]
     assert gram["global_teacher_resize_method"] == "bicubic" and gram["it_load_ema_teacher"] < 0
-    assert config["train"]["centering"] == "sinkhorn_knopp"
+    assert config["train"]["centering"] == "sinkhorn_knopp" and not dino["koleo_distributed_loss_group_size"]
     return objective(
         dino=dino["loss_weight"],
         ibot=config["ibot"]["loss_weight"],
@@ -215,6 +218,27 @@ def test_trajectory(golden, name):
                 expected = tree(g.under(f"{after}{network}/") or g.under(f"init/{network}/"))
                 actual = jax.tree.map(np.asarray, params)
                 assert_trees_close(actual, expected, absolute=10 * floor[f"{network}_max_abs_diff"], prefix=network)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared", "expected"),
+    [
+        ({}, False, ()),
+        ({"ibot": 0.0}, False, ("ibot_head/", "backbone/mask_token")),
+        ({"dino": 0.0}, False, ("dino_head/",)),
+        ({"dino": 0.0}, True, ()),
+        ({"dino": 0.0, "ibot": 0.0}, True, ("ibot_head/", "backbone/mask_token", "dino_head/")),
+    ],
+)
+def test_what_has_no_loss_is_not_trained(changes, shared, expected):
+    networks = build.networks(get_config(), shards=1)
+    networks = dataclasses.replace(networks, ibot_head=None if shared else networks.ibot_head)
+    unused = unused_parameters(networks, objective(**changes))
+    assert unused == expected
+    shapes = jax.tree_util.tree_leaves_with_path(jax.eval_shape(networks.init, jax.random.key(0)))
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in shapes]
+    for beginning in set(unused) - ({"ibot_head/"} if shared else set()):
+        assert any(path.startswith(beginning) for path in paths)
 
 
 def test_random_streams_are_apart():

@@ -234,6 +234,15 @@ def test_other_images_are_noticed(tmp_path):
         workdir.adopt_images(5, "image {}".format)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]"])
+def test_a_damaged_record_of_the_images_is_named(tmp_path, text):
+    with Workdir(tmp_path) as workdir:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+        (tmp_path / "images.json").write_text(text)
+        with pytest.raises(ValueError, match=r"images\.json is damaged: delete it"):
+            workdir.adopt_images(5, "image {}".format)
+
+
 def test_names_need_not_be_text(tmp_path):
     with Workdir(tmp_path) as workdir:
         workdir.adopt_images(1, lambda _: os.fsdecode(b"caf\xe9.png"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dino_jax.data.pipeline import ATTEMPTS, NOTHING_READABLE
 from dino_jax.data.reading import why
 from dino_jax.data.shards import write_whole
 from dino_jax.data.sources import Source
@@ -37,17 +38,21 @@ class BadImages:
         self._replaced = 0
         self._listed: dict[str, dict[str, Any]] = {}  # by name: an index may move when files are added
         if self.file.exists():
-            entries = [json.loads(line) for line in self.file.read_text().splitlines()]
-            self._listed = {entry["name"]: entry for entry in entries}
+            try:
+                entries = [json.loads(line) for line in self.file.read_text().splitlines()]
+                self._listed = {entry["name"]: entry for entry in entries}
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{self.file} is damaged: delete it, the images will be listed again") from None
 
     def __len__(self) -> int:
         return len(self._listed)
 
-    def update(self, replaced: np.ndarray) -> None:
+    def update(self, replaced: np.ndarray, ids: np.ndarray) -> None:
         """Takes in one batch.
 
         Args:
           replaced: int (batch,), index of the unreadable image whose place each sample took, else -1.
+          ids: int (batch,), index of the image of each sample, `pipeline.NOTHING_READABLE` where none was found.
 
         Raises:
           ValueError: too large a share of the images is bad.
@@ -61,6 +66,11 @@ class BadImages:
                 name: {"id": index, "name": name, "reason": why(self._source, index)} for name, index in new.items()
             }
             self._write()
+        if (ids == NOTHING_READABLE).any():
+            raise ValueError(
+                f"hardly an image can be used: {ATTEMPTS} drawn in a row could not; see {self.file}, for example "
+                f"{self._example()}"
+            )
         enough = min(LEAST_DRAWS, len(self._source))
         if self._drawn >= enough and self._replaced > self._most * self._drawn:
             raise ValueError(

@@ -23,6 +23,7 @@ from dino_jax.data.workers import initialize_worker
 Batch = dict[str, np.ndarray]
 
 ATTEMPTS = 64  # replacements of one unreadable image; so many in a row means that hardly any image is readable
+NOTHING_READABLE = -1  # the id of a sample for which none of them was
 # Each worker holds a batch that is ready and one in the making.
 WORKER_BUFFER = 1
 
@@ -203,22 +204,21 @@ def _local_batch(source: Source, batch_size: int, process_count: int, mask_group
 
 def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) -> Batch:
     """Returns the crops of image `index`, or of another one where it cannot be decoded."""
-    replaced = -1
+    sample, replaced = None, -1
     for _ in range(ATTEMPTS):
         try:
             sample = source[index]
-        except BadImage as error:
-            last = f"{source.name(index)} ({error})"
+            break
+        except BadImage:
             replaced = index if replaced < 0 else replaced
             index = int(rng.integers(len(source)))
-            continue
-        crops = crop(sample["image"], rng)
-        return crops | {
-            "labels": np.int32(sample["label"]),
-            "ids": np.int32(sample["id"]),
-            "replaced": np.int32(replaced),
-        }
-    raise ValueError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {last}")
+    if sample is None:  # of which `bad_images` makes an error that lists them
+        sample = {"image": np.zeros((8, 8, 3), np.uint8), "label": -1, "id": NOTHING_READABLE}
+    return crop(sample["image"], rng) | {
+        "labels": np.int32(sample["label"]),
+        "ids": np.int32(sample["id"]),
+        "replaced": np.int32(replaced),
+    }
 
 
 def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int) -> Batch:

@@ -14,7 +14,7 @@ import pytest
 
 from dino_jax.data.decode import BadImage
 from dino_jax.data.packaged import PackagedSource
-from dino_jax.data.pipeline import eval_batches, train_batches
+from dino_jax.data.pipeline import NOTHING_READABLE, eval_batches, train_batches
 from dino_jax.data.sources import open_source
 from tests.data.images import encode, photograph
 
@@ -187,9 +187,10 @@ def test_bad_images_are_replaced_and_named():
     assert_same(take(resumed, 2), batches[1:])
 
 
-def test_only_bad_images_are_an_error():
-    with pytest.raises(ValueError, match="64 images in a row cannot be decoded, the last one square"):
-        next(train_batches(Squares(5, bad=range(5)), **OPTIONS))
+def test_where_no_image_is_found_the_sample_says_so():
+    batch = next(train_batches(Squares(5, bad=range(5)), **OPTIONS))
+    assert (batch["ids"] == NOTHING_READABLE).all()
+    assert (batch["replaced"] >= 0).all()
 
 
 @pytest.mark.parametrize(

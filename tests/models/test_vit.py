@@ -12,7 +12,9 @@ from tests.torch_weights import assert_close, assert_trees_close, tree
 FORWARD = 1e-5  # largest error relative to each array's scale: a few float32 roundings per block
 GRADIENT = 1e-4
 
-FFN = {"mlp": ("mlp", 1), "swiglu": ("swiglu", 8), "swiglu32": ("swiglu", 32), "swiglu64": ("swiglu", 64)}
+FFN = {"mlp": ("mlp", 1), "swiglu": ("swiglu", 8)} | {f"swiglu{align}": ("swiglu", align) for align in (32, 64, 128)}
+# At random in the reference, so that no numbers can be compared with them.
+RANDOM = ["drop_path_rate", *(f"pos_embed_rope_{name}_coords" for name in ("shift", "jitter", "rescale"))]
 NORMS = {"layernorm": ("layernorm", 1e-6), "layernormbf16": ("layernorm", 1e-5), "rmsnorm": ("rmsnorm", 1e-5)}
 
 
@@ -20,6 +22,7 @@ def from_reference(config: dict) -> VisionTransformer:
     """Builds our model from the options of a reference one."""
     norm, epsilon = NORMS[config["norm_layer"]]
     ffn, align = FFN[config["ffn_layer"]]
+    assert not any(config[name] for name in RANDOM)
     same = ("patch_size", "ffn_ratio", "qkv_bias", "mask_k_bias", "proj_bias", "ffn_bias", "untie_cls_and_patch_norms")
     renamed = {"mask_k_bias": "mask_key_bias"}
     rope = ("base", "min_period", "max_period")
