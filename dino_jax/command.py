@@ -64,7 +64,13 @@ def _attempt(command: Callable[[], None], interrupted: str) -> int:
     except FloatingPointError as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        if _starts_devices(error):
+            wanted, words = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(" (set JAX_PLATFORMS")[0]
+            advice = "install what that platform needs (see the README), or unset JAX_PLATFORMS"
+            line = f"error: JAX finds no device of JAX_PLATFORMS={wanted!r}: {advice}. {words}"
+            print(line.rstrip(), file=sys.stderr)
+            return 2
         if OUT_OF_MEMORY not in str(error):
             raise
         words = one_line(error).partition(OUT_OF_MEMORY)[2].lstrip(": ")[:200]
@@ -75,6 +81,12 @@ def _attempt(command: Callable[[], None], interrupted: str) -> int:
         print(interrupted, file=sys.stderr)
         return 130
     return 0
+
+
+def _starts_devices(error: BaseException) -> bool:
+    """Tells whether an error comes from where JAX starts its devices."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == "jax._src.xla_bridge"
 
 
 def leave_on_signals(words: str) -> None:

@@ -13,7 +13,7 @@ from dino_jax.models import Extractor
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights, --model and --heads."""
+    """Adds --weights, --model, --heads, --mean and --std."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -22,17 +22,17 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
     parser.add_argument("--heads", type=int, metavar="N", help="number of attention heads, if the weights do not tell")
+    for name, what in (("--mean", "means"), ("--std", "standard deviations")):
+        text = f"{what} of each channel, for pixels scaled to [0, 1] (default: those of the weights)"
+        parser.add_argument(name, type=float, nargs="+", metavar="X", help=text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `add_weights`, --in-chans, --mean and --std."""
+    """Adds the options of `add_weights` and --in-chans."""
     add_weights(parser)
     parser.add_argument(
         "--in-chans", type=int, metavar="N", help="channels of the images (default: those of the weights)"
     )
-    for name, what in (("--mean", "means"), ("--std", "standard deviations")):
-        text = f"{what} of each channel, for pixels scaled to [0, 1] (default: those of the weights)"
-        parser.add_argument(name, type=float, nargs="+", metavar="X", help=text)
 
 
 def load_model(options: argparse.Namespace) -> Extractor:

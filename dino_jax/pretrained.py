@@ -113,6 +113,8 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
         if not of_timm and (len(path.parts) > 1 or path.suffix):
             hub = " (what is on a hub must be downloaded first)" if len(path.parts) == 2 and not path.suffix else ""
             raise ValueError(f"there are no weights at {path}: check the path{hub}")
+        if str(path) in VARIANTS:
+            raise ValueError(f"{path} is an architecture, not a file or folder: give the path of its weights")
         near = of_timm[-1:] or difflib.get_close_matches(str(path), VARIANTS, n=3, cutoff=0.6)
         known = f"did you mean {' or '.join(near)}?" if near else f"architectures are {', '.join(VARIANTS)}"
         raise ValueError(f"{path} is neither a file or folder nor an architecture: {known}")

@@ -11,12 +11,10 @@ import numpy as np
 from jax import Array
 
 from dino_jax.data.decode import BadImage
-from dino_jax.data.files import natural
+from dino_jax.data.files import is_label, natural
 from dino_jax.data.fit import resize
 from dino_jax.data.sources import Source
 from dino_jax.models import Extractor
-
-MASK_FOLDERS = ("masks", "annotations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +103,9 @@ def _first_row(model: Extractor, images: Array) -> Array:
 
 
 def photographs(source: Source) -> list[int]:
-    """Returns the images of a source that are in no folder of masks; all where there are no others."""
-    outside = [index for index in range(len(source)) if not _is_mask(source.name(index))]
+    """Returns the images of a source that are in no folder of masks or depth maps; all where there are no others."""
+    outside = [index for index in range(len(source)) if not is_label(source.name(index))]
     return outside or list(range(len(source)))
-
-
-def _is_mask(name: str) -> bool:
-    return any(folder.lower() in MASK_FOLDERS for folder in PurePosixPath(name).parent.parts)
 
 
 def sequences(source: Source) -> dict[str, list[int]]:
@@ -123,7 +117,7 @@ def sequences(source: Source) -> dict[str, list[int]]:
     """
     found: dict[tuple[str, ...], list[int]] = {}
     for index in range(len(source)):
-        if _is_mask(source.name(index)):
+        if is_label(source.name(index)):
             continue
         folders = PurePosixPath(source.name(index)).parent.parts
         found.setdefault(tuple(folder for folder in folders if folder.lower() != "frames"), []).append(index)

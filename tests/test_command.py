@@ -1,3 +1,5 @@
+import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -31,6 +33,19 @@ def failing(error):
 def test_errors_are_one_line_and_a_code(error, code, line, capsys):
     assert command.run(failing(error)) == code
     assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "absent"])
+def test_devices_that_are_not_there_are_one_line(platform):
+    if any(entry.name.endswith(platform) for entry in importlib.metadata.entry_points(group="jax_plugins")):
+        pytest.skip(f"JAX's plugin for {platform} is installed")
+    code = "import jax, sys; from dino_jax import command; sys.exit(command.run(jax.devices))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: JAX finds no device of JAX_PLATFORMS='{platform}': install what that")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_defect_keeps_its_traceback():

@@ -26,7 +26,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch):
     monkeypatch.setattr(evaluate, "open_task", lambda name: Planted)
-    monkeypatch.setattr(pretrained, "load", lambda *names, in_chans: (" from ".join(names), None))
+    monkeypatch.setattr(pretrained, "load", lambda *names, in_chans, mean, std: (" from ".join(names), None))
 
 
 def test_every_task_has_its_module():

@@ -138,6 +138,11 @@ def test_names_that_do_not_exist(name, message):
         dino_jax.load(name)
 
 
+def test_an_architecture_is_no_file():
+    with pytest.raises(ValueError, match="dinov2_vits14 is an architecture, not a file or folder: give the path of"):
+        pretrained.read("dinov2_vits14")
+
+
 def test_weights_of_another_architecture(file):
     with pytest.raises(ValueError, match=r"look like dinov3_custom \(width 48.*not like dinov3_vitb16 \(width 768"):
         dino_jax.load("dinov3_vitb16", weights=file)

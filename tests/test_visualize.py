@@ -146,6 +146,7 @@ def test_masks_are_no_photographs():
             return self[index]
 
     assert views.photographs(Named(["bear/frames/0.png", "bear/masks/0.png", "a.png"])) == [0, 2]
+    assert views.photographs(Named(["train/0.png", "trainannot/0.png"])) == [0]
     assert views.photographs(Named(["masks/0.png", "masks/1.png"])) == [0, 1]
 
 

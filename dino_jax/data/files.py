@@ -11,6 +11,16 @@ from typing import Protocol
 from dino_jax.data.tar import gunzip, is_gzip
 
 
+# Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
+LABELS = re.compile(r"^(masks|depth|annotations|segmentation.*|.*annot|.*labels)$")
+
+
+def is_label(name: str) -> bool:
+    """Tells whether a file, by its relative name with forward slashes, is a mask or a depth map of a data set."""
+    *folders, file = name.lower().split("/")
+    return file.startswith("sync_depth_") or any(LABELS.search(folder) for folder in folders)
+
+
 class Files(Protocol):
     """A fixed set of files.
 

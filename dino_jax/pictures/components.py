@@ -9,6 +9,7 @@ PERCENTILES = (1.0, 99.0)  # of a component become 0 and 1
 # A foreground of fewer patches than this, or of nearly all of them, says that there is no background to take away.
 LEAST_PATCHES = 12
 MOST_SHARE = 0.95
+MOST_PATCHES = 2**15  # that the components are computed of; of more, evenly spaced ones are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +56,15 @@ def shared_components(grids: Sequence[np.ndarray], *, foreground: bool = False) 
     """
     if not grids or len({grid.shape[-1] for grid in grids}) != 1:
         raise ValueError("components: there must be at least one image, and all features must have one width")
-    patches = np.concatenate([np.asarray(grid, np.float64).reshape(-1, grid.shape[-1]) for grid in grids])
-    if not np.isfinite(patches).all():
+    if not all(np.isfinite(grid).all() for grid in grids):
         raise ValueError("components: features are not all finite; check the model that made them")
+    every = -(-sum(grid.shape[0] * grid.shape[1] for grid in grids) // MOST_PATCHES)
+    patches = np.concatenate([grid.reshape(-1, grid.shape[-1])[::every] for grid in grids]).astype(np.float64)
     if not foreground:
         return _of(patches)
     mean = patches.mean(0)
     axis = _directions(patches - mean, 1)[:, 0]
-    border = np.concatenate([_border(*grid.shape[:2]).ravel() for grid in grids])
+    border = np.concatenate([_border(*grid.shape[:2]).ravel()[::every] for grid in grids])
     positive = (patches - mean) @ axis > 0
     if positive[border].mean() > positive[~border].mean() if (~border).any() else False:
         axis = -axis

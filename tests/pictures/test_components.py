@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from dino_jax.pictures import components
 from dino_jax.pictures.components import shared_components
 
 RNG = np.random.default_rng(0)
@@ -38,6 +39,16 @@ def test_signs_do_not_depend_on_the_solver_or_the_order():
     first, second = shared_components(images), shared_components(images[::-1])
     np.testing.assert_allclose(first.basis, second.basis, atol=1e-9)
     assert (first.basis[np.abs(first.basis).argmax(0), range(3)] > 0).all()
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_of_very_many_patches_some_are_taken(monkeypatch, foreground):
+    images = [scene(shift=shift)[0] for shift in (0, 1, 2, 3)]
+    whole = shared_components(images, foreground=foreground)
+    monkeypatch.setattr(components, "MOST_PATCHES", 300)  # of 768
+    part = shared_components(images, foreground=foreground)
+    assert (np.abs((whole.basis * part.basis).sum(0))[:1] > 0.99).all()
+    assert (whole.foreground(images[0]) == part.foreground(images[0])).all()
 
 
 def test_colours_span_the_range_over_the_whole_set():
