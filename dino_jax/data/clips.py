@@ -37,6 +37,11 @@ class Clips:
         chosen = [video[index * len(video) // count] for video in self.frames for index in range(count)]
         return ImageList(self.files, chosen)
 
+    def part(self, indices: Sequence[int] | np.ndarray) -> "Clips":
+        """Returns the videos at `indices`."""
+        names, frames = tuple(self.names[i] for i in indices), tuple(self.frames[i] for i in indices)
+        return dataclasses.replace(self, names=names, labels=self.labels[np.asarray(indices, int)], frames=frames)
+
 
 def open_clips(path: str, test_path: str = "") -> tuple[Clips, Clips]:
     """Opens training and test videos in folders or archives.

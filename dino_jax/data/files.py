@@ -10,7 +10,6 @@ from typing import Protocol
 
 from dino_jax.data.tar import gunzip, is_gzip
 
-
 # Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
 LABELS = re.compile(r"^(masks|depth|annotations|segmentation.*|.*annot|.*labels)$")
 

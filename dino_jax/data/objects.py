@@ -1,11 +1,13 @@
 """Images with the boxes or the masks of their objects, for tasks that find objects."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from xml.etree import ElementTree
 
 import numpy as np
+from scipy import ndimage
 
 from dino_jax.data.dense import IMAGES, read_image, read_values
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
@@ -95,29 +97,31 @@ def _of_mask(files: Files, image_name: str, mask_name: str, mask: np.ndarray) ->
             f"{mask_name} in {files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
             f"{image.shape[1]} x {image.shape[0]}: a mask must be as large as its image"
         )
-    labels = [label for label in np.unique(mask) if label not in (0, VOID)]
-    if not labels:
+    objects = np.where(mask == VOID, 0, mask)
+    places = [place for place in ndimage.find_objects(objects) if place is not None]
+    if not places:
         raise ValueError(f"{mask_name} in {files.path} is empty: leave out images without an object")
-    return ObjectImage(image_name, image, [_box(mask == label) for label in labels], (mask > 0) & (mask != VOID))
-
-
-def _box(mask: np.ndarray) -> Box:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    boxes = [(float(x.start), float(y.start), float(x.stop), float(y.stop)) for y, x in places]
+    return ObjectImage(image_name, image, boxes, objects > 0)
 
 
 def _videos(path: str | os.PathLike, year: int) -> Objects:
     """Lists all frames; those where the object is out of sight are left out."""
     videos = open_videos(path, year=year)
-    found = []
-    for number, video in enumerate(videos.videos):
-        masks = videos.masks(number)
-        found += [
-            (frame, name, mask)
-            for frame, name, mask in zip(video.frames, video.masks, masks, strict=True)
-            if ((mask > 0) & (mask != VOID)).any()
-        ]
-    return Objects(len(found), lambda index: _of_mask(videos.files, *found[index]))
+    masks = functools.lru_cache(maxsize=1)(videos.masks)  # frames are mostly read in order
+    found = [
+        (number, frame)
+        for number in range(len(videos))
+        for frame, mask in enumerate(masks(number))
+        if ((mask > 0) & (mask != VOID)).any()
+    ]
+
+    def read(index: int) -> ObjectImage:
+        number, frame = found[index]
+        video = videos.videos[number]
+        return _of_mask(videos.files, video.frames[frame], video.masks[frame], masks(number)[frame])
+
+    return Objects(len(found), read)
 
 
 def _voc(files: Files, root: str) -> Objects:

@@ -91,7 +91,7 @@ def fit(
     """Trains probes with AdamW, one for each learning rate: linear warm-up over a tenth of the steps, then a cosine.
 
     Args:
-      features: `(clips, frames, height, width, dim)`.
+      features: `(clips, frames, height, width, dim)`, any float.
       labels: `(clips,)` below `classes`.
       advance: is told the lowest loss after each step.
 

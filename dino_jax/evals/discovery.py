@@ -42,11 +42,13 @@ def token_cut(patches: np.ndarray, *, threshold: float = THRESHOLD) -> Found:
 
     Args:
       patches: `(rows, columns, dim)`.
-      threshold: of the cosine.
+      threshold: of the cosine, above -1 and below 1.
 
     Raises:
-      ValueError: for fewer than two patches, or a feature that is not finite.
+      ValueError: for fewer than two patches, a feature that is not finite, or another threshold.
     """
+    if not -1 < threshold < 1:
+        raise ValueError(f"discovery: the threshold {threshold:g} must lie between -1 and 1: it is a cosine")
     rows, columns, dim = patches.shape
     if rows * columns < 2:
         raise ValueError(f"discovery: a grid of {rows} x {columns} patches cannot be cut; enlarge the image")

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
+
+from dino_jax.evals.unit import unit
 
 # Which images count and which are ignored, by protocol (arXiv 1803.11285, section 3.2).
 PROTOCOLS = {
@@ -15,18 +18,6 @@ COPIES_FOUND = 20  # how far down copy detection looks
 BLOCK = 256  # queries whose cosines are in memory at a time
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    """L2-normalises `(n, dim)` in float32; a zero vector stays zero.
-
-    Raises:
-      ValueError: when a feature is not finite.
-    """
-    if not np.isfinite(features).all():
-        raise ValueError("retrieval: features are not all finite; check the model that made them")
-    features = np.asarray(features, np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
-
-
 def rankings(queries: np.ndarray, database: np.ndarray) -> np.ndarray:
     """Sorts the database by cosine to each query.
 
@@ -36,8 +27,11 @@ def rankings(queries: np.ndarray, database: np.ndarray) -> np.ndarray:
 
     Returns:
       indices int32 `(queries, images)`, most similar first, the earlier image on a tie.
+
+    Raises:
+      ValueError: when dimensions differ, or a feature is not finite.
     """
-    queries, database = unit(queries), unit(database)
+    queries, database = _unit(queries), _unit(database)
     if queries.shape[1] != database.shape[1]:
         raise ValueError(f"retrieval: queries have {queries.shape[1]} dimensions, the database {database.shape[1]}")
     parts = [
@@ -45,6 +39,13 @@ def rankings(queries: np.ndarray, database: np.ndarray) -> np.ndarray:
         for start in range(0, len(queries), BLOCK)
     ]
     return np.concatenate(parts)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """L2-normalises `(n, dim)`; raises ValueError when a feature is not finite."""
+    if not np.isfinite(features).all():
+        raise ValueError("retrieval: features are not all finite; check the model that made them")
+    return np.asarray(unit(jnp.asarray(features)))
 
 
 def trapezoidal_ap(ranks: np.ndarray, relevant: int) -> float:
@@ -144,7 +145,7 @@ def copy_detection(copies: np.ndarray, database: np.ndarray, original: np.ndarra
         )
     nearest = rankings(copies, database)[:, :COPIES_FOUND]
     precisions = [trapezoidal_ap(np.flatnonzero(found == own), 1) for found, own in zip(nearest, original, strict=True)]
-    pairs = np.argsort(-(unit(copies) @ unit(database).T), axis=None, kind="stable")
+    pairs = np.argsort(-(_unit(copies) @ _unit(database).T), axis=None, kind="stable")
     correct = (original[:, None] == np.arange(len(database))).ravel()[pairs]
     micro = average_precision(np.flatnonzero(correct), len(copies))
     return {"map": float(np.mean(precisions)), "micro_ap": micro}

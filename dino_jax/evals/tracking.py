@@ -52,8 +52,8 @@ def propagate(
         raise ValueError("tracking: the first mask has no object to follow")
     if not np.isfinite(patches).all():
         raise ValueError("tracking: features are not all finite; check the model that made them")
-    if min(context, radius, top_k) < 1 or temperature <= 0:
-        raise ValueError("tracking: context, radius and top-k must be 1 or more, the temperature positive")
+    if min(context, radius, top_k) < 1 or not 0 < temperature < math.inf:
+        raise ValueError("tracking: context, radius and top-k must be 1 or more, the temperature positive and finite")
     start = np.where(first_mask == VOID, 0, first_mask)
     shares, _ = class_shares(start[None], patches.shape[1:3], classes=int(objects.max()) + 1)
     labels = _follow(

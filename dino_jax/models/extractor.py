@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from dino_jax.models.stages import STATS, intermediate_stages
-from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
+from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention, last_keys
 
 Params = dict[str, Any]
 
@@ -135,6 +135,16 @@ class Extractor:
         self._check(images)
         return _attention(self, images, queries=queries)
 
+    def keys(self, images: Array) -> Array:
+        """Returns the patches' keys in the last block's attention, `(batch, rows, columns, width)`, see `last_keys`.
+
+        Raises:
+          ValueError: for a network without attention.
+        """
+        self.check_attention()
+        self._check(images)
+        return _keys(self, images)
+
     def check_attention(self) -> None:
         """Raises ValueError for a network without attention."""
         if not isinstance(self.backbone, VisionTransformer):
@@ -185,6 +195,12 @@ def _intermediate(model: Extractor, images: Array, *, layers: tuple[int, ...], n
 @functools.partial(_compiled, static_argnames="queries")
 def _attention(model: Extractor, images: Array, *, queries: int | None) -> Array:
     return last_attention(model.backbone, model.params, images, queries=queries)
+
+
+@_compiled
+def _keys(model: Extractor, images: Array) -> Array:
+    keys = last_keys(model.backbone, model.params, images)
+    return keys.reshape(len(keys), *model.backbone.grid(images.shape[1:3]), -1)
 
 
 def _on_grid(model: Extractor, tokens: dict[str, Array], images: Array, *, layer: int) -> dict[str, Array]:

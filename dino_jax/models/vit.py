@@ -273,11 +273,31 @@ def last_attention(model: VisionTransformer, params: Any, images: Array, *, quer
       queries: how many of the first tokens, CLS being the first; all by default, which takes much memory for large
         images.
     """
+    block, x = _last_block(model, params, images)
+    table = model.apply({"params": params}, images.shape[1:3], False, method="rope_table")
+    return block.attention_probabilities(x, table, queries)
+
+
+def last_keys(model: VisionTransformer, params: Any, images: Array) -> Array:
+    """Returns the keys of the patches in the last block's attention, heads side by side: `(batch, patches, width)`.
+
+    They are what the projection gives, bias included, before rotary positions turn them; in DINO and DINOv2, which
+    have no such positions, they are the keys that are attended to.
+
+    Args:
+      images: `(batch, height, width, channels)`.
+    """
+    block, x = _last_block(model, params, images)
+    _, keys, _ = block.attn.queries_keys_values(block.norm1(x), None)
+    return keys.reshape(x.shape)[:, 1 + model.registers :]
+
+
+def _last_block(model: VisionTransformer, params: Any, images: Array) -> tuple[Block, Array]:
+    """Returns the last block with its parameters, and the tokens `(batch, tokens, width)` that enter it."""
     variables = {"params": params}
     if model.depth > 1:
         x = model.apply(variables, {"global": images}, collect=True)["global"]["blocks"][-2]
     else:
         x = model.apply(variables, images, method="embed")
-    table = model.apply(variables, images.shape[1:3], False, method="rope_table")
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
-    return Block(**model.block_options()).apply({"params": last}, x, table, queries, method="attention_probabilities")
+    return Block(**model.block_options()).bind({"params": last}), x

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from dino_jax.data.decode import BadImage, decode
 from dino_jax.data.dense import IMAGES, read_image
-from dino_jax.data.files import open_files
+from dino_jax.data.files import is_label, open_files
 from dino_jax.data.subset import evenly
 from dino_jax.data.video import VOID, open_videos
 from dino_jax.data.warps import moved, warp
@@ -115,14 +114,10 @@ def _two_images(model: Extractor, options: argparse.Namespace, folder: Path) -> 
     return Result(numbers, rows, [matches([pair], names, folder / "matches.png", title=title)])
 
 
-# Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
-LABELS = re.compile(r"^(masks|depth|annotations|segmentation.*|.*annot|.*labels)$")
-
-
 def _warps(options: argparse.Namespace) -> Iterator[Pair]:
     """Makes pairs of images and their distorted copies, with points that both show."""
     files = open_files(options.data)
-    names = [name for name in files.names if name.lower().endswith(IMAGES) and not _is_label(name)]
+    names = [name for name in files.names if name.lower().endswith(IMAGES) and not is_label(name)]
     if not names:
         raise ValueError(f"{files.path} has no images (looked for {' '.join(IMAGES)})")
     for number in evenly(len(names), options.limit):
@@ -134,11 +129,6 @@ def _warps(options: argparse.Namespace) -> Iterator[Pair]:
         points, truth = points[both][: options.points], truth[both][: options.points]
         if len(points):
             yield Pair(names[number], "", image, copy, points, truth=truth)
-
-
-def _is_label(name: str) -> bool:
-    *folders, file = name.lower().split("/")
-    return file.startswith("sync_depth_") or any(LABELS.search(folder) for folder in folders)
 
 
 def _frames(options: argparse.Namespace) -> Iterator[Pair]:
@@ -160,22 +150,24 @@ def _frames(options: argparse.Namespace) -> Iterator[Pair]:
 def _score(
     features: PatchFeatures, pairs: Iterator[Pair], options: argparse.Namespace
 ) -> tuple[dict[str, float], list]:
-    """Returns the mean scores, and some pairs to be drawn."""
+    """Returns the mean scores, and some pairs to be drawn, spread evenly."""
     scores: dict[str, list[float]] = {}
-    kept = []
-    for pair in pairs:
+    kept: list[tuple[str, tuple]] = []
+    every = 1
+    for number, pair in enumerate(pairs):
         first, second = (_grid(features, image, options.size) for image in (pair.first, pair.second))
         found, _ = match_points(first, second, pair.points)
         right, values = _judge(pair, found)
         for name, value in values.items():
             scores.setdefault(name, []).append(value)
-        kept.append((pair, found, right))
-    shown = []
-    for place in evenly(len(kept), PAIRS):
-        pair, found, right = kept[place]
-        some = slice(0, LINES)
-        share = f"{pair.name}: {right.mean():.0%} right"
-        shown.append((share, (pair.first, pair.second, pair.points[some], found[some], right[some])))
+        if number % every == 0:
+            share, some = f"{pair.name}: {right.mean():.0%} right", slice(0, LINES)
+            images = pair.first.copy(), pair.second.copy()  # views would keep their video in memory
+            kept.append((share, (*images, pair.points[some], found[some], right[some])))
+        # How many will come is not known. A third stays, so that the gaps, of which a video has four, take turns.
+        if len(kept) == 3 * PAIRS:
+            kept, every = kept[::3], 3 * every
+    shown = [kept[place] for place in evenly(len(kept), PAIRS)]
     return {name: float(np.mean(values)) for name, values in sorted(scores.items(), key=_order)}, shown
 
 

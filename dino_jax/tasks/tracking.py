@@ -1,9 +1,11 @@
 """Video object segmentation by label propagation: DINO, arXiv 2104.14294, section 4.2.2; DINOv3, section 6.1.4."""
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dino_jax.data.subset import evenly
 from dino_jax.data.video import Videos, open_videos
@@ -35,12 +37,15 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """Follows the objects of the first frames, and scores regions (J) and boundaries (F) as DAVIS does.
 
     Raises:
-      ValueError: wrong data, or a model without patches.
+      ValueError: wrong data or settings, or a model without patches.
     """
     patches.check(options, "context", "radius", "top_k")
+    if not 0 < options.temperature < math.inf:
+        raise ValueError(f"--temperature {options.temperature:g} must be above 0 and finite")
     videos = open_videos(options.data, year=options.year)
     chosen = evenly(len(videos), options.limit)
-    for index in chosen:  # what is wrong with the data is said before the work, not after a part of it
+    # What is wrong with the data is said before the work, not after a part of it.
+    for index in tqdm(chosen, unit=" videos", desc="checking"):
         videos.frames(index), videos.masks(index)
     shown = [chosen[place] for place in evenly(len(chosen), STRIPS)]
     numbers: dict[str, float] = {}
@@ -48,9 +53,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     masks: dict[str, dict[int, np.ndarray]] = {}
     for features in patches.compared(model, options):
         found = {}
-        for index in chosen:
-            followed = _follow(features, videos, index, options)
-            found[videos.videos[index].name] = score_video(videos.masks(index), followed)
+        for index in tqdm(chosen, unit=" videos", desc=features.name):
+            truth = videos.masks(index)
+            followed = _follow(features, videos.frames(index), truth[0], options)
+            found[videos.videos[index].name] = score_video(truth, followed)
             if index in shown:
                 masks.setdefault(features.name, {})[index] = followed
         scores[features.name] = found
@@ -58,13 +64,14 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     return Result(numbers, _rows(scores), _draw(videos, masks, scores, folder))
 
 
-def _follow(features: PatchFeatures, videos: Videos, index: int, options: argparse.Namespace) -> np.ndarray:
-    frames = videos.frames(index)
+def _follow(
+    features: PatchFeatures, frames: np.ndarray, first_mask: np.ndarray, options: argparse.Namespace
+) -> np.ndarray:
     size = patch_multiple(frames.shape[1:3], options.size, features.patch_size)
     grids = features(np.stack([resize(frame, size) for frame in frames]))
     return propagate(
         grids,
-        videos.masks(index)[0],
+        first_mask,
         context=options.context,
         radius=options.radius,
         top_k=options.top_k,

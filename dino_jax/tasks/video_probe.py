@@ -1,22 +1,27 @@
 """Video classification by an attentive probe on frozen patch features: DINOv3, arXiv 2508.10104, section 6.3."""
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from dino_jax import host_memory, sharding
 from dino_jax.data.clips import Clips, open_clips
+from dino_jax.data.subset import evenly
 from dino_jax.evals import attentive
 from dino_jax.evals.linear import hold_out
-from dino_jax.extraction import extract_features
+from dino_jax.extraction import Extraction, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
 from dino_jax.pictures.examples import Example, examples
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_extraction_arguments, picture_of
 
-HEAD_DIM = 64
+HEAD_DIM = 64  # or the next larger one that divides the width
+BLOCK = 16  # videos whose features are in memory as float32; those of all are as float16
 VIDEOS, FRAMES = 8, 6  # shown
 
 
@@ -24,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     parser.add_argument("--data", required=True, metavar="PATH", help="<class>/<video>/<frame>.jpg, or train/ and val/")
     parser.add_argument("--test", default="", metavar="PATH", help="test videos, unless --data holds them")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N videos of each, spread evenly")
     parser.add_argument("--frames", type=int, default=8, help="of each video, spread evenly")
     parser.add_argument("--rates", type=float, nargs="+", default=list(attentive.RATES), help="learning rates")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training videos")
@@ -41,14 +47,20 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings.
     """
-    if min(options.frames, options.epochs, options.train_batch) < 1 or min(options.rates) <= 0:
+    if min(options.frames, options.epochs, options.train_batch) < 1 or not all(
+        0 < rate < math.inf for rate in options.rates
+    ):
         raise ValueError("--frames, --epochs, --train-batch and --rates must be above 0")
-    train, test = open_clips(options.data, options.test)
-    kept, held = hold_out(train.labels, share=options.validation, seed=options.seed)
-    x, test_x = (patches_of(model, clips, options) for clips in (train, test))
-    heads = max(1, model.width // HEAD_DIM)
-    params = _train(x[kept], train.labels[kept], options, classes=len(train.class_names), heads=heads)
-    validation = np.mean(attentive.predict(params, x[held], heads=heads) == train.labels[held], axis=1)
+    train, test = (clips.part(evenly(len(clips), options.limit)) for clips in open_clips(options.data, options.test))
+    if len(np.unique(train.labels)) < 2:
+        raise ValueError(f"--limit {options.limit} leaves no training videos of two classes: raise it")
+    kept, held = hold_out(train.labels, share=options.validation, seed=options.seed, names=train.class_names)
+    splits = train.part(kept), train.part(held), test
+    shape = patch_shape(model, splits, options)
+    x, held_x, test_x = (patches_of(model, clips, shape, options) for clips in splits)
+    heads = _heads(model.width)
+    params = _train(x, train.labels[kept], options, classes=len(train.class_names), heads=heads)
+    validation = np.mean(attentive.predict(params, held_x, heads=heads) == train.labels[held], axis=1)
     best = int(np.argmax(validation))
     predictions = attentive.predict(params, test_x, heads=heads)
     scores = np.mean(predictions == test.labels, axis=1)
@@ -62,6 +74,11 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         "video_probe/rate": float(options.rates[best]),
     }
     return Result(numbers, rows, _draw(test, predictions[best], folder, title=f"Attentive probe, {scores[best]:.1%}"))
+
+
+def _heads(width: int) -> int:
+    """Returns how many heads of HEAD_DIM or more dimensions divide the width."""
+    return next(heads for heads in range(max(1, width // HEAD_DIM), 0, -1) if width % heads == 0)
 
 
 def _train(
@@ -88,26 +105,46 @@ def _train(
         )
 
 
-def patches_of(model: Extractor, clips: Clips, options: argparse.Namespace) -> np.ndarray:
-    """Returns patch features `(videos, frames, height, width, dim)`.
+def patch_shape(model: Extractor, splits: Sequence[Clips], options: argparse.Namespace) -> tuple[int, ...]:
+    """Returns the shape of a video's patch features, `(frames, height, width, dim)`.
+
+    Raises:
+      ValueError: wrong settings, or more videos than memory holds.
+    """
+    frames, mesh = splits[0].sampled(options.frames), sharding.make_mesh()
+    work = Extraction(model, frames, size=options.size, outputs=("patches",), batch_size=options.batch_size, mesh=mesh)
+    shape = (options.frames, *work.shapes["patches"])
+    videos = sum(map(len, splits))
+    needed = np.dtype(np.float16).itemsize * videos * math.prod(shape)
+    host_memory.check(needed, f"the features of {videos} videos", "use --limit, fewer --frames or a smaller --size")
+    return shape
+
+
+def patches_of(model: Extractor, clips: Clips, shape: tuple[int, ...], options: argparse.Namespace) -> np.ndarray:
+    """Returns patch features float16 `(videos, *shape)`.
 
     Raises:
       ValueError: when a frame cannot be used.
     """
-    frames = clips.sampled(options.frames)
-    found = extract_features(
-        model,
-        frames,
-        size=options.size,
-        outputs=("patches",),
-        batch_size=options.batch_size,
-        cache=options.cache,
-        progress=True,
-    )
-    if len(found["ids"]) < len(frames):
-        missing = min(set(range(len(frames))) - set(found["ids"].tolist()))
-        raise ValueError(f"frame {frames.name(missing)} cannot be read: replace it or remove the video")
-    return found["patches"].reshape(len(clips), options.frames, *found["patches"].shape[1:])
+    features = np.empty((len(clips), *shape), np.float16)
+    with tqdm(total=len(clips), unit=" videos") as bar:
+        for start in range(0, len(clips), BLOCK):
+            block = features[start : start + BLOCK]
+            frames = clips.part(range(start, start + len(block))).sampled(options.frames)
+            found = extract_features(
+                model,
+                frames,
+                size=options.size,
+                outputs=("patches",),
+                batch_size=options.batch_size,
+                cache=options.cache,
+            )
+            if len(found["ids"]) < len(frames):
+                missing = min(set(range(len(frames))) - set(found["ids"].tolist()))
+                raise ValueError(f"frame {frames.name(missing)} cannot be read: replace it or remove the video")
+            block[:] = found["patches"].reshape(block.shape)
+            bar.update(len(block))
+    return features
 
 
 def _draw(test: Clips, predictions: np.ndarray, folder: Path, *, title: str) -> list[Path]:

@@ -56,3 +56,11 @@ def test_wrong_videos_are_one_line(tmp_path):
         open_clips(str(two), str(write(tmp_path / "three", ["jump/a"])))
     with pytest.raises(ValueError, match="does not exist"):
         open_clips(str(tmp_path / "nowhere"))
+
+
+def test_some_of_the_videos(tmp_path):
+    train, _ = open_clips(*2 * [str(write(tmp_path, ["run/a", "run/b", "walk/a"], frames=2))])
+    part = train.part([2, 0])
+    assert part.names == ("walk/a", "run/a") and part.labels.tolist() == [1, 0]
+    assert [part.sampled(1).name(i) for i in range(2)] == ["walk/a/0.png", "run/a/0.png"]
+    assert len(train.part([])) == len(train.part([]).labels) == 0

@@ -88,6 +88,8 @@ def test_box_and_mask_by_hand():
 def test_bad_input_is_one_line(features, message):
     with pytest.raises(ValueError, match=message):
         discovery.token_cut(features)
+    with pytest.raises(ValueError, match="threshold nan must lie between -1 and 1"):
+        discovery.token_cut(features, threshold=np.nan)
     with pytest.raises(ValueError, match="no true box"):
         discovery.corloc([(0, 0, 1, 1)], [[]])
     with pytest.raises(ValueError, match="empty mask"):

@@ -142,6 +142,7 @@ def test_first_and_last_frame_do_not_count():
         ({"first_mask": np.zeros((10, 12), int)}, "no object to follow"),
         ({"patches": np.full((3, 10, 12, 2), np.nan)}, "not all finite"),
         ({"top_k": 0}, "must be 1 or more"),
+        ({"temperature": np.nan}, "the temperature positive and finite"),
     ],
 )
 def test_bad_input_is_one_line(change, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dino_jax.models import Extractor, build
+from dino_jax.models.vit import last_keys
 
 NETWORKS = {
     "dinov2_vits14_reg": {"width": 16, "depth": 2, "heads": 2, "pos_grid": 2},
@@ -108,8 +109,17 @@ def test_images_that_do_not_fit_are_refused(models, images, message):
 
 
 def test_convolutions_have_no_attention(models):
-    with pytest.raises(ValueError, match="dino_resnet50 has no attention"):
-        models["dino_resnet50"].attention(np.zeros((1, 16, 16, 3), np.float32))
+    for asked in (models["dino_resnet50"].attention, models["dino_resnet50"].keys):
+        with pytest.raises(ValueError, match="dino_resnet50 has no attention"):
+            asked(np.zeros((1, 16, 16, 3), np.float32))
+
+
+def test_keys_are_on_the_grid(models):
+    model, images = models["dinov2_vits14_reg"], jax.random.normal(jax.random.key(1), (2, 28, 42, 3))
+    keys = model.keys(images)
+    assert keys.shape == (2, 2, 3, model.width)
+    flat = jax.jit(lambda m, x: last_keys(m.backbone, m.params, x))(model, images)
+    np.testing.assert_allclose(keys.reshape(flat.shape), flat, atol=1e-6)
 
 
 def test_a_model_is_jitted_by_itself_or_as_an_argument(models):
@@ -122,7 +132,7 @@ def test_a_model_is_jitted_by_itself_or_as_an_argument(models):
 def test_a_second_call_compiles_nothing(models):
     """As a user calls it, outside of any jit."""
     model, images = models["dinov2_vits14_reg"], jnp.zeros((1, 28, 28, 3))
-    calls = (model, lambda x: model.intermediate(x, 2), lambda x: model.attention(x, queries=1))
+    calls = (model, lambda x: model.intermediate(x, 2), lambda x: model.attention(x, queries=1), model.keys)
     for call in calls:
         call(images)
     compiled = []

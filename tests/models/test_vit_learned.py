@@ -7,6 +7,7 @@ import pytest
 
 from dino_jax.models import VisionTransformer, intermediate_layers, last_attention, layers
 from dino_jax.models.variants import DINO, DINOV2
+from dino_jax.models.vit import last_keys
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
@@ -242,3 +243,26 @@ def test_two_kinds_of_positions_are_refused(small):
         model.clone(rope_base=100.0).init(jax.random.key(0), {"global": images})
     with pytest.raises(ValueError, match="rope_base"):
         model.clone(pos_grid=0).init(jax.random.key(0), {"global": images})
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_last_keys_by_hand(small, depth):
+    """The middle third of qkv, bias included, of the last block's input; CLS and registers are left out."""
+    model, params, images = small
+    rng = np.random.default_rng(0)
+    params = params | {"blocks": jax.tree.map(lambda x: x[:depth] + rng.normal(size=x[0].shape), params["blocks"])}
+    model = model.clone(depth=depth)
+    last = jax.tree.map(lambda x: x[-1], params["blocks"])
+
+    @jax.jit
+    def run(params):
+        blocks = model.apply({"params": params}, {"global": images}, collect=True)["global"]["blocks"]
+        x = blocks[-2] if depth > 1 else model.apply({"params": params}, images, method="embed")
+        return last_keys(model, params, images), x
+
+    keys, x = run(params)
+    x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + model.norm_epsilon)
+    x = x * last["norm1"]["scale"] + last["norm1"]["bias"]
+    qkv = x @ last["attn"]["qkv"]["kernel"] + last["attn"]["qkv"]["bias"]
+    assert keys.shape == (4, 24, 32)
+    assert_close(keys, qkv[:, 3:, 32:64], relative=FORWARD)

@@ -1,6 +1,7 @@
 """Retrieval of landmarks and copy detection as commands, on colours that even a drawn network tells apart."""
 
 import pickle
+import shutil
 
 import pytest
 
@@ -36,21 +37,39 @@ def test_retrieval(evaluate, landmarks, fit):
     assert [row[0] for row in result.rows] == ["protocol", "easy", "medium", "hard"]
 
 
-def test_copy_detection(evaluate, colors, tmp_path):
+@pytest.fixture
+def copydays(tmp_path):
+    """Each colour is a photograph with two copies."""
     for label, color in enumerate(COLORS.values()):
         for name in (f"original/200{label}00", f"strong/200{label}01", f"strong/200{label}02"):
             (tmp_path / "copydays" / name).parent.mkdir(parents=True, exist_ok=True)
             # What is a copy looks alike but for a little.
             image = encode(tinted(color, label) // 2 + tinted(color, label + len(name)) // 2)
             (tmp_path / "copydays" / f"{name}.png").write_bytes(image)
+    return tmp_path / "copydays"
+
+
+def test_copy_detection(evaluate, colors, copydays):
     more = ("--whitening", colors / "train", "--limit", 6)
-    result = evaluate("copy_detection", "--data", tmp_path / "copydays", *SMALL, *more)
+    result = evaluate("copy_detection", "--data", copydays, *SMALL, *more)
     assert result.numbers["copy_detection/map"] == 1
     assert result.numbers["copy_detection/distractors"] == 0
     assert "copy_detection/whitened_map" in result.numbers
     # Half of the distractors have the colour of a photograph, so they are found among its copies.
-    blurred = evaluate("copy_detection", "--data", tmp_path / "copydays", "--distractors", colors / "val", *SMALL)
+    blurred = evaluate("copy_detection", "--data", copydays, "--distractors", colors / "val", *SMALL)
     assert blurred.numbers["copy_detection/distractors"] == 12
     assert blurred.numbers["copy_detection/micro_ap"] <= 1
     with pytest.raises(ValueError, match="size 17 is not a multiple of the patch"):
-        evaluate("copy_detection", "--data", tmp_path / "copydays", "--size", 17)
+        evaluate("copy_detection", "--data", copydays, "--size", 17)
+
+
+def test_copy_detection_needs_its_own_images_only(evaluate, colors, copydays, tmp_path, capsys):
+    shutil.copytree(colors / "val", tmp_path / "others")
+    (tmp_path / "others" / "red" / "0.png").write_bytes(b"no image")
+    more = ("--distractors", tmp_path / "others", "--whitening", tmp_path / "others")
+    result = evaluate("copy_detection", "--data", copydays, *SMALL, *more)
+    assert result.numbers["copy_detection/distractors"] == 11
+    assert capsys.readouterr().err.count("1 of 12 images cannot be used, such as red/0.png") == 2
+    (copydays / "strong" / "200102.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"strong/200102.png cannot be read: replace it"):
+        evaluate("copy_detection", "--data", copydays, *SMALL)

@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 
+from dino_jax import host_memory
+from dino_jax.data.clips import open_clips
+from dino_jax.extraction import extract_features
+from dino_jax.tasks import video_probe
 from tests.data.images import encode
 from tests.tasks.conftest import COLORS, tinted
+from tests.tasks.planted import options
 
 OPTIONS = ("--frames", 2, "--epochs", 30, "--train-batch", 8, "--rates", 1e-6, 3e-3, "--size", 16, "--batch-size", 8)
 
@@ -40,3 +45,35 @@ def test_a_damaged_frame_is_one_line(evaluate, videos):
             evaluate("video_probe", "--data", videos, *OPTIONS)
     finally:
         frame.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--rates", "nan"), "--rates must be above 0"),
+        (("--limit", 0), "--limit 0 leaves no training videos of two classes: raise it"),
+        (("--limit", 3), "class warmer has a single training sample"),
+        ((), r"the features of 24 videos take .*: use --limit, fewer --frames or a smaller --size"),
+        (("--limit", 6), "the features of 12 videos take"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(evaluate, videos, monkeypatch, words, message):
+    monkeypatch.setattr(host_memory, "of_process", lambda: 1000)
+    monkeypatch.setattr(video_probe, "extract_features", lambda *_, **__: pytest.fail("features were computed"))
+    with pytest.raises(ValueError, match=message):
+        evaluate("video_probe", "--data", videos, *OPTIONS, *words)
+
+
+def test_features_of_a_few_videos_at_a_time_are_those_of_all(model, videos, monkeypatch):
+    train, _ = open_clips(str(videos))
+    settings = options("video_probe", "--data", videos, *OPTIONS)
+    shape = video_probe.patch_shape(model, [train], settings)
+    monkeypatch.setattr(video_probe, "BLOCK", 6)
+    found = video_probe.patches_of(model, train, shape, settings)
+    whole = extract_features(model, train.sampled(2), size=16, outputs=("patches",), batch_size=8)["patches"]
+    assert found.shape == (16, 2, 2, 2, model.width) and found.dtype == np.float16
+    np.testing.assert_allclose(found.reshape(whole.shape), whole, atol=5e-3)
+
+
+def test_heads_divide_every_width():
+    assert [video_probe._heads(width) for width in (16, 100, 208, 384, 1024)] == [1, 1, 2, 6, 16]
