@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -76,7 +77,7 @@ class MaskPairs:
         return np.where(ignored, IGNORE, values - self.first).astype(np.uint8)
 
 
-def unseen_classes(data: MaskPairs, indices: list[int]) -> list[str]:
+def unseen_classes(data: MaskPairs, indices: Iterable[int]) -> list[str]:
     """Reads images and masks at `indices` and returns the names of the classes that no mask holds."""
     seen: set[int] = set()
     for index in indices:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -160,10 +160,12 @@ def few_shot(
       accuracies float64 `(draws,)`.
 
     Raises:
-      ValueError: when a class has fewer images, or as `knn`.
+      ValueError: when a class has fewer images, for no draws, or as `knn`.
     """
     counts = np.bincount(train_labels)
-    if shots < 1 or draws < 1 or counts.min() < shots:
+    if draws < 1:
+        raise ValueError(f"few-shot k-NN: {draws} draws give no accuracy; set --draws to 1 or more")
+    if shots < 1 or counts.min() < shots:
         raise ValueError(
             f"few-shot k-NN: {draws} draws of {shots} images per class, but class {counts.argmin()} has "
             f"{counts.min()} training images; give 1 <= shots <= that number"
@@ -181,8 +183,8 @@ def few_shot(
     return np.array(accuracies)
 
 
-def raw_pixels(images: np.ndarray, *, mean: np.ndarray | None = None) -> np.ndarray:
-    """Turns images `(images, height, width, 3)` uint8 into pixel features `(images, 16 * 16 * 3)` float32.
+def raw_pixels(images: Iterable[np.ndarray], *, mean: np.ndarray | None = None) -> np.ndarray:
+    """Turns images, each `(height, width, 3)` uint8, into pixel features `(images, 16 * 16 * 3)` float32.
 
     Each image is resized to 16 x 16 (Lanczos) and scaled to [0, 1]; `mean`, the mean feature of the training
     images, is then subtracted. Uncentred pixels are all positive, so their cosines mostly compare brightness.

@@ -4,7 +4,7 @@ A probe is {choice: {"kernel": (rates, dim, classes), "bias": (rates, classes)}}
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,8 +17,6 @@ RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2,
 MOMENTUM = 0.9
 INIT_STD = 0.01  # DINO's and DINOv2's linear heads
 BLOCKS = 4  # CLS tokens that the widest choice joins
-
-BLOCK = 4096  # samples whose logits exist at once
 
 Probe = dict[str, dict[str, Array]]
 
@@ -114,14 +112,14 @@ def scheduled(rates: tuple[float, ...], *, step: int, steps: int, batch_size: in
     return np.asarray(rates, np.float32) * np.float32(share * batch_size / 256)
 
 
-def predict(params: Probe, features: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """Returns predicted labels int32 `(rates, samples)` of each choice, -1 where a probe has diverged."""
-    samples = len(next(iter(features.values())))
-    parts = [
-        _predict(params, {name: x[start : start + BLOCK] for name, x in features.items()})
-        for start in range(0, samples, BLOCK)
-    ]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts], axis=1) for name in params}
+def predict(params: Probe, blocks: Iterable[Mapping[str, Array]]) -> dict[str, np.ndarray]:
+    """Returns predicted labels int32 `(rates, samples)` of each choice, -1 where a probe has diverged.
+
+    Args:
+      blocks: features `(block, dim)` of each choice; one block at a time is on the device.
+    """
+    parts = [jax.device_get(_predict(params, features)) for features in blocks]
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in params}
 
 
 @jax.jit
@@ -134,9 +132,9 @@ def _predict(params: Probe, features: Mapping[str, Array]) -> dict[str, Array]:
     return {name: across(params[name]["kernel"], params[name]["bias"], features[name]) for name in params}
 
 
-def accuracies(params: Probe, features: Mapping[str, Array], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the accuracy (0 to 1) of each choice, `(rates,)`."""
-    return {name: np.mean(found == labels, axis=-1) for name, found in predict(params, features).items()}
+def accuracies(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the accuracy (0 to 1) of each choice, `(rates,)`, of what `predict` returned."""
+    return {name: np.mean(found == labels, axis=-1) for name, found in predictions.items()}
 
 
 def best(scores: Mapping[str, np.ndarray]) -> tuple[str, int]:
@@ -161,8 +159,7 @@ def hold_out(
     Raises:
       ValueError: when a class has a single sample, or for another share.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"--validation {share:g} must lie between 0 and 1: it is the fraction to choose by")
+    check_share(share)
     rng = np.random.default_rng(seed)
     held = []
     for label in np.unique(labels):
@@ -174,3 +171,9 @@ def hold_out(
         held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
     chosen = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def check_share(share: float) -> None:
+    """Raises ValueError for a share to hold out that is not above 0 and below 1."""
+    if not 0 < share < 1:
+        raise ValueError(f"--validation {share:g} must lie between 0 and 1: it is the fraction to choose by")

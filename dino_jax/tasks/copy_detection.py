@@ -37,7 +37,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if options.limit < 1:
         raise ValueError(f"--limit {options.limit} must be 1 or more")
     data = open_copies(options.data, options.subset)
-    copies, database = (descriptors(model, source, options) for source in (data.copies, data.photographs))
+    copies, database = (descriptors(model, source, options, strict=True) for source in (data.copies, data.photographs))
     if options.distractors:
         others = descriptors(model, part_of(open_path(options.distractors), options.limit), options)
         database = np.concatenate([database, others])
@@ -54,11 +54,13 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     return Result(numbers, rows, [_draw(data, rankings(*variants[name]), options, folder)])
 
 
-def descriptors(model: Extractor, source: Source, options: argparse.Namespace) -> np.ndarray:
+def descriptors(model: Extractor, source: Source, options: argparse.Namespace, *, strict: bool = False) -> np.ndarray:
     """Returns features `(images, 2 * dim)`: CLS beside the generalised mean of the patches.
 
+    Images that cannot be used are left out and counted on stderr.
+
     Raises:
-      ValueError: when an image cannot be used, as the truth counts on all.
+      ValueError: when there is such an image with `strict`, as where the truth counts on all, or when all are.
     """
     found = extract_features(
         model,
@@ -70,7 +72,7 @@ def descriptors(model: Extractor, source: Source, options: argparse.Namespace) -
         progress=True,
         how="squash",
     )
-    if len(found["ids"]) < len(source):
+    if strict and len(found["ids"]) < len(source):
         missing = min(set(range(len(source))) - set(found["ids"].tolist()))
         raise ValueError(f"{source.name(missing)} cannot be read: replace it, as the scores count on every image")
     return np.concatenate([found["cls"], found["gem_patch"]], axis=1)

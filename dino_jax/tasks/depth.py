@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from dino_jax.data.depths import Depths, open_depths
 from dino_jax.data.subset import evenly
@@ -26,6 +27,9 @@ FARTHEST = 10.0  # metres
 PICTURES = 6
 CHUNK = 16
 AVERAGE = "mean of the training maps"
+
+Shown = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""An image, its true depth and its predicted depth at the size of the truth."""
 
 # By name: what an image's prediction may be fitted by before it is scored.
 ALIGNMENTS = {"": "as predicted", "scaled_": "scale fitted per image", "shifted_": "scale and shift fitted per image"}
@@ -102,36 +106,59 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"{options.data}: one of train and {options.split} has relative depth, the other metres")
     if options.eigen_crop is None:
         options.eigen_crop = test.nyu
-    # What is wrong with the data is said before the training, not after it.
-    known = [(train[index][1] > 0).any() for index in evenly(len(train), options.limit)]
-    if not any(known):
-        raise ValueError(f"{options.data}, split 'train': no depth is known{_reach(train)}")
-    for index in evenly(len(test), options.limit):
-        _check_known(test, index, options)
-    found, keys = {}, {}
+    # What is wrong with the data is said before the training, not after it: these read all of it.
+    average = _test_average(_average(train, options, size=test[0][1].shape), test, options)
+    found, shown = {}, {}
     for features in patches.compared(model, options):
-        found[features.name] = _predict(features, _train(features, train, options), test, options)
-        keys[features.name] = features.key
-    images, truths, _ = next(iter(found.values()))
-    average = _average(train, truths, options)
-    keys[AVERAGE] = "average_"
+        head = _train(features, train, options)
+        errors, shown[features.name] = _test(features, head, test, options)
+        found[features.name] = features.key, errors
+    found[AVERAGE] = "average_", average
     numbers: dict[str, float] = {}
     rows: list[list[str | float]] = [["depth, Eigen crop" if options.eigen_crop else "depth", *METRICS]]
-    for name, (_, _, predictions) in [*found.items(), (AVERAGE, (images, truths, average))]:
-        for alignment, words in ALIGNMENTS.items() if test.relative else [("", ALIGNMENTS[""])]:
-            errors = _errors(truths, predictions, alignment, options)
-            numbers |= {f"depth/{keys[name]}{alignment}{metric}": value for metric, value in errors.items()}
-            shown = [f"{value:.1%}" if metric == "delta1" else f"{value:.3f}" for metric, value in errors.items()]
-            rows.append([f"{name}, {words}", *shown])
-    picture = _draw(found, relative=test.relative, numbers=numbers, folder=folder)
+    for name, (key, errors) in found.items():
+        means = mean_errors(errors)
+        numbers |= {f"depth/{key}{metric}": value for metric, value in means.items()}
+        for alignment in _alignments(test):
+            values = {metric: means[alignment + metric] for metric in METRICS}
+            texts = [f"{value:.1%}" if metric == "delta1" else f"{value:.3f}" for metric, value in values.items()]
+            rows.append([f"{name}, {ALIGNMENTS[alignment]}", *texts])
+    picture = _draw(shown, relative=test.relative, numbers=numbers, folder=folder)
     return Result(numbers, rows, [picture])
 
 
-def _check_known(data: Within, index: int, options: argparse.Namespace) -> None:
-    truth = data[index][1]
-    if not ((truth > 0) & _valid(truth, options)).any():
-        where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
-        raise ValueError(f"the depth of {data.name(index)} is not known {where}{_reach(data)}: leave the image out")
+def _average(data: Within, options: argparse.Namespace, *, size: tuple[int, ...]) -> np.ndarray:
+    """Returns the mean of the training maps, float32 `size`: what the place in the frame alone tells.
+
+    Raises:
+      ValueError: when no map knows any depth.
+    """
+    total, count, known = np.zeros(size), np.zeros(size, int), False
+    for index in tqdm(evenly(len(data), options.limit), unit=" images", desc="training maps"):
+        depth = data[index][1]
+        known |= bool((depth > 0).any())
+        depth = resize(depth, size, kind="labels")
+        total += depth
+        count += depth > 0
+    if not known:
+        raise ValueError(f"{options.data}, split 'train': no depth is known{_reach(data)}")
+    return np.maximum(total / np.maximum(count, 1), NEAREST).astype(np.float32)
+
+
+def _test_average(average: np.ndarray, data: Within, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Returns the errors of one map for every image, see `_errors`.
+
+    Raises:
+      ValueError: for an image of which no depth is known where it counts.
+    """
+    errors = []
+    for index in tqdm(evenly(len(data), options.limit), unit=" images", desc=f"{options.split} maps"):
+        truth = data[index][1]
+        if not ((truth > 0) & _valid(truth, options)).any():
+            where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
+            raise ValueError(f"the depth of {data.name(index)} is not known {where}{_reach(data)}: leave the image out")
+        errors.append(_errors(truth, resize(average, truth.shape, kind="labels"), data, options))
+    return errors
 
 
 def _reach(data: Within) -> str:
@@ -153,21 +180,23 @@ def _train(features: PatchFeatures, data: Within, options: argparse.Namespace) -
     return head_training.train_head(features, data, indices, crops=crops, outputs=BINS, loss=loss, options=options)
 
 
-def _predict(
+def _test(
     features: PatchFeatures, head: patch_head.Head, data: Within, options: argparse.Namespace
-) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Returns images, true depths and predicted depths at the size of the truth."""
-    images, truths, predictions = [], [], []
+) -> tuple[list[dict[str, float]], list[Shown]]:
+    """Returns the errors of every image, see `_errors`, and what is to be shown."""
     indices = evenly(len(data), options.limit)
+    wanted = {indices[place] for place in evenly(len(indices), PICTURES)}
+    errors, shown = [], []
     for start in range(0, len(indices), CHUNK):
-        pairs = [data[index] for index in indices[start : start + CHUNK]]
+        part = indices[start : start + CHUNK]
+        pairs = [data[index] for index in part]
         grids = features.of_sizes([image for image, _ in pairs], options.size)
-        for (image, depth), grid in zip(pairs, grids, strict=True):
-            found = _depth_map(head, grid, size=depth.shape, high=data.high)
-            images.append(image)
-            truths.append(depth)
-            predictions.append(np.asarray(found))
-    return images, truths, predictions
+        for index, (image, truth), grid in zip(part, pairs, grids, strict=True):
+            predicted = np.asarray(_depth_map(head, grid, size=truth.shape, high=data.high))
+            errors.append(_errors(truth, predicted, data, options))
+            if index in wanted:
+                shown.append((image, truth, predicted))
+    return errors, shown
 
 
 @functools.partial(jax.jit, static_argnames=("size", "high"))
@@ -176,38 +205,29 @@ def _depth_map(head: patch_head.Head, grid: jax.Array, *, size: tuple[int, int],
     return upsample(depth[None, ..., None], size)[0, ..., 0]
 
 
-def _average(train: Depths, truths: list[np.ndarray], options: argparse.Namespace) -> list[np.ndarray]:
-    """Predicts the mean of the training maps for every image: what the place in the frame alone tells."""
-    size = truths[0].shape
-    maps = [resize(train[index][1], size, kind="labels") for index in evenly(len(train), options.limit)]
-    known = np.sum([depth > 0 for depth in maps], axis=0)
-    mean = np.maximum(np.sum(maps, axis=0) / np.maximum(known, 1), NEAREST).astype(np.float32)
-    return [resize(mean, truth.shape, kind="labels") for truth in truths]
+def _alignments(data: Within) -> list[str]:
+    return list(ALIGNMENTS) if data.relative else [""]
 
 
-def _errors(
-    truths: list[np.ndarray], predictions: list[np.ndarray], alignment: str, options: argparse.Namespace
-) -> dict[str, float]:
-    """Averages the errors over the images after fitting each prediction."""
-    errors = []
-    for truth, predicted in zip(truths, predictions, strict=True):
-        valid = _valid(truth, options)
+def _errors(truth: np.ndarray, predicted: np.ndarray, data: Within, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the errors of an image by the names of alignment and metric."""
+    valid = _valid(truth, options)
+    errors: dict[str, float] = {}
+    for alignment in _alignments(data):
+        fitted = predicted
         if alignment:
-            predicted = align(truth, predicted, shift=alignment == "shifted_", valid=valid, floor=NEAREST)
-        errors.append(depth_errors(truth, predicted, valid=valid))
-    return mean_errors(errors)
+            fitted = align(truth, predicted, shift=alignment == "shifted_", valid=valid, floor=NEAREST)
+        found = depth_errors(truth, fitted, valid=valid)
+        errors |= {f"{alignment}{metric}": value for metric, value in found.items()}
+    return errors
 
 
-def _draw(found: dict, *, relative: bool, numbers: dict[str, float], folder: Path) -> Path:
-    """Draws some images with their truth and predictions; relative ones with their scale fitted, as it is unknown."""
-    images, truths, _ = next(iter(found.values()))
-    chosen = evenly(len(images), PICTURES)
-    maps = {"truth": [truths[index] for index in chosen]}
-    for name, (_, _, predictions) in found.items():
-        maps[name] = [
-            align(truths[index], predictions[index], shift=False) if relative else predictions[index]
-            for index in chosen
-        ]
+def _draw(found: dict[str, list[Shown]], *, relative: bool, numbers: dict[str, float], folder: Path) -> Path:
+    """Draws images with their truth and predictions; relative ones with their scale fitted, as it is unknown."""
+    images, truths, _ = zip(*next(iter(found.values())), strict=True)
+    maps = {"truth": list(truths)}
+    for name, shown in found.items():
+        maps[name] = [align(truth, predicted, shift=False) if relative else predicted for _, truth, predicted in shown]
     words = "relative depth, scale fitted per image" if relative else "depth in metres"
     title = f"Linear {words}: abs-rel {numbers['depth/scaled_abs_rel' if relative else 'depth/abs_rel']:.3f}"
-    return draw_depths([images[index] for index in chosen], maps, folder / "depth.png", title=title)
+    return draw_depths(images, maps, folder / "depth.png", title=title)

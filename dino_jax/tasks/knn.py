@@ -50,6 +50,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"--k {options.k} must be 1 to {len(data.train)}, the number of training images")
     if any(not temperature > 0 for temperature in options.temperatures):
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
+    if options.draws < 1:
+        raise ValueError(f"--draws {options.draws} must be 1 or more")
     most = len(data.train) // len(data.class_names)
     if options.shots and not 1 <= min(options.shots) <= max(options.shots) <= most:
         raise ValueError(f"--shots {options.shots} must be 1 to {most}, as many as a class has training images")
@@ -105,7 +107,7 @@ def _few_shot(train: Features, test: Features, shots: int, options: argparse.Nam
 def _pixel_accuracies(data: Labelled, train: Features, test: Features, options: argparse.Namespace) -> list[float]:
     """Returns the accuracy by raw pixels for each k."""
     sets = [
-        raw_pixels(np.stack([picture_of(source, index) for index in features["ids"]]))
+        raw_pixels(picture_of(source, index) for index in features["ids"])
         for source, features in ((data.train, train), (data.test, test))
     ]
     mean = sets[0].mean(axis=0)

@@ -24,6 +24,7 @@ from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
 
 OUTPUTS = ("cls", "mean_patch")
+BLOCK = 4096  # images whose joined features and logits exist at once
 Step = tuple[dict[str, Array], np.ndarray, np.ndarray]
 """Features of each choice, labels and weights of one batch."""
 
@@ -69,12 +70,16 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     valid, test = (
         features_of(model, source, options, outputs=OUTPUTS, layers=blocks) for source in (validation, data.test)
     )
-    params = train_probes(model, train, options, blocks=blocks, classes=len(data.class_names))
-    chosen_by = linear.accuracies(params, _choices(valid), valid["labels"])
+    params, seen = train_probes(model, train, options, blocks=blocks, classes=len(data.class_names))
+    unseen = [name for name, steps in zip(data.class_names, seen, strict=True) if not steps]
+    if unseen and options.limit is None:
+        text = f"no training image of class {unseen[0]} was used ({len(unseen)} such classes)"
+        print(f"{text}: they cannot be read, or are too few for --train-batch and --epochs", file=sys.stderr)
+    chosen_by = linear.accuracies(linear.predict(params, _blocks(valid)), valid["labels"])
     name, index = linear.best(chosen_by)
-    features = _choices(test)
-    scores = linear.accuracies(params, features, test["labels"])
-    predictions = linear.predict(params, features)[name][index]
+    found = linear.predict(params, _blocks(test))
+    scores = linear.accuracies(found, test["labels"])
+    predictions = found[name][index]
     known = predictions >= 0
     if not known.any():
         raise ValueError(f"every probe diverged at --rates {options.rates}: lower them")
@@ -94,12 +99,12 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 
 def train_probes(
     model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, classes: int
-) -> linear.Probe:
-    """Trains all probes and returns their parameters."""
+) -> tuple[linear.Probe, np.ndarray]:
+    """Trains all probes; returns their parameters and how many images of each class were used, over all epochs."""
     batch_size = min(options.train_batch, len(train))
     steps = options.epochs * (len(train) // batch_size)
     make = _from_cache if options.views else _on_the_fly
-    probes = None
+    probes, seen = None, np.zeros(classes, int)
     with tqdm(total=steps, unit=" steps", desc="linear probes") as bar:
         batches = make(model, train, options, blocks=blocks, batch_size=batch_size)
         for step, (features, labels, weights) in enumerate(batches):
@@ -107,13 +112,14 @@ def train_probes(
                 dims = {name: x.shape[1] for name, x in features.items()}
                 probes = linear.init(jax.random.key(options.seed), dims, rates=len(options.rates), classes=classes)
             rates = linear.scheduled(tuple(options.rates), step=step, steps=steps, batch_size=batch_size)
+            seen += np.bincount(labels[weights > 0], minlength=classes)
             probes, losses = linear.train_step(probes, features, labels, weights, rates)
             bar.update()
             if step % 50 == 0 or step + 1 == steps:
                 lowest = min(float(jnp.nanmin(loss)) for loss in losses.values())
                 bar.set_postfix_str(f"lowest loss {lowest:.3f}", refresh=False)
     assert probes is not None
-    return probes.params
+    return probes.params, seen
 
 
 def _on_the_fly(
@@ -160,6 +166,12 @@ def _orders(images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the images of an epoch `(batches, batch)`; those that fill no batch are left out."""
     order = np.random.default_rng((seed, epoch, 1)).permutation(images)
     return order[: images // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def _blocks(features: Features) -> Iterator[dict[str, Array]]:
+    """Joins extracted tokens of some images at a time, as those of all may not fit the device."""
+    for start in range(0, len(features["labels"]), BLOCK):
+        yield _choices({name: features[name][start : start + BLOCK] for name in OUTPUTS})
 
 
 def _choices(features: Features) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dino_jax.evals.linear import hold_out
+from dino_jax.evals.linear import check_share, hold_out
 from dino_jax.evals.logistic import STRENGTHS, fit, predict, standardise
 from dino_jax.models import Extractor
 from dino_jax.pictures.rates import over_setting
@@ -32,6 +32,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     if any(not strength > 0 for strength in options.strengths):
         raise ValueError(f"--strengths {options.strengths} must be above 0")
+    check_share(options.validation)
     data = open_data(options)
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)

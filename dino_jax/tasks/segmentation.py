@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from dino_jax import host_memory
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
@@ -53,13 +54,16 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a model without patches.
     """
     patches.check(options, "crop", "steps")
+    if not 0 < options.ridge < math.inf:
+        raise ValueError(f"--ridge {options.ridge:g} must be a number above 0")
     train, test = open_masks(options.data, "train"), open_masks(options.data, options.split)
     names = train.class_names
     # What is wrong with the data is said before the training, not after it.
-    unseen = unseen_classes(train, evenly(len(train), options.limit))
+    unseen = unseen_classes(train, tqdm(evenly(len(train), options.limit), unit=" images", desc="training masks"))
     if len(unseen) == len(names):
         raise ValueError(f"every pixel of {options.data}, split 'train', is ignored: nothing can be learnt")
-    labelled = [(test[index][1] != IGNORE).any() for index in evenly(len(test), options.limit)]
+    tested = tqdm(evenly(len(test), options.limit), unit=" images", desc=f"{options.split} masks")
+    labelled = [(test[index][1] != IGNORE).any() for index in tested]
     if not any(labelled):
         raise ValueError(f"every pixel of {options.data}, split {options.split!r}, is ignored: nothing can be scored")
     numbers: dict[str, float] = {}
@@ -94,12 +98,17 @@ _apply_head = jax.jit(patch_head.apply_head)
 
 def _closed_head(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:
     """Fits the closed form on whole images, all at the size of the first."""
-    pairs = [data[index] for index in evenly(len(data), options.limit)]
-    size = patch_multiple(pairs[0][0].shape[:2], options.size, features.patch_size)
-    needed = 2 * 4 * len(pairs) * (math.prod(size) // features.patch_size**2) * features.width
-    host_memory.check(needed, f"the features of {len(pairs)} images (--head closed)", "set --limit or a smaller --size")
-    images = np.stack([resize(image, size) for image, _ in pairs])
-    labels = np.stack([resize(mask, size, kind="labels") for _, mask in pairs])
+    indices = evenly(len(data), options.limit)
+    count, size = len(indices), patch_multiple(data[0][0].shape[:2], options.size, features.patch_size)
+    pixels = math.prod(size)
+    # The features are joined at the end, so they are there twice.
+    needed = count * (2 * 4 * pixels // features.patch_size**2 * features.width + 4 * pixels)
+    what = f"{count} images and their features (--head closed)"
+    host_memory.check(needed, what, "set --limit or a smaller --size")
+    images, labels = np.empty((count, *size, 3), np.uint8), np.empty((count, *size), np.uint8)
+    for place, index in enumerate(indices):
+        image, mask = data[index]
+        images[place], labels[place] = resize(image, size), resize(mask, size, kind="labels")
     weights, bias = linear_patch_probe(features(images), labels, classes=len(data.class_names), ridge=options.ridge)
     return lambda array: jax.numpy.asarray(array @ weights + bias)
 

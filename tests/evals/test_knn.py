@@ -117,6 +117,8 @@ def test_few_shot_with_all_images_is_the_whole_set(clusters):
     assert few_shot(*parts, shots=30, draws=2).tolist() == [expected] * 2
     with pytest.raises(ValueError, match="class 0 has 30 training images"):
         few_shot(*parts, shots=31)
+    with pytest.raises(ValueError, match="set --draws to 1 or more"):
+        few_shot(*parts, shots=1, draws=0)
 
 
 def test_wrong_input_is_refused(clusters):
@@ -143,6 +145,7 @@ def test_raw_pixels_are_resized_colours():
     features = raw_pixels(images)
     assert features.shape == (2, 768)
     assert features.dtype == np.float32
+    np.testing.assert_array_equal(raw_pixels(iter(images)), features)
     np.testing.assert_array_equal(features[0], 0)
     np.testing.assert_array_equal(features[1].reshape(16, 16, 3), np.tile([1.0, 0, 0], (16, 16, 1)))
     np.testing.assert_allclose(raw_pixels(images, mean=features.mean(0)).mean(0), 0, atol=1e-7)

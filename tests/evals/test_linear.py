@@ -77,7 +77,10 @@ def test_planted_answers_and_the_choice_by_validation():
     params, losses = train(features, labels, rates=(1e-6, 10.0), steps=60)
     test_labels = rng.integers(0, 4, 200)
     test = {"blind": rng.normal(size=(200, 8)).astype(np.float32), "right": planted(rng, test_labels)}
-    scores = linear.accuracies(params, test, test_labels)
+    blocks = [{name: x[start : start + 64] for name, x in test.items()} for start in range(0, 200, 64)]
+    predictions = linear.predict(params, blocks)
+    np.testing.assert_array_equal(predictions["blind"], linear.predict(params, [test])["blind"])
+    scores = linear.accuracies(predictions, test_labels)
     assert scores["right"][1] == 1
     assert scores["blind"] == pytest.approx(0.25, abs=0.1)
     assert linear.best(scores) == ("right", 1)
@@ -90,7 +93,7 @@ def test_best_takes_the_earlier_of_equals():
 
 def test_a_diverged_probe_predicts_nothing():
     params = {"a": {"kernel": jnp.array([[[jnp.nan, 0.0]], [[1.0, 0.0]]]), "bias": jnp.zeros((2, 2))}}
-    np.testing.assert_array_equal(linear.predict(params, {"a": jnp.ones((3, 1))})["a"], [[-1] * 3, [0] * 3])
+    np.testing.assert_array_equal(linear.predict(params, [{"a": jnp.ones((3, 1))}])["a"], [[-1] * 3, [0] * 3])
 
 
 def test_hold_out_takes_of_every_class_and_needs_two():

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import dino_jax
-from dino_jax.tasks import open_task
+from dino_jax.tasks import linear, open_task
 from tests.tasks.planted import options
 
 SMALL = ("--size", 16, "--batch-size", 8)
@@ -48,7 +48,8 @@ def test_logistic(evaluate, colors):
 
 
 @pytest.mark.parametrize("views", [0, 2])
-def test_linear(evaluate, colors, views):
+def test_linear(evaluate, colors, views, monkeypatch):
+    monkeypatch.setattr(linear, "BLOCK", 5)  # of 6 held-out and 12 test images
     options = ("--epochs", 12, "--train-batch", 8, "--rates", 1e-6, 3.0, "--views", views, "--validation", 0.25)
     result = evaluate("linear", "--data", colors, *options, *SMALL)
     assert result.numbers["linear/accuracy"] >= 0.9
@@ -88,6 +89,19 @@ def test_linear_refuses_wrong_settings(evaluate, colors):
         evaluate("knn", "--data", colors, "--k", 1, "--temperatures", "nan", *SMALL)
 
 
+@pytest.mark.parametrize(
+    ("task", "words", "message"),
+    [
+        ("logistic", ("--validation", 2), "--validation 2 must lie between 0 and 1"),
+        ("knn", ("--k", 1, "--shots", 2, "--draws", 0), "--draws 0 must be 1 or more"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_work(evaluate, colors, monkeypatch, task, words, message):
+    monkeypatch.setattr(open_task(task), "features_of", lambda *_: pytest.fail("features were computed"))
+    with pytest.raises(ValueError, match=message):
+        evaluate(task, "--data", colors, *words, *SMALL)
+
+
 @pytest.mark.parametrize("task", ["knn", "logistic"])
 def test_a_class_without_a_usable_training_image(evaluate, colors, tmp_path, task):
     shutil.copytree(colors, tmp_path / "data")
@@ -96,3 +110,12 @@ def test_a_class_without_a_usable_training_image(evaluate, colors, tmp_path, tas
         file.write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"no training image of class {last.name} can be used"):
         evaluate(task, "--data", tmp_path / "data", *(("--k", 1) if task == "knn" else ()), *SMALL)
+
+
+def test_linear_notes_a_class_without_a_usable_training_image(evaluate, colors, tmp_path, capsys):
+    shutil.copytree(colors, tmp_path / "data")
+    *_, last = sorted((tmp_path / "data" / "train").iterdir())
+    for file in last.iterdir():
+        file.write_bytes(b"no image")
+    evaluate("linear", "--data", tmp_path / "data", "--epochs", 1, "--train-batch", 8, *SMALL)
+    assert f"no training image of class {last.name} was used" in capsys.readouterr().err

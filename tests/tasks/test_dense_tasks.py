@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dino_jax import evaluate, host_memory, pretrained
+from dino_jax.data.objects import open_objects
+from dino_jax.evals.discovery import token_cut
 from dino_jax.tasks import correspondence, depth, discovery, segmentation, tracking
 from dino_jax.tasks.patches import PatchFeatures, PixelPatches
 from tests.program import cpus
@@ -40,7 +43,7 @@ def test_segmentation_of_planted_classes(tmp_path, head):
     assert numbers["segmentation/miou"] < 0.25
 
 
-def test_a_class_without_training_pixels_is_named(tmp_path):
+def test_a_class_without_training_pixels_is_named(tmp_path, capsys):
     data = planted.masks(tmp_path / "data")
     (data / "classes.txt").write_text("0 red\n1 green\n2 blue\n3 unicorn\n")
     words = ("--data", data, "--size", 0, "--crop", 32, "--head", "closed")
@@ -48,6 +51,8 @@ def test_a_class_without_training_pixels_is_named(tmp_path):
     checked(result)
     assert ["IoU of unicorn", "absent"] in result.rows
     assert ["without a training pixel: unicorn", "1"] in result.rows
+    shown = capsys.readouterr().err
+    assert "training masks: 100%" in shown and "val masks: 100%" in shown
 
 
 def test_fresh_crops_train_too(tmp_path):
@@ -67,7 +72,8 @@ def test_windows_of_images_of_many_sizes():
 
 
 def test_depth_of_planted_brightness(tmp_path):
-    words = ("--data", planted.depths(tmp_path / "data"), "--size", 0, "--steps", 300, "--views", 2)
+    data = planted.depths(tmp_path / "data", images=depth.PICTURES + 2)
+    words = ("--data", data, "--size", 0, "--steps", 300, "--views", 2)
     words = (*words, "--learning-rate", 0.03)
     numbers = checked(depth.run(PIXELS, options("depth", *words), tmp_path))
     blind = checked(depth.run(Blind(PATCH), options("depth", *words), tmp_path))
@@ -75,6 +81,9 @@ def test_depth_of_planted_brightness(tmp_path):
     # Maps are blurred between patches, whose depths jump.
     assert numbers["depth/scaled_delta1"] > blind["depth/scaled_delta1"] + 0.2
     assert numbers["depth/scaled_abs_rel"] < numbers["depth/average_scaled_abs_rel"]
+    maps = {split: [truth for _, truth in depth.open_depths(data, split)] for split in ("train", "test")}
+    errors = [np.abs(np.mean(maps["train"], axis=0) - truth) / truth for truth in maps["test"]]
+    assert numbers["depth/average_abs_rel"] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
 def test_depth_that_nothing_knows_is_said_before_the_training(tmp_path):
@@ -161,8 +170,19 @@ def test_discovery_of_a_square(tmp_path):
     words = ("--data", planted.video(tmp_path / "data"), "--size", 0, "--limit", 6)
     numbers = checked(discovery.run(PIXELS, options("discovery", *words), tmp_path))
     assert numbers["discovery/corloc"] == 1 and numbers["discovery/mask_miou"] == 1
+    # The square has 4 of the 54 patches, the middle 13.5.
+    assert numbers["discovery/middle_corloc"] == 0 and 0 < numbers["discovery/middle_mask_miou"] < 4 / 13
     blind = checked(discovery.run(Blind(PATCH), options("discovery", *words), tmp_path))
     assert blind["discovery/corloc"] < 0.2
+
+
+def test_discovery_cuts_on_the_keys_of_a_transformer(tmp_path, monkeypatch, model):
+    seen = []
+    monkeypatch.setattr(discovery, "token_cut", lambda grid, **more: seen.append(grid) or token_cut(grid, **more))
+    data = planted.video(tmp_path / "data")
+    checked(discovery.run(model, options("discovery", "--data", data, "--size", 0, "--limit", 1), tmp_path))
+    image = open_objects(data)[0].image
+    np.testing.assert_allclose(seen[0], model.keys(model.normalize(image[None]))[0], atol=1e-5)
 
 
 def test_points_of_a_square_stay_on_it(tmp_path):
@@ -184,6 +204,22 @@ def test_points_of_photographs_are_found_in_distorted_copies(tmp_path):
     assert numbers["correspondence/pck_0.2"] > 0.5
     blind = checked(correspondence.run(Blind(PATCH), options("correspondence", *words), tmp_path))
     assert blind["correspondence/pck_0.1"] < 0.2
+
+
+def test_only_the_pairs_that_are_drawn_stay_in_memory():
+    videos = []
+
+    def pairs():
+        for number in range(60):
+            assert sum(video() is not None for video in videos) <= 2
+            video = np.zeros((2, 16, 16, 3), np.uint8)
+            videos.append(weakref.ref(video))
+            points = np.full((1, 2), 0.5)
+            yield correspondence.Pair(f"{number}", "", video[0], video[1], points, truth=points)
+
+    features = PatchFeatures(PIXELS, batch_size=1)
+    _, shown = correspondence._score(features, pairs(), options("correspondence", "--data", "", "--size", 0))
+    assert [name.partition(":")[0] for name, _ in shown] == ["0", "9", "27", "45"]
 
 
 def test_two_images_are_matched(tmp_path):
@@ -226,7 +262,7 @@ def test_the_year_of_davis_chooses_the_list(tmp_path, task):
 def test_damaged_data_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, task, damage, message):
     write = {"segmentation": planted.masks, "depth": planted.depths}.get(task, planted.video)
     (write(tmp_path / "data") / damage).unlink()
-    monkeypatch.setattr(pretrained, "load", lambda weights, in_chans: (PIXELS, None))
+    monkeypatch.setattr(pretrained, "load", lambda weights, **_: (PIXELS, None))
     numbers = tmp_path / "numbers.json"
     words = [task, "--weights", "planted", "--data", str(tmp_path / "data"), "--json", str(numbers)]
     assert evaluate.main([*words, "--out", str(tmp_path / "out"), "--size", "0"]) == 2
@@ -244,11 +280,22 @@ def test_a_damaged_frame_is_said_before_any_work(tmp_path, task, monkeypatch):
         task.run(PIXELS, options(name, "--data", tmp_path / "data", "--size", 0), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "task, words", [(tracking, "--temperature nan"), (discovery, "--threshold nan"), (discovery, "--threshold 5")]
+)
+def test_numbers_that_cannot_be_are_said_before_any_work(tmp_path, task, words):
+    name = task.__name__.rpartition(".")[2]
+    with pytest.raises(ValueError, match=f"^{words} must"):
+        task.run(PIXELS, options(name, "--data", tmp_path / "nowhere", *words.split()), tmp_path)
+
+
 def test_wrong_options_and_networks_are_one_line(tmp_path):
     data = planted.masks(tmp_path / "data")
     for words, message in (
         (("--crop", 0), "--crop 0 must be 1 or more"),
         (("--size", -1), "--size -1 must be 0"),
+        (("--head", "closed", "--ridge", -1), "--ridge -1 must be a number above 0"),
+        (("--head", "closed", "--ridge", "nan"), "--ridge nan must be a number above 0"),
         (("--split", "dev"), "needs dev/images and dev/masks"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -286,9 +333,12 @@ def test_masks_of_classes_are_none_of_objects(tmp_path):
         discovery.run(PIXELS, options("discovery", *words), tmp_path)
 
 
-@pytest.mark.parametrize("words", [("--views", 1), ("--head", "closed")])
-def test_features_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch, words):
-    monkeypatch.setattr(host_memory, "of_process", lambda: 1000)
+# Two copies of the features of 4 images, of 4 x 6 patches and 48 dimensions, take 36864 bytes without the images.
+@pytest.mark.parametrize(
+    ("words", "memory"), [(("--views", 1), 1000), (("--head", "closed"), 1000), (("--head", "closed"), 40000)]
+)
+def test_features_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch, words, memory):
+    monkeypatch.setattr(host_memory, "of_process", lambda: memory)
     data = planted.masks(tmp_path / "masks")
     with pytest.raises(ValueError, match=r"take 0\.0 GiB of memory, and there are 0\.0: .*--limit"):
         segmentation.run(PIXELS, options("segmentation", "--data", data, "--size", 0, *words), tmp_path)

@@ -15,3 +15,8 @@ def test_quality(evaluate, colors):
 def test_quality_needs_two_images(evaluate, colors):
     with pytest.raises(ValueError, match="1 image is too few"):
         evaluate("quality", "--data", colors, "--limit", 1, "--size", 16)
+
+
+def test_quality_needs_two_patches(evaluate, colors):
+    with pytest.raises(ValueError, match="--size 8 holds no two patches to compare: give 16 or more, as a patch of"):
+        evaluate("quality", "--data", colors, "--size", 8)
