@@ -70,7 +70,7 @@ def test_linear_refuses_images_without_a_class(evaluate, colors, tmp_path):
 
 
 def test_linear_on_a_convolutional_network(colors, tmp_path):
-    model, _ = dino_jax.load("random:dino_resnet50", depths=(1, 1, 1, 1))
+    model, _ = dino_jax.load("random:dino_resnet50", depths=(1, 1), channels=4)
     found = options("linear", "--data", colors, "--epochs", 1, "--train-batch", 8, "--size", 32, "--batch-size", 8)
     result = open_task("linear").run(model, found, tmp_path)
     assert {"linear/cls_1", "linear/cls_1+patch"} <= set(result.numbers)
