@@ -16,6 +16,7 @@ def get_config():
     transformer = config.beside(__file__, "v1_vits16.py")
     c = transformer.get_config()
     c.model = config.model("dino_resnet50")
+    c.remat = "none"
     c.log.pictures = False  # they show the attention of transformers
     batch = 512
     transformer.set_phase(

@@ -21,6 +21,7 @@ def get_config():
     c = config.default()
     c.model = config.model("dino_vits16", drop_path=0.1, drop_path_ramp=True)
     c.dino_head = config.head(prototypes=65_536, gain="frozen")
+    c.remat = "matmuls"
     c.data.workers = 16
     set_phase(c, batch=512, epochs=100)
     return c

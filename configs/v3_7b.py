@@ -1,8 +1,9 @@
 """DINOv3 ViT-7B/16: a million steps of pretraining, then Gram anchoring.
 
 Paper: DINOv3 (arXiv 2508.10104), sections 3 and 4; phases 1 and 2 of the public configurations.
-Hardware: 256 accelerators with 80 GB or more (16 images each); the published run took 61,440 H100-hours.
-Time and score: not run.
+Hardware: 256 accelerators with 80 GB or more (16 images each); the published run took 61,440 H100-hours. A step takes
+  57 GB of an H100, or 10 GB (15 with the Gram teacher) with --config.remat=full, which computes each block twice.
+Time and score: not run; those figures are the compiler's (docs/results.md).
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_7b.py --workdir DIR
   --config.data.path=IMAGES
 On several TPU slices or GPU clusters joined by a slower network: --config.mesh.data=SLICES.
@@ -21,7 +22,7 @@ def get_config():
     c.model = config.model("dinov3_vit7b16", drop_path=0.4, rope_rescale=2.0)
     c.dino_head = config.head(prototypes=262_144, hidden=8192, bottleneck=512)
     c.ibot_head = config.head(prototypes=98_304, hidden=4096, bottleneck=384)
-    c.remat = "full"
+    c.remat = "matmuls"
     c.mesh.data = 1
     c.mesh.fsdp = -1
     c.data.workers = 8  # of each process, of which there is one per host or per GPU

@@ -81,7 +81,6 @@ def test_every_phase_builds_its_schedules(name):
 PUBLISHED = {
     "v3_7b": {
         "precision": "bfloat16",
-        "remat": "full",
         "model.width": 4096,
         "model.depth": 40,
         "model.heads": 32,
