@@ -27,6 +27,7 @@ def recipe(images: Path):
     """Returns four steps with all terms: a Gram teacher from the start, stochastic depth, health."""
     c = get_config()
     c.data.path = str(images / "train")
+    c.log.health_every = 4
     gram = c.phases["gram"]
     gram.steps = 4
     gram.batch_size = 16
@@ -54,6 +55,7 @@ def convnext(c) -> None:
     """Changes the recipe to a ConvNeXt and what it can do."""
     without_gram(c.phases["gram"])
     c.phases["gram"].loss.ibot = 0.0
+    c.log.health_every = 100
     c.model = config.model("dinov3_convnext_tiny", depths=(1,), widths=(8,), layer_scale=0.1)
 
 

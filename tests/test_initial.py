@@ -145,6 +145,7 @@ def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp
         "phase_order": "('pretrain',)",
         "phases__pretrain__optim__freeze_backbone": 3,
         "phases__pretrain__targets": "centering",
+        "log__health_every": 100,
     }
     whole = program.train(tmp_path / "whole", **changes)
     assert whole.returncode == 0, whole.stderr

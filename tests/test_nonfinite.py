@@ -99,7 +99,7 @@ def test_update_that_would_overflow_is_skipped(setting, name):
 def test_run_stops_with_its_last_good_checkpoint(program, tmp_path):
     """A mean beyond float32 makes every image infinite: the run saves after step 3 and stops after step 5."""
     workdir = tmp_path / "run"
-    stopped = program.train(workdir, data__mean="(1e39,0.0,0.0)", nonfinite_limit=5)
+    stopped = program.train(workdir, data__mean="(1e39,0.0,0.0)", nonfinite_limit=5, log__health_every=100)
     assert stopped.returncode == 1, stopped.stderr
     *lines, last = stopped.stderr.splitlines()
     assert last.startswith("stopped: 5 updates in a row were not finite (nonfinite_limit), the last at step 5")

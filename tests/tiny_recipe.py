@@ -17,7 +17,7 @@ def get_config():
     c.eval.knn.k = 3
     c.checkpoint.every = 3
     c.log.every = 1
-    c.log.health_every = 4
+    c.log.health_every = 8  # once: it is a program of its own in every phase
     c.log.pictures = False
 
     pretrain = config.phase(
