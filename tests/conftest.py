@@ -1,5 +1,6 @@
 """Shared fixtures: where the golden numbers are and how to read them."""
 
+import gc
 import json
 import os
 import shutil
@@ -20,7 +21,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from dino_jax.command import COLLECT
 from tests.program import Program, write_images
+
+gc.set_threshold(*COLLECT)
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN_FOLDERS = (

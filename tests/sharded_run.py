@@ -46,6 +46,7 @@ def without_gram(phase) -> None:
 def centered(c) -> None:
     """Changes the recipe to centering and a shared head, without a Gram teacher."""
     without_gram(c.phases["gram"])
+    c.log.health_every = 100
     c.phases["gram"].targets = "centering"
     c.dino_head.gain = "trained"
     c.share_head = True
