@@ -60,6 +60,7 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
         local_number=crops.local_number,
         horizontal_flips=crops.horizontal_flips,
         gram_size=phase.options.gram.crop_size if phase.gram else 0,
+        mixture=[(*row[:3], row[3] if phase.gram else 0) for row in crops.mixture],
         patch_size=config.model.get("patch_size", 1),
         mask_ratio=tuple(masks.ratio),
         mask_probability=masks.probability if phase.options.loss.ibot else 0.0,

@@ -141,6 +141,8 @@ def phase(**changes: Any) -> ConfigDict:
     p.crops.local_scale = (0.05, 0.32)
     p.crops.local_number = 8
     p.crops.horizontal_flips = True
+    # Further sizes, of which each batch has one: (share of the batches, global_size, local_size, gram.crop_size), ...
+    p.crops.mixture = ()
 
     p.masks = ConfigDict()
     p.masks.probability = 0.5  # share of the global crops that are masked
@@ -162,9 +164,8 @@ def phase(**changes: Any) -> ConfigDict:
 
     p.gram = ConfigDict()
     p.gram.teacher = "none"  # none | ema (the teacher as the phase begins) | best_dense | a snapshot folder
-    p.gram.crop_size = (
-        0  # pixels; side of the Gram teacher's undistorted view of each global crop; 0: the student's view
-    )
+    # Pixels; side of the Gram teacher's undistorted view of each global crop; 0: the student's view.
+    p.gram.crop_size = 0
     p.gram.refresh_every = 0  # steps; 0 never
     p.gram.first_refresh = 0  # steps; the earliest
     p.gram.max_refreshes = 0  # 0 has no limit

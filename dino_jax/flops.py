@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dino_jax.models import Backbone, ConvNext, PrototypeHead, ResNet
+from dino_jax.phases import by_size
 from dino_jax.state import Networks
 
 
@@ -59,8 +60,12 @@ def head_flops(head: PrototypeHead, width: int) -> float:
 def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
     """Returns the FLOPs that training on one image needs: student forward and backward (3x), teachers forward.
 
-    Recomputation is not counted, so that MFU is the useful share.
+    Recomputation is not counted, so that MFU is the useful share. Of several sizes of crops it is the mean.
     """
+    return sum(share * _train_flops_per_image(networks, options) for share, options in by_size(phase))
+
+
+def _train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
     model, crops = networks.backbone, phase.crops
     kept = 1.0 if getattr(model, "drop_path_ramp", False) else 1.0 - getattr(model, "drop_path", 0.0)
     student = 2 * backbone_flops(model, crops.global_size, kept=kept)

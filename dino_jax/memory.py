@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import build, host_memory, sharding, state
 from dino_jax.host_memory import GIB
+from dino_jax.phases import by_size
 from dino_jax.state import Networks
 
 
@@ -42,7 +43,7 @@ def at_least(config: ConfigDict, phase: ConfigDict, networks: Networks, mesh: Me
     shardings = sharding.of_state(shapes, mesh)
     whole = sharding.bytes_per_device(shapes, shardings)
     gradients = sharding.bytes_per_device(shapes.student, shardings.student)
-    per_batch = crop_bytes(config, phase) + block_input_bytes(config, phase)
+    per_batch = max(crop_bytes(config, sized) + block_input_bytes(config, sized) for _, sized in by_size(phase))
     return whole + gradients + per_batch // sharding.data_shards(mesh)
 
 

@@ -59,6 +59,11 @@ class Phase:
         done, every = step - self.first, self.options.snapshot_every
         return done in self.options.snapshot_steps or bool(every and done > 0 and done % every == 0)
 
+    def describe_sizes(self) -> str:
+        """Says in words which sizes its crops have, "" for a phase with one."""
+        sizes = [f"{p.crops.global_size}/{p.crops.local_size}" for _, p in by_size(self.options)]
+        return f"; crops of {', '.join(sizes)} px, each compiled when it first comes" if len(sizes) > 1 else ""
+
     def describe_gram(self, step: int, snapshot: str) -> str:
         """Says in words which Gram teacher is in use at `step` and when the next one comes.
 
@@ -80,6 +85,18 @@ def in_order(config: ConfigDict) -> list[Phase]:
     for index, name in enumerate(config.phase_order):
         first = out[-1].last if out else 0
         out.append(Phase(name, config.phases[name], first, first + config.phases[name].steps, index))
+    return out
+
+
+def by_size(options: ConfigDict) -> list[tuple[float, ConfigDict]]:
+    """Lists what a phase is in batches of each of its sizes (`crops.mixture`), and which share of the batches that is."""
+    mixture = options.crops.mixture
+    out = [(1.0 - sum(share for share, *_ in mixture), options)]
+    for share, global_size, local_size, gram_size in mixture:
+        other = ConfigDict(options.to_dict())
+        other.crops.update({"global_size": global_size, "local_size": local_size, "mixture": ()})
+        other.gram.crop_size = gram_size
+        out.append((share, other))
     return out
 
 

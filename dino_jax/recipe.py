@@ -177,6 +177,6 @@ def _like(value: tuple[Any, ...], current: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(value) != len(current):
             raise ValueError
         return tuple(_finite(float(element)) for element in value)
-    if not all(isinstance(element, type(current[0]) if current else int) for element in value):
+    if not all(isinstance(element, type(current[0]) if current else int | float | tuple) for element in value):
         raise ValueError
     return value

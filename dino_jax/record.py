@@ -44,14 +44,14 @@ class Recorder:
         earlier = read_metrics(workdir / "metrics.jsonl") if resume_step != NOTHING_RESTORED else []
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
         self.throughput = Throughput()
-        self._compiling = True
+        self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._started = time.monotonic()
 
     def enter(self, phase: Phase) -> None:
         """Starts to measure a phase."""
         flops = train_flops_per_image(self._networks, phase.options)
         self.throughput = Throughput(flops_per_image=flops, devices=list(self._mesh.devices.flat))
-        self._compiling = True
+        self._compiled.clear()
 
     def after_step(
         self,
@@ -73,10 +73,12 @@ class Recorder:
         healthy = step % every.health_every == 0 or last
         evaluated = self._scores.due(step)
         due = step % every.every == 0 or healthy or evaluated
-        if due or self._compiling:
+        shapes = tuple(array.shape for array in batch.values())
+        compiled = shapes not in self._compiled  # once for each of the phase's sizes of crops
+        self._compiled.add(shapes)
+        if due or compiled:
             jax.block_until_ready(metrics)
-        self.throughput.add(phase.options.batch_size)
-        self._compiling = False
+        self.throughput.add(phase.options.batch_size, compiled=compiled)
         if not due:
             return
         with self.throughput.paused():

@@ -35,8 +35,8 @@ PEAK_TFLOPS = (
 class Throughput:
     """Measures images per second, the share of time spent waiting for data, and MFU between two `read` calls.
 
-    The first `add` ends compilation: its images are not counted and the clock starts there. Steps run asynchronously,
-    so wait for that step's result before the call, and for the last one before `read`.
+    A step that had to be compiled is not counted, and the clock starts at its end, as at that of the first. Steps run
+    asynchronously, so wait for the result of such a step before `add`, and for that of the last one before `read`.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Throughput:
         self._images = self._steps = 0
         self._waited = self._paused = 0.0
 
-    def add(self, images: int) -> None:
-        """Counts one finished step over `images` images (the global batch)."""
-        if self._start is None:
+    def add(self, images: int, *, compiled: bool = False) -> None:
+        """Counts one finished step over `images` images (the global batch), unless it had to be compiled before."""
+        if self._start is None or compiled:
             self._restart()
             self._start = self._clock()
         else:

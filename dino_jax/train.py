@@ -249,7 +249,8 @@ class Trainer:
         else:
             state = self.gram.enter(phase, state)
         done = int(state.step)
-        self.progress.note(f"phase {phase.name}: steps {done + 1} to {phase.last}; {self.gram.describe(phase, done)}")
+        words = self.gram.describe(phase, done) + phase.describe_sizes()
+        self.progress.note(f"phase {phase.name}: steps {done + 1} to {phase.last}; {words}")
         return state, batches
 
     def compiled_step(self, phase: Phase, state: TrainState) -> Any:

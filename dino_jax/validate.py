@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dino_jax.models import ConvNext, VisionTransformer, network_class
+from dino_jax.phases import by_size
 
 CHOICES: dict[str, tuple] = {
     "precision": ("float32", "bfloat16"),
@@ -117,9 +118,10 @@ def _problems(c: ConfigDict) -> Iterator[str]:
     known_snapshots = {"gram_teacher/0"} if c.init.weights else set()
     start = 0
     for name in c.phase_order:
-        yield from _phase_problems(f"phases.{name}.", c.phases[name], c.model.get("patch_size", 1))
         patch = c.model.get("patch_size", 1)
+        yield from _phase_problems(f"phases.{name}.", c.phases[name], patch)
         yield from _gram_problems(f"phases.{name}.gram.", c.phases[name], patch, known_snapshots)
+        yield from _mixture_problems(f"phases.{name}.crops.mixture", c.phases[name], patch, known_snapshots)
         if c.phases[name].gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
             yield (
                 f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their "
@@ -169,7 +171,8 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
         patch = ConvNext(**c.model.to_dict()).patch_size
         sizes = {"eval.size": c.eval.size}
         for name, p in zip(c.phase_order, phases, strict=True):
-            sizes |= {f"phases.{name}.crops.{key}": p.crops[key] for key in ("global_size", "local_size")}
+            for key in ("global_size", "local_size"):
+                sizes[f"phases.{name}.crops.{key}"] = min(sized.crops[key] for _, sized in by_size(p))
         for key, size in sizes.items():
             if size < patch:
                 yield f"{key} = {size} is less than the {patch} px of a patch: enlarge it"
@@ -233,11 +236,34 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
                 f"{prefix}steps = {p.steps}: lower them with it"
             )
     for step in p.snapshot_steps:
-        if not 0 < step <= p.steps:
+        if not (isinstance(step, int) and 0 < step <= p.steps):
             yield (
                 f"{prefix}snapshot_steps = {p.snapshot_steps}: {step} is not within 1..{p.steps}, the phase's steps: "
                 "change it, and the gram.teacher of the phase that begins with that snapshot"
             )
+
+
+def _mixture_problems(key: str, p: ConfigDict, patch: int, known_snapshots: set[str]) -> Iterator[str]:
+    """Finds what is wrong with the further sizes of a phase's crops, each of which must do as the phase's only one."""
+    rows = p.crops.mixture
+    for row in rows:
+        if not (isinstance(row, tuple) and [type(value) for value in row] in ([float, int, int, int], [int] * 4)):
+            yield (
+                f"{key} = {rows}: {row!r} must be (share of the batches, global_size, local_size, gram.crop_size), "
+                "such as (0.3, 768, 112, 1152)"
+            )
+        if row[0] <= 0:
+            yield f"{key} = {rows}: the share {row[0]:g} must be above 0"
+        if bool(row[3]) != bool(p.gram.crop_size):
+            yield (
+                f"{key} = {rows} and gram.crop_size = {p.gram.crop_size}: give the Gram teacher a size of its own with "
+                "every size of the crops or with none (0)"
+            )
+    if rows and sum(row[0] for row in rows) >= 1:
+        yield f"{key} = {rows}: the shares must leave some batches to crops.global_size: their sum must be below 1"
+    for _, sized in by_size(p)[1:]:
+        yield from _phase_problems(f"{key}: ", sized, patch)
+        yield from _gram_problems(f"{key}: gram.", sized, patch, known_snapshots)
 
 
 def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Trains the tiny recipe on meshes of several shapes: `python -m tests.sharded_run FOLDER IMAGES 1x1 centered-2x4 ...`.
 
-"centered-" is the fast set-up of DINOv2: centered targets, and one weight-normalised head for both losses; "convnext-"
-a ConvNeXt, with DINO and KoLeo alone.
+"centered-" is the fast set-up of DINOv2: centered targets, and one weight-normalised head for both losses, with crops
+of two sizes; "convnext-" a ConvNeXt, with DINO and KoLeo alone.
 
 Leaves FOLDER/<shape>/metrics.jsonl, and prints as JSON how many bytes of the state the first device holds.
 """
@@ -44,8 +44,9 @@ def without_gram(phase) -> None:
 
 
 def centered(c) -> None:
-    """Changes the recipe to centering and a shared head, without a Gram teacher."""
+    """Changes the recipe to centering, a shared head and crops of two sizes, without a Gram teacher."""
     without_gram(c.phases["gram"])
+    c.phases["gram"].crops.mixture = ((0.5, 48, 16, 64),)
     c.log.health_every = 100
     c.phases["gram"].targets = "centering"
     c.dino_head.gain = "trained"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dino_jax import build, config, recipe
-from dino_jax.phases import in_order
+from dino_jax.phases import by_size, in_order
 from dino_jax.validate import validate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +130,10 @@ PUBLISHED = {
         "phases.gram.optim.clip_norm": 30.0,
         "phases.gram.optim.layer_decay": 0.98,
         "phases.gram.optim.freeze_last_layer": 0,
+        "phases.high_resolution.steps": 30_000,
+        "phases.high_resolution.batch_size": 2048,
+        "phases.high_resolution.loss.koleo_group_size": 16,
+        "phases.high_resolution.gram.refresh_every": 0,
     },
     "v3_vitl16": {
         "model.width": 1024,
@@ -298,8 +302,9 @@ def test_published_values(name):
     flat = recipe.flatten(load(name))
     expected = PUBLISHED[name]
     if name.startswith("v3"):
-        shared = {f"phases.{phase}.{key}": value for phase in ("pretrain", "gram") for key, value in SHARED.items()}
-        expected = expected | shared | {"phase_order": ("pretrain", "gram")}
+        phases = ("pretrain", "gram", "high_resolution") if name == "v3_7b" else ("pretrain", "gram")
+        shared = {f"phases.{phase}.{key}": value for phase in phases for key, value in SHARED.items()}
+        expected = expected | shared | {"phase_order": phases}
     assert {key: flat[key] for key in expected} == expected
 
 
@@ -331,6 +336,13 @@ SCHEDULED = [
     ("v3_7b", "gram", "local_weight", 0, 1.0),
     ("v3_7b", "gram", "local_weight", 10_000, 0.5),
     ("v3_7b", "gram", "gram_weight", 0, 2.0),
+    # 1.25e-5 x 4 sqrt(2048 / 1024), along half a cosine
+    ("v3_7b", "high_resolution", "lr", 0, 0.0),
+    ("v3_7b", "high_resolution", "lr", 9_999, 5e-5 * 2**0.5),
+    ("v3_7b", "high_resolution", "lr", 29_999, 5e-5 * 2**0.5),
+    ("v3_7b", "high_resolution", "momentum", 0, 0.999),
+    ("v3_7b", "high_resolution", "local_weight", 0, 0.5),
+    ("v3_7b", "high_resolution", "gram_weight", 0, 1.5),
     # 1e-3 x 4 sqrt(2048 / 1024), down to 1e-6, which is not scaled.
     ("v3_vitl16", "pretrain", "lr", 12_500, 4e-3 * 2**0.5),
     ("v3_vitl16", "pretrain", "lr", 124_999, 1e-6),
@@ -400,6 +412,18 @@ def test_7b_refreshes_its_gram_teacher_three_times():
         refreshes.append(following)
         step = following
     assert refreshes == [1_010_000, 1_020_000, 1_030_000]
+
+
+def test_7b_sees_the_published_sizes():
+    phase = in_order(load("v3_7b"))[2].options
+    sizes = [(round(s, 9), p.crops.global_size, p.crops.local_size, p.gram.crop_size) for s, p in by_size(phase)]
+    assert sizes == [
+        (0.3, 512, 112, 768),
+        (0.3, 768, 112, 1152),
+        (0.3, 768, 160, 1152),
+        (0.05, 768, 224, 1152),
+        (0.05, 768, 336, 1152),
+    ]
 
 
 def test_an_early_gram_teacher_can_be_chosen_instead():

@@ -62,3 +62,11 @@ def test_a_step_by_hand():
     student = 2 * full + 2 * half + 4 * to_dino + to_ibot
     teacher = 2 * plain + 2 * to_dino + to_ibot
     assert flops.train_flops_per_image(networks, phase) == pytest.approx(3 * student + teacher + 2 * large)
+
+
+def test_of_several_sizes_the_mean():
+    networks, phase = build.networks(get_config(), shards=1), get_config().phases.gram
+    small = flops.train_flops_per_image(networks, phase)
+    large = flops.train_flops_per_image(networks, config.following(phase, crops={"global_size": 64}))
+    mixed = config.following(phase, crops={"mixture": ((0.25, 64, 16, 64),)})
+    assert flops.train_flops_per_image(networks, mixed) == pytest.approx(0.75 * small + 0.25 * large)

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dino_jax import build, host_memory, memory, sharding
+from dino_jax import build, config, host_memory, memory, sharding
 from dino_jax import state as states
 from tests.tiny_recipe import get_config
 
@@ -18,12 +18,20 @@ def mesh():
 
 
 def test_counts_state_gradients_crops_and_block_inputs(networks):
-    config = get_config()
-    state = states.init(networks, build.optimizer(config.phases["pretrain"]), mesh(), seed=0)
+    c = get_config()
+    state = states.init(networks, build.optimizer(c.phases["pretrain"]), mesh(), seed=0)
     size = sum(x.nbytes for x in jax.tree.leaves(state)) + sum(x.nbytes for x in jax.tree.leaves(state.student))
     size += 8 * (2 * 32 * 32 + 2 * 16 * 16) * 3 * 4  # crops, float32
     size += 8 * (2 * (1 + 4 + 16) + 2 * (1 + 4 + 4)) * 32 * 2 * 4  # tokens before each of two blocks
-    assert memory.at_least(config, config.phases["pretrain"], networks, mesh()) == size
+    assert memory.at_least(c, c.phases["pretrain"], networks, mesh()) == size
+
+
+def test_of_several_sizes_the_largest_counts(networks):
+    c = get_config()
+    large = config.following(c.phases["pretrain"], crops={"global_size": 64})
+    mixed = config.following(c.phases["pretrain"], crops={"mixture": ((0.1, 64, 16, 0),)})
+    small, mixed, large = (memory.at_least(c, p, networks, mesh()) for p in (c.phases["pretrain"], mixed, large))
+    assert small < mixed == large
 
 
 def test_too_large_a_run_states_both_figures(networks, monkeypatch):

@@ -66,6 +66,11 @@ def test_throughput_leaves_out_compilation_and_pauses():
     clock.now += 4
     throughput.add(8)
     assert throughput.read()["throughput/images_per_second"] == 2.0  # the window starts anew
+    clock.now += 500
+    throughput.add(8, compiled=True)  # crops of another size
+    clock.now += 2
+    throughput.add(8)
+    assert throughput.read()["throughput/images_per_second"] == 4.0
 
 
 class Running:

@@ -4,9 +4,9 @@ A batch is a pure function of its number, whatever the number of worker processe
 whole state of the input is that number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -45,6 +45,7 @@ def train_batches(
     mask_group_size: int,
     mask_circular_shift: bool = False,
     gram_size: int = 0,
+    mixture: Sequence[tuple[float, int, int, int]] = (),
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -59,7 +60,8 @@ def train_batches(
       batch_size: images in a global batch. Process p has its p-th equal part.
       seed: of the order, the crops and the masks.
       global_size, ..., horizontal_flips, gram_size: see `crops.multi_crop`.
-      patch_size: side of a patch in pixels; divides `global_size`.
+      mixture: further (share of the batches, global_size, local_size, gram_size); each batch has one of all sizes.
+      patch_size: side of a patch in pixels; divides every `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
       mask_circular_shift: see `masks.draw_masks`.
       mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
@@ -78,39 +80,52 @@ def train_batches(
       ValueError: an empty source or a size that does not divide as it must.
     """
     local_batch = _local_batch(source, batch_size, process_count, mask_group_size if mask_probability else 1)
-    if global_size % patch_size:
-        raise ValueError(f"global crops of {global_size} px are not a multiple of the patch, {patch_size} px")
+    sizes = [Sizes(global_size, local_size, gram_size), *(Sizes(*row[1:]) for row in mixture)]
+    for side in (size.global_size for size in sizes):
+        if side % patch_size:
+            raise ValueError(f"global crops of {side} px are not a multiple of the patch, {patch_size} px")
+    shares = [share for share, *_ in mixture]
     crop = partial(
         multi_crop,
-        global_size=global_size,
         global_scale=global_scale,
-        local_size=local_size,
         local_scale=local_scale,
         local_number=local_number,
         horizontal_flips=horizontal_flips,
-        gram_size=gram_size,
     )
     mask = partial(
         draw_masks,
         crops=mask_group_size * GLOBAL_NUMBER,
-        grid=(global_size // patch_size,) * 2,
         ratio=mask_ratio,
         probability=mask_probability,
         circular_shift=mask_circular_shift,
     )
-    batches = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(partial(_sample, source=source, crop=crop))
-        .batch(local_batch)
-    )
+    images = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    if mixture:
+        draw = partial(draw_sizes, seed=seed, sizes=sizes, shares=[1 - sum(shares), *shares])
+        images = images.map_with_index(partial(_number, batch_size=batch_size))
+        samples = images.random_map(partial(_sized_sample, source=source, crop=crop, draw=draw))
+    else:
+        samples = images.random_map(partial(_sample, source=source, crop=partial(crop, **sizes[0]._asdict())))
+    batches = samples.batch(local_batch)
     if mask_probability:
         groups = local_batch // mask_group_size
-        batches = batches.map_with_index(partial(_add_masks, mask=mask, seed=seed, groups=groups))
+        add = partial(_add_masks, mask=mask, seed=seed, groups=groups, patch_size=patch_size)
+        batches = batches.map_with_index(add)
     # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
     return TrainBatches(batches.slice(slice(process_index, None, process_count)), workers=workers)
+
+
+class Sizes(NamedTuple):
+    """The sides of a batch's crops in pixels, 0 for no Gram crops."""
+
+    global_size: int
+    local_size: int
+    gram_size: int
+
+
+def draw_sizes(number: int, *, seed: int, sizes: Sequence[Sizes], shares: Sequence[float]) -> Sizes:
+    """Draws the sizes of a global batch by its number, each with the probability of its share (DINOv3, section 5.1)."""
+    return sizes[np.random.default_rng((seed, number, len(sizes))).choice(len(sizes), p=shares)]
 
 
 class TrainBatches(grain.DatasetIterator):
@@ -202,6 +217,19 @@ def _local_batch(source: Source, batch_size: int, process_count: int, mask_group
     return local_batch
 
 
+def _number(position: int, index: int, *, batch_size: int) -> tuple[int, int]:
+    """Returns an image's index with the number of its global batch."""
+    return index, position // batch_size
+
+
+def _sized_sample(
+    numbered: tuple[int, int], rng: np.random.Generator, *, source: Source, crop: Any, draw: Callable[[int], Sizes]
+) -> Batch:
+    """Returns what `_sample` does, in the sizes of the image's batch."""
+    index, number = numbered
+    return _sample(index, rng, source=source, crop=partial(crop, **draw(number)._asdict()))
+
+
 def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) -> Batch:
     """Returns the crops of image `index`, or of another one where it cannot be decoded."""
     sample, replaced = None, -1
@@ -221,9 +249,10 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
     }
 
 
-def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int) -> Batch:
+def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int, patch_size: int) -> Batch:
     """Draws the masks of a batch's groups; a group's number among all groups of the run is its seed."""
-    drawn = [mask(np.random.default_rng((seed, index * groups + group))) for group in range(groups)]
+    grid = tuple(side // patch_size for side in batch["global_crops"].shape[2:4])
+    drawn = [mask(np.random.default_rng((seed, index * groups + group)), grid=grid) for group in range(groups)]
     masks, indices, weights = (
         np.stack([group[name] for group in drawn]) for name in ("masks", "mask_indices", "mask_weights")
     )

@@ -1,5 +1,6 @@
 """Batches: their contents, their reproducibility, and what happens when files or workers fail."""
 
+import collections
 import multiprocessing
 import os
 import signal
@@ -158,6 +159,32 @@ def test_resumption_is_exact(packaged, workers):
         resumed.set_state({"batches_taken": 1})
         assert_same(take(resumed, 1), whole[1:2])
         resumed.close()
+
+
+MIXTURE = [(0.25, 24, 8, 32), (0.25, 16, 12, 48)]
+
+
+def test_each_batch_has_one_of_several_sizes(packaged):
+    batches = take(train_batches(packaged, gram_size=32, mixture=MIXTURE, **OPTIONS), 40)
+    sizes = [tuple(batch[f"{kind}_crops"].shape[2] for kind in ("global", "local", "gram")) for batch in batches]
+    counts = collections.Counter(sizes)
+    assert counts.keys() == {(16, 8, 32), (24, 8, 32), (16, 12, 48)}
+    assert counts[16, 8, 32] > counts[24, 8, 32] > 4 < counts[16, 12, 48]  # 20, 10 and 10 are expected
+    for batch, (side, _, _) in zip(batches, sizes, strict=True):
+        assert batch["masks"].shape == (8, 2, (side // 4) ** 2)
+        masked = np.flatnonzero(batch["masks"][:4])  # of the first group
+        np.testing.assert_array_equal(batch["mask_indices"][0, : len(masked)], masked)
+
+
+def test_sizes_are_those_of_the_whole_batch_and_of_its_number(packaged):
+    options = OPTIONS | {"mixture": MIXTURE, "gram_size": 32, "mask_group_size": 2}
+    whole = take(train_batches(packaged, **options), 8)
+    halves = [take(train_batches(packaged, **options, process_index=p, process_count=2), 8) for p in range(2)]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
+    assert_same(joined, whole)
+    continued = train_batches(packaged, **options)
+    continued.set_state({"batches_taken": 5})
+    assert_same(take(continued, 3), whole[5:])
 
 
 def test_the_state_is_saved_by_grain_s_checkpoint_handler(packaged, tmp_path):
