@@ -49,7 +49,7 @@ class Guard:
             ids, good = (rows.ravel() for rows in multihost_utils.process_allgather((ids, good)))
         bad = [self._name(int(i)) for i, fine in zip(ids, good, strict=True) if not fine]
         if not bad:
-            where = "although the features of every sample are finite"
+            where = "although the CLS tokens of every sample are finite"
         elif len(bad) == len(ids):
             where = "in every sample"
         else:

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, rankme
+
 # A warning needs this many consecutive records, so that one odd batch says nothing.
 PATIENCE = 3
 # Entropy over log(prototypes) of softmax(teacher logits / 0.1). Prototypes drawn with standard deviation 0.02 on unit
@@ -65,38 +67,6 @@ def prototypes(probs: jax.Array, valid: jax.Array | None = None) -> dict[str, ja
         "used_share": used / jnp.minimum(count, total),
         "effective": jnp.exp(entropy(weights @ probs.astype(jnp.float32) / total)),
     }
-
-
-def rankme(features: jax.Array) -> jax.Array:
-    """Returns the effective rank of features `(samples, dim)`: a float32 between 1 and min(samples, dim).
-
-    exp of the entropy of the singular values normalised to sum 1 (RankMe, arXiv 2210.02885, equation 1).
-    """
-    singular = jnp.linalg.svd(features.astype(jnp.float32), compute_uv=False)
-    share = singular / jnp.maximum(singular.sum(), jnp.finfo(jnp.float32).tiny) + 1e-7
-    return jnp.exp(-jnp.sum(share * jnp.log(share)))
-
-
-def cls_patch_cosine(cls: jax.Array, patches: jax.Array) -> jax.Array:
-    """Returns the mean cosine of each CLS `(images, dim)` to its patches `(images, patches, dim)`.
-
-    It grows when CLS information leaks into the patches (DINOv3, section 4.1).
-    """
-    return jnp.mean(jnp.einsum("bd,bnd->bn", _unit(cls), _unit(patches)))
-
-
-def mean_pairwise_cosine(vectors: jax.Array) -> jax.Array:
-    """Returns the mean cosine over pairs of different vectors in `(..., vectors, dim)`, averaged over the rest.
-
-    Over the patches of an image it tells whether dense features still differ from place to place; over the CLS tokens
-    of a batch, whether images still differ. Linear in the number of vectors. Raises ValueError for fewer than two.
-    """
-    count = vectors.shape[-2]
-    if count < 2:
-        raise ValueError(f"mean_pairwise_cosine: {count} vector has no pair; give at least two")
-    unit = _unit(vectors)
-    squared_sum = jnp.sum(jnp.square(unit.sum(axis=-2)), axis=-1)
-    return jnp.mean((squared_sum - jnp.sum(jnp.square(unit), axis=(-2, -1))) / (count * (count - 1)))
 
 
 def parameter_distance(student: Any, teacher: Any) -> jax.Array:
@@ -214,12 +184,6 @@ def _patches_decay(records: Sequence[Mapping[str, float]]) -> bool:
     cosines = [record["health/patch_cosine"] for record in records if "health/patch_cosine" in record]
     recent, earlier = cosines[-PATIENCE:], cosines[:-PATIENCE]
     return bool(earlier) and min(recent) > max(DECAYED_COSINE, min(earlier) + DECAY_RISE)
-
-
-def _unit(vectors: jax.Array) -> jax.Array:
-    """L2-normalises the last axis in float32; a zero vector stays zero."""
-    vectors = vectors.astype(jnp.float32)
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _norm(tree: Any) -> jax.Array:

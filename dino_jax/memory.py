@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -58,10 +57,10 @@ def block_input_bytes(config: ConfigDict, phase: ConfigDict) -> int:
 
 
 def crop_bytes(config: ConfigDict, phase: ConfigDict) -> int:
-    """Returns the bytes of a batch's float32 crops, over all devices."""
-    crops = phase.crops
-    pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2 + 2 * phase.gram.crop_size**2
-    return phase.batch_size * pixels * config.model.in_channels * np.dtype(np.float32).itemsize
+    """Returns the bytes of a batch's crops, over all devices."""
+    crops, gram_size = phase.crops, phase.gram.crop_size if phase.gram.teacher != "none" else 0
+    pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2 + 2 * gram_size**2
+    return phase.batch_size * pixels * config.model.in_channels * jnp.dtype(config.precision).itemsize
 
 
 def per_device(device: jax.Device) -> int | None:

@@ -171,7 +171,7 @@ def loss_terms(
     """Runs the student on all crops and adds up the weighted terms.
 
     Returns:
-      (total, ({name: unweighted term}, per sample whether all its features are finite, bool `(batch,)`, the student's
+      (total, ({name: unweighted term}, per sample whether all its CLS tokens are finite, bool `(batch,)`, the student's
       statistics of BatchNorm after the crops)).
     """
     # 1. One pass over the weights for masked global and for local crops.
@@ -219,7 +219,9 @@ def crop_terms(
       target: probabilities `(batch, global views, prototypes)`.
     """
     temperature, size = objective.student_temperature, objective.koleo_group_size
-    global_logits, local_logits = (networks.dino_logits(student, x) for x in (global_cls, local_cls))
+    # In one pass over the prototypes, whose gradient is as large as they are.
+    logits = networks.dino_logits(student, jnp.concatenate([global_cls, local_cls], axis=1))
+    global_logits, local_logits = jnp.split(logits, [global_cls.shape[1]], axis=1)
     terms = {
         "dino_global": dino_loss(global_logits, target, student_temperature=temperature, ignore_diagonal=True),
         "dino_local": dino_loss(local_logits, target, student_temperature=temperature),

@@ -85,7 +85,7 @@ class Recorder:
             measured = dict(metrics)
             if healthy:
                 measured |= self._measure(state, batch)
-            values = {name: float(value) for name, value in measured.items()}
+            values = {name: float(value) for name, value in jax.device_get(measured).items()}
             values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
             if evaluated:
                 values |= self._evaluate(step, state)

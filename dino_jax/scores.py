@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dino_jax import health, sharding
+from dino_jax import sharding
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
@@ -19,7 +19,7 @@ from dino_jax.data.reading import USABLE, why
 from dino_jax.data.sources import Source, has_labels
 from dino_jax.data.subset import evenly, part_of
 from dino_jax.evals.knn import knn, raw_pixels
-from dino_jax.evals.quality import neighbour_cosine, uniformity
+from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, neighbour_cosine, rankme, uniformity
 from dino_jax.evals.segmentation import quick_miou
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
@@ -139,10 +139,10 @@ class Scores:
         cls, grid = jnp.asarray(found["cls"]), jnp.asarray(found["patches"])
         patches = grid.reshape(len(grid), -1, grid.shape[-1])
         return {
-            "quality/rankme": float(health.rankme(cls)),
+            "quality/rankme": float(rankme(cls)),
             "quality/uniformity": uniformity(found["cls"]),
-            "quality/cls_patch_cosine": float(health.cls_patch_cosine(cls, patches)),
-            "quality/patch_cosine": float(health.mean_pairwise_cosine(patches)),
+            "quality/cls_patch_cosine": float(cls_patch_cosine(cls, patches)),
+            "quality/patch_cosine": float(mean_pairwise_cosine(patches)),
             "quality/neighbour_cosine": float(neighbour_cosine(grid)),
         }
 

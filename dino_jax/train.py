@@ -111,7 +111,8 @@ class Trainer:
         self.report = Report(config, networks, mesh, workdir.path, source, held_out, self.first_backbone)
         dense_score = self.report.scores.of_snapshot if config.eval.dense.path else None
         self.gram = GramTeachers(workdir.path, mesh, self.progress.note, dense_score)
-        self.augment = jax.jit(functools.partial(augment, mean=config.data.mean, std=config.data.std))
+        options = {"mean": config.data.mean, "std": config.data.std, "dtype": config.precision}
+        self.augment = jax.jit(functools.partial(augment, **options))
         self.key = jax.random.key(config.seed)
         self.bad_images = BadImages(
             workdir.path, source, most=config.data.max_bad_share, process_index=jax.process_index()
@@ -266,4 +267,4 @@ class Trainer:
         """
         self.bad_images.update(host["replaced"], host["ids"])
         arrays = sharding.place({name: x for name, x in host.items() if name not in HOST_ONLY}, self.mesh)
-        return host["ids"], self.augment(jax.random.fold_in(self.key, step - 1), arrays)
+        return host["ids"], self.augment(self.key, np.int32(step - 1), arrays)

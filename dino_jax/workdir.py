@@ -19,8 +19,7 @@ from dino_jax.recipe import flatten
 # they may differ when it continues.
 FREE = (
     *("mesh.", "remat", "model.attention", "data.workers", "data.path", "data.test_path", "data.max_bad_share"),
-    *("checkpoint.", "log.pictures", "nonfinite_limit", "eval.size", "eval.knn.", "eval.quality."),
-    "eval.dense.",
+    *("checkpoint.", "log.pictures", "nonfinite_limit", "eval."),
 )
 # Unless a phase takes the snapshot with the best dense score: scores of other images cannot be compared.
 OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images", "eval.size")

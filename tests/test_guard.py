@@ -36,8 +36,8 @@ def test_names_the_terms_and_the_samples():
 
 def test_names_the_gradients_when_every_term_is_finite():
     assert watched((metrics(1, grad_norm__backbone=np.inf), [True] * 3)) == [
-        "step 1: update skipped (1 in a row): grad_norm/backbone not finite, although the features of every sample are "
-        "finite"
+        "step 1: update skipped (1 in a row): grad_norm/backbone not finite, although the CLS tokens of every sample "
+        "are finite"
     ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dino_jax import health
+from dino_jax.evals import quality
 
 
 def unit(vectors):
@@ -46,25 +47,25 @@ def test_rankme_against_numpy_and_its_ends(rng):
     singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     share = singular / singular.sum() + 1e-7
     expected = np.exp(-(share * np.log(share)).sum())
-    assert jax.jit(health.rankme)(features) == pytest.approx(expected, rel=1e-5)
-    assert health.rankme(jnp.eye(8)) == pytest.approx(8, rel=1e-4)
-    assert health.rankme(jnp.ones((40, 8))) == pytest.approx(1, rel=1e-3)
-    assert health.rankme(jnp.zeros((40, 8))) == pytest.approx(1, rel=1e-3)
+    assert jax.jit(quality.rankme)(features) == pytest.approx(expected, rel=1e-5)
+    assert quality.rankme(jnp.eye(8)) == pytest.approx(8, rel=1e-4)
+    assert quality.rankme(jnp.ones((40, 8))) == pytest.approx(1, rel=1e-3)
+    assert quality.rankme(jnp.zeros((40, 8))) == pytest.approx(1, rel=1e-3)
 
 
 def test_cosines_against_all_pairs(rng):
     cls, patches = rng.normal(size=(5, 7)).astype(np.float32), rng.normal(size=(5, 6, 7)).astype(np.float32) + 0.5
     similar = np.einsum("bnd,bmd->bnm", unit(patches), unit(patches))
     expected = similar[:, ~np.eye(6, dtype=bool)].mean()
-    assert jax.jit(health.mean_pairwise_cosine)(patches) == pytest.approx(expected, rel=1e-4)
+    assert jax.jit(quality.mean_pairwise_cosine)(patches) == pytest.approx(expected, rel=1e-4)
     expected = np.einsum("bd,bnd->bn", unit(cls), unit(patches)).mean()
-    assert jax.jit(health.cls_patch_cosine)(cls, patches) == pytest.approx(expected, rel=1e-4)
-    assert health.mean_pairwise_cosine(jnp.ones((9, 3))) == pytest.approx(1, rel=1e-6)
+    assert jax.jit(quality.cls_patch_cosine)(cls, patches) == pytest.approx(expected, rel=1e-4)
+    assert quality.mean_pairwise_cosine(jnp.ones((9, 3))) == pytest.approx(1, rel=1e-6)
 
 
 def test_pairwise_cosine_needs_a_pair():
     with pytest.raises(ValueError, match="no pair"):
-        health.mean_pairwise_cosine(jnp.ones((1, 3)))
+        quality.mean_pairwise_cosine(jnp.ones((1, 3)))
 
 
 def test_parameter_distance_by_hand():

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax import Array
+from jax.typing import DTypeLike
 
 from dino_jax.data import photometry
 
@@ -16,15 +17,24 @@ GLOBAL: dict[str, Any] = {"blur": (1.0, 0.1), "solarize": (0.0, 0.2)}
 LOCAL_BLUR = 0.5
 
 
-def augment(key: Array, batch: Mapping[str, Array], *, mean: Sequence[float], std: Sequence[float]) -> dict[str, Array]:
+def augment(
+    key: Array,
+    number: Array,
+    batch: Mapping[str, Array],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike,
+) -> dict[str, Array]:
     """Distorts and normalises the student's and teacher's crops; the Gram teacher's are only normalised.
 
     Args:
-      key: source of every random choice.
+      key: source of every random choice, with the batch's `number`.
       batch: as `pipeline.train_batches` gives it; entries that are no crops are passed on.
       mean, std: per channel, of values in [0, 1].
+      dtype: of the crops that are returned; they are distorted in float32.
     """
-    global_key, local_key = jax.random.split(key)
+    global_key, local_key = jax.random.split(jax.random.fold_in(key, number))
     views = batch["local_crops"].shape[1]
     statistics: dict[str, Any] = {"mean": mean, "std": std}
     shared: dict[str, Any] = JITTER | PROBABILITIES | statistics
@@ -35,4 +45,4 @@ def augment(key: Array, batch: Mapping[str, Array], *, mean: Sequence[float], st
     )
     if "gram_crops" in batch:
         out["gram_crops"] = photometry.normalize(batch["gram_crops"], **statistics)
-    return out
+    return {name: x.astype(dtype) if name.endswith("crops") else x for name, x in out.items()}

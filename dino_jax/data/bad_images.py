@@ -57,7 +57,7 @@ class BadImages:
         Raises:
           ValueError: too large a share of the images is bad.
         """
-        bad = [int(index) for index in replaced if index >= 0]
+        bad = replaced[replaced >= 0].tolist()
         self._drawn += len(replaced)
         self._replaced += len(bad)
         new = {self._source.name(index): index for index in bad if self._source.name(index) not in self._listed}

@@ -34,9 +34,12 @@ def dino_loss(
         np.fill_diagonal(pairs, 0.0)
     if not pairs.any():
         raise ValueError("dino_loss: one student and one teacher view without the diagonal leave no pair; add a view.")
-    log_probs = jax.nn.log_softmax(student_logits.astype(jnp.float32) / student_temperature, axis=-1)
+    logits = student_logits.astype(jnp.float32)
+    logits = (logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))) / student_temperature
     targets = jax.lax.stop_gradient(teacher_probs).astype(jnp.float32)
-    cross_entropy = -jnp.einsum("bsk,btk->bst", log_probs, targets, precision=jax.lax.Precision.HIGHEST)
+    # Equals the sum of the formula without keeping log_softmax, which is as large as the scores, for the gradient.
+    products = jnp.einsum("bsk,btk->bst", logits, targets, precision=jax.lax.Precision.HIGHEST)
+    cross_entropy = jax.nn.logsumexp(logits, axis=-1)[..., None] * targets.sum(axis=-1)[:, None] - products
     return jnp.mean(jnp.sum(cross_entropy * pairs, axis=(1, 2))) / pairs.sum()
 
 

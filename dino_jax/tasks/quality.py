@@ -11,7 +11,6 @@ from dino_jax.data.sources import open_path
 from dino_jax.data.subset import part_of
 from dino_jax.evals import quality
 from dino_jax.extraction import Features, extract_features
-from dino_jax.health import cls_patch_cosine, mean_pairwise_cosine, rankme
 from dino_jax.models import Extractor
 from dino_jax.pictures.spectrum import spread
 from dino_jax.tasks import Result
@@ -61,18 +60,18 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         extract_features(model, Augmented(source, options.size, options.seed, view), **settings) for view in range(2)
     )
     sample = _some_patches(plain["patches"], options.seed)
+    spectra = {"CLS": np.asarray(quality.spectrum(plain["cls"])), "patches": np.asarray(quality.spectrum(sample))}
     found = {
-        "rankme_cls": float(rankme(jnp.asarray(plain["cls"]))),
-        "rankme_patches": float(rankme(jnp.asarray(sample))),
+        "rankme_cls": float(quality.effective_rank(spectra["CLS"])),
+        "rankme_patches": float(quality.effective_rank(spectra["patches"])),
         "alignment": float(quality.alignment(first["cls"], second["cls"])),
         "uniformity": quality.uniformity(plain["cls"]),
-        "cls_cosine": float(mean_pairwise_cosine(jnp.asarray(plain["cls"]))),
+        "cls_cosine": float(quality.mean_pairwise_cosine(plain["cls"])),
         **_of_patches(plain),
     }
     rows: list[list[str | float]] = [["measure", "value"]]
     most = {"cls": min(plain["cls"].shape), "patches": min(sample.shape)}
     rows += [[text.format(**most), f"{found[name]:.3f}"] for name, text in MEANINGS.items()]
-    spectra = {"CLS": np.asarray(quality.spectrum(plain["cls"])), "patches": np.asarray(quality.spectrum(sample))}
     half = len(plain["cls"]) // 2
     cosines = {
         "CLS of two views": np.asarray(quality.cosines(first["cls"], second["cls"])),
@@ -89,9 +88,9 @@ def _of_patches(features: Features) -> dict[str, float]:
     for start in range(0, count, BATCH):
         cls, grid = (jnp.asarray(features[name][start : start + BATCH]) for name in ("cls", "patches"))
         patches = grid.reshape(len(grid), -1, grid.shape[-1])
-        sums["patch_cosine"] += len(grid) * float(mean_pairwise_cosine(patches))
+        sums["patch_cosine"] += len(grid) * float(quality.mean_pairwise_cosine(patches))
         sums["neighbour_cosine"] += len(grid) * float(quality.neighbour_cosine(grid))
-        sums["cls_patch_cosine"] += len(grid) * float(cls_patch_cosine(cls, patches))
+        sums["cls_patch_cosine"] += len(grid) * float(quality.cls_patch_cosine(cls, patches))
     means = {name: value / count for name, value in sums.items()}
     return means | {"local_consistency": means["neighbour_cosine"] - means["patch_cosine"]}
 
