@@ -16,11 +16,12 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dino_jax import feature_outputs, host_memory, sharding
 from dino_jax.checksum import checksums
+from dino_jax.collect import Features, collect
 from dino_jax.data.fingerprint import Fingerprint, fingerprint
 from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import USABLE, Batch, Prepare, read_batches, read_by_shape, why
@@ -28,8 +29,6 @@ from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
 from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
-
-Features = dict[str, np.ndarray]
 
 # A shard is what a kill can cost. It holds at most so many images, fewer where they would take more than these bytes.
 MOST_IMAGES = 4096
@@ -236,53 +235,6 @@ class Extraction:
         mine = padded.reshape(-1, len(processes), size // len(processes))[:, processes.index(jax.process_index())]
         batch_size = size // len(processes)
         return read_batches(self.source, mine.ravel().tolist(), batch_size=batch_size, prepare=self.prepare)
-
-
-def collect(
-    apply: Callable[[Any], Mapping[str, Array]],
-    batches: Iterable[Batch],
-    *,
-    mesh: Mesh,
-    advance: Callable[[int], Any] = lambda images: None,
-) -> Features:
-    """Runs a function over batches and returns its outputs on the host, padding left out.
-
-    One batch is in flight while the previous one is copied to the host.
-
-    Args:
-      apply: maps images `(batch, height, width, channels)` to named outputs `(batch, ...)` that are readable here.
-      batches: this process's rows, as `read_batches` yields them; every entry but "images" and "valid" is returned too.
-      advance: is told how many images each batch had.
-
-    Returns:
-      Arrays `(images, ...)` by name, the outputs as float32; nothing when there is no batch.
-    """
-    parts: list[Features] = []
-    pending: tuple[dict[str, Any], Mapping[str, Array]] | None = None
-    for batch in batches:
-        outputs = apply(sharding.place({"images": batch["images"]}, mesh)["images"])
-        extras: dict[str, Any] = {name: array for name, array in batch.items() if name != "images"}
-        if mesh.is_multi_process:  # the rows of the other processes, in the order of the outputs
-            extras = _everywhere(sharding.replicated(mesh))(sharding.place(extras, mesh))
-        if pending is not None:
-            parts.append(_to_host(*pending, advance))
-        pending = (extras, outputs)
-    if pending is not None:
-        parts.append(_to_host(*pending, advance))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-
-@functools.lru_cache(maxsize=2)
-def _everywhere(where: NamedSharding) -> Any:
-    return jax.jit(lambda arrays: arrays, out_shardings=where)
-
-
-def _to_host(extras: Mapping[str, Any], outputs: Mapping[str, Array], advance: Callable[[int], Any]) -> Features:
-    valid = np.asarray(extras["valid"])
-    kept = {name: np.asarray(array)[valid] for name, array in extras.items() if name != "valid"}
-    kept |= {name: np.asarray(array, np.float32)[valid] for name, array in outputs.items()}
-    advance(int((np.asarray(extras["ids"]) >= 0).sum()))
-    return kept
 
 
 def bad_images(source: Source, ids: np.ndarray, among: Iterable[int], prepare: Prepare) -> Iterator[dict[str, Any]]:
