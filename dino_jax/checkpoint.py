@@ -126,18 +126,15 @@ class Checkpoints:
         Raises:
           OSError: when it may be good, but the machine does not let it be read.
         """
-        restored, problem, status = None, "another process cannot read it", GOOD
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(sealed_like(like)), data=ocp.args.JsonRestore())
+        read, problem = None, "another process cannot read it"
         with silent():
             try:
-                items = self._manager.restore(step, args=args)
-                restored = Restored(step, opened(items.state), items.data["data"])
-                if int(restored.state.step) != step or items.data["crc32"] != _crc32(restored.data):
-                    raise ValueError("it is not what was saved at this step")
+                read = _read(self.folder.resolve() / str(step), like)
+                status = GOOD
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-                restored, problem = None, reason(error)
+                problem = reason(error)
                 status = UNREADABLE if any(words in str(error) for words in OF_THE_MACHINE) else DAMAGED
-            if restored is None:
+            if read is None:
                 gc.collect()  # what was abandoned after the error complains now, not later
         if jax.process_count() > 1:
             status = int(multihost_utils.process_allgather(np.int32(status)).max())
@@ -146,9 +143,15 @@ class Checkpoints:
                 f"checkpoint {step} in {self.folder} cannot be read now ({problem}): mend that and run the same "
                 "command, or move it away to continue from the one before"
             )
-        if status == DAMAGED:
-            restored = None
-        return restored, problem
+        if status == DAMAGED or read is None:
+            return None, problem
+        try:  # the checksums, which all processes compute together, once all of them have read their parts
+            restored = Restored(step, opened(read[0]), read[1])
+            if int(restored.state.step) != step:
+                raise ValueError("it is not what was saved at this step")
+        except ValueError as error:
+            return None, reason(error)
+        return restored, ""
 
     def _set_aside(self, damaged: dict[int, str], note: Callable[[str], None]) -> None:
         """Moves checkpoints away, as Orbax would neither overwrite them nor save an earlier step beside them."""
@@ -186,6 +189,20 @@ class Checkpoints:
         """Waits for saves under way; an error that is already on its way to the user is not covered up by theirs."""
         with contextlib.suppress(Exception) if kind else self._worded():
             self._manager.close()
+
+
+def _read(folder: Path, like: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads (this process's part of the sealed state, the data iterator's state) of a checkpoint.
+
+    By Orbax's handlers: its manager waits for all processes at the end, but one that meets damage does not come.
+    """
+    arrays, json_file = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    with contextlib.closing(arrays), contextlib.closing(json_file):
+        state = arrays.restore(folder / "state", args=ocp.args.StandardRestore(sealed_like(like)))
+        position = json_file.restore(folder / "data")
+    if position["crc32"] != _crc32(position["data"]):
+        raise ValueError("it is not what was saved at this step")
+    return state, position["data"]
 
 
 def with_sharding(shapes: Any, mesh: Mesh) -> Any:

@@ -118,9 +118,9 @@ class GramTeachers:
                 f"{self.scores_file} is damaged: delete it and name a snapshot by gram.teacher = gram_teacher/STEP"
             ) from None
 
-    def forget_scores(self) -> None:
-        """Forgets the scores of snapshots, but for the weights to start from: those of a run that begins anew."""
-        kept = {str(step): score for step, score in self.scores().items() if step == 0}
+    def forget_scores(self, after: int) -> None:
+        """Forgets the scores of snapshots of steps that are to be taken again, which may be with other settings."""
+        kept = {str(step): score for step, score in self.scores().items() if step <= after}
         if jax.process_index() == 0 and self.scores_file.exists():
             write_json_atomic(self.scores_file, kept)
 
@@ -151,7 +151,9 @@ class GramTeachers:
         """Says in words which Gram teacher is in use at `step` and when the next one comes."""
         words = f"snapshot {phase.options.gram.teacher}"
         if phase.options.gram.teacher == "best_dense":
-            words = f"the snapshot of step {self.best_dense(phase.first)[0]}, whose dense features are best"
+            scored = any(taken <= phase.first for taken in self.scores())  # else the checkpoint alone has it
+            which = f"of step {self.best_dense(phase.first)[0]}" if scored else "chosen as the phase began"
+            words = f"the snapshot {which}, whose dense features are best"
         return phase.describe_gram(step, words)
 
 

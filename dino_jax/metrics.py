@@ -64,6 +64,10 @@ class JsonLines:
             raise _cannot_write(error, self._path, step) from error
         self._size += len(line)
 
+    def sync(self) -> None:
+        """Waits until what was appended has reached the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -154,6 +158,11 @@ class MetricsWriter:
         if self._tensorboard is not None:
             self._sinks[name].append(step, values)
             self._tensorboard.append(step, values)
+
+    def sync(self) -> None:
+        """Waits until what was written to metrics.jsonl and throughput.jsonl has reached the disk."""
+        for sink in self._sinks.values():
+            sink.sync()
 
     def close(self) -> None:
         """Closes all files."""

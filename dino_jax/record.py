@@ -41,7 +41,11 @@ class Recorder:
         self._writer = MetricsWriter(workdir, resume_step)
         self._measure = jax.jit(make_health_step(networks))
         # What looks wrong is told from all records, those before a restart included.
-        earlier = read_metrics(workdir / "metrics.jsonl") if resume_step != NOTHING_RESTORED else []
+        file = workdir / "metrics.jsonl"
+        earlier = read_metrics(file) if resume_step != NOTHING_RESTORED and file.exists() else []
+        recorded = earlier[-1]["step"] if earlier else 0
+        if resume_step - recorded >= 2 * config.log.every:
+            progress.note(f"{file} ends at step {recorded}: the records of the steps up to {resume_step} are lost")
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
         self.throughput = Throughput()
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
@@ -96,6 +100,8 @@ class Recorder:
         try:
             numbers = self._scores.at(step, teacher_weights(state))
         except ValueError as error:  # of the images, which may be mended while the run goes on
+            if jax.process_count() > 1:  # the others wait for this one, whose end is the end of all
+                raise
             self._progress.note(f"step {step}: not evaluated: {error}")
             return {}
         words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
@@ -116,6 +122,10 @@ class Recorder:
             warmup = phase.first + phase.options.schedules.lr.warmup
             for words in health.diagnose(self._history[-1], self._history[:-1], warmup_steps=warmup):
                 self._progress.note(f"step {step}: {words}")
+
+    def sync(self) -> None:
+        """Waits until the records have reached the disk."""
+        self._writer.sync()
 
     def __enter__(self) -> "Recorder":
         return self

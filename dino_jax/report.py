@@ -56,10 +56,15 @@ class Report:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
         shown = {"knn/teacher": "knn/trained", "dense/miou": "dense/miou"}
         final = {"step": int(state.step)} | {name: results[key] for name, key in shown.items() if key in results}
-        drawn = self.draw(state, records, final) if self.config.log.pictures else []
-        results |= {"time/seconds": seconds(), "memory/peak_gib": peak_memory()}
+        drawn, problem = [], ""
+        if self.config.log.pictures:
+            try:
+                drawn = self.draw(state, records, final)
+            except (OSError, ValueError) as error:  # the numbers are worth having without them
+                problem = f"the pictures could not be drawn ({error}): mend that, and the same command draws them"
+        results |= {"train/step": int(state.step), "time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
-            self.show(results, drawn)
+            self.show(results, drawn, problem)
         return results
 
     def words_for_first(self) -> str:
@@ -82,8 +87,8 @@ class Report:
             self.folder / "pictures",
         )
 
-    def show(self, results: dict[str, float], drawn: list[Path]) -> None:
-        """Prints the table, and where the numbers and pictures are."""
+    def show(self, results: dict[str, float], drawn: list[Path], problem: str) -> None:
+        """Prints the table, and where the numbers and pictures are, or why there are none."""
         print()
         if "knn/trained" in results:
             rows: list[list[str | float]] = [["features", f"{self.config.eval.knn.k}-NN accuracy on held-out images"]]
@@ -100,6 +105,8 @@ class Report:
         print(f"numbers: {self.folder / 'results.json'}, {self.folder / 'metrics.jsonl'}")
         if drawn:
             print(f"pictures: {', '.join(str(path) for path in drawn)}", flush=True)
+        if problem:
+            print(problem, file=sys.stderr, flush=True)
 
 
 def peak_memory() -> float:

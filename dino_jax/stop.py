@@ -1,9 +1,10 @@
-"""Turns SIGTERM (preemption) and Ctrl-C into a request to save and stop.
+"""Turns SIGTERM (preemption), Ctrl-C and the end of the terminal into a request to save and stop.
 
 No handler raises an exception: it would come at any place, some of which swallow it, such as callbacks of JAX's own.
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -18,13 +19,14 @@ class StopRequest:
     """Catches the signals while it is open; a second Ctrl-C stops at once.
 
     Of several processes, JAX itself catches SIGTERM: a step that all of them reach is agreed on, as they must all save
-    the same one. Ctrl-C then ends a process as it always does.
+    the same one. The other signals are passed on as that one.
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested = self._interrupted = False
         self._last_words: str | None = None
         self._before: dict[int, object] = {}
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def now(self, step: int) -> bool:
         """Tells whether to stop after `step` completed steps; to be asked after every step, in every process."""
@@ -46,14 +48,22 @@ class StopRequest:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self._last_words is not None:
             command.leave(0, self._last_words)
-        if self._requested and number == signal.SIGINT:
+        if self._interrupted and number == signal.SIGINT:
             command.leave(130, "interrupted: the last checkpoint is kept")
-        self._requested = True
+        if number == signal.SIGHUP:  # a write to a terminal that is gone would be an error
+            for stream in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        self._interrupted = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._requested = True
         command.say("stopping after this step, which is saved; Ctrl-C stops at once")
 
     def __enter__(self) -> "StopRequest":
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+        alone = jax.process_count() == 1
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if alone else (signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup sets
                 self._before[number] = signal.signal(number, self._catch)
         return self
 

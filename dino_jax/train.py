@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax import build, initial, memory, sharding
+from dino_jax import agreement, build, initial, memory, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.data.augment import augment
@@ -22,17 +22,19 @@ from dino_jax.data.bad_images import BadImages
 from dino_jax.data.pipeline import TrainBatches
 from dino_jax.data.reading import darkness
 from dino_jax.data.sources import Source
+from dino_jax.data.subset import part_of
 from dino_jax.gram_teacher import GramTeachers, is_snapshot, restore_snapshot
 from dino_jax.guard import Guard
 from dino_jax.metrics import NOTHING_RESTORED
 from dino_jax.phases import Phase, check_batch, in_order
 from dino_jax.progress import Progress
+from dino_jax.recipe import flatten
 from dino_jax.record import Recorder
 from dino_jax.report import Report
 from dino_jax.state import Networks, Params, TrainState
 from dino_jax.stop import StopRequest
 from dino_jax.validate import validate
-from dino_jax.workdir import Workdir
+from dino_jax.workdir import IMAGES_COMPARED, Workdir
 
 # What only the host needs of a batch.
 HOST_ONLY = ("labels", "ids", "replaced")
@@ -58,9 +60,11 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     networks = build.networks(config, shards=shards)
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
+    agreement.check(settings(config) | images("training", source) | images("held-out", held_out))
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
         initial.check_path(config.init.weights)  # before the workdir takes the value on
     with Workdir(folder) as workdir, StopRequest() as stop:
+        agreement.check_shared(workdir.path / ".shared")
         changed = workdir.adopt(config)
         workdir.adopt_images(len(source), source.name)
         if jax.process_index() == 0:
@@ -70,6 +74,20 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
             if dark := darkness(source):
                 print(f"data.path: {dark}", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns what all processes must agree on; each may have the data in another place."""
+    return {key: value for key, value in flatten(config).items() if not key.endswith(("path", "init.weights"))}
+
+
+def images(kind: str, source: Source | None) -> dict[str, Any]:
+    """Returns what all processes must agree on of images: their number, the names of some, and the classes."""
+    if source is None:
+        return {f"the {kind} images": None}
+    some = part_of(source, IMAGES_COMPARED)
+    names = [some.name(index) for index in range(len(some))]
+    return {f"the {kind} images": (len(source), names, source.class_names)}
 
 
 def check_attention(config: ConfigDict, mesh: Mesh) -> None:
@@ -172,6 +190,7 @@ class Trainer:
                 if stopped or step == phase.last or step % self.config.checkpoint.every == 0:
                     guard.flush()
                     with record.throughput.paused():
+                        record.sync()  # or a machine that goes down could leave a checkpoint without them
                         checkpoints.save(step, state, batches.get_state() | {"seconds": self.seconds()})
                 if stopped:
                     break
@@ -190,8 +209,9 @@ class Trainer:
         restored = checkpoints.restore(like, note=self.progress.note)
         if restored is None:
             self.workdir.check_new()
-            self.gram.forget_scores()
+            self.gram.forget_scores(after=0)
             return self.initialise(), None
+        self.gram.forget_scores(after=restored.step)
         self.seconds_before = restored.data.get("seconds", 0.0)
         self.progress.note(f"student, teacher, heads and optimizer: from {checkpoints.folder / str(restored.step)}")
         return restored.state, Resumed(restored.step, restored.data)

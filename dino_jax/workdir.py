@@ -76,7 +76,9 @@ class Workdir:
         now = json.loads(json.dumps(flatten(config)))
         self._longest_period = now["checkpoint.every"]
         words = ""
-        if file.exists() and self.begun():
+        if self.begun() and not file.exists():
+            raise ValueError(f"{file} is missing, but a run has begun there: bring it back, or use another workdir")
+        if self.begun():
             try:
                 before = json.loads(file.read_text())
                 begun, had = self._begun_phases(before), _parts(before)
@@ -128,7 +130,7 @@ class Workdir:
 
     def _begun_phases(self, values: dict[str, Any]) -> list[str]:
         """Lists the phases of a configuration that began before the newest checkpoint."""
-        saved = max((int(step.name) for step in self.path.glob("checkpoints/*") if step.name.isdecimal()), default=0)
+        saved = max((int(file.parent.name) for file in self.path.glob("checkpoints/*/_CHECKPOINT_METADATA")), default=0)
         begun, first = [], 0
         for name in values.get("phase_order", ()):
             if first >= max(saved, 1):

@@ -114,14 +114,14 @@ def test_a_good_checkpoint_is_not_set_aside_for_what_the_machine_does(saved, tmp
     _, like, workdir = saved
     shutil.copytree(workdir, tmp_path / "run")
 
-    def restore_nothing(self, step, **_):
+    def restore_nothing(self, folder, **_):
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 26843545600 bytes")
 
     with (
         monkeypatch.context() as patched,
         pytest.raises(OSError, match=r"checkpoint 2 in .* now \(RESOURCE_EXH.*\): mend"),
     ):
-        patched.setattr(ocp.CheckpointManager, "restore", restore_nothing)
+        patched.setattr(ocp.StandardCheckpointHandler, "restore", restore_nothing)
         restore(tmp_path / "run", like)
     restored, notes = restore(tmp_path / "run", like)
     assert (restored.step, notes) == (2, [])

@@ -50,14 +50,16 @@ def test_the_snapshot_with_the_best_dense_score_becomes_gram_teacher(tmp_path, p
     assert teachers.best_dense(gram.first) == (peak, 1.0)
 
 
-def test_a_run_that_begins_anew_forgets_the_scores_but_that_of_its_first_weights(tmp_path):
+def test_scores_of_steps_that_are_taken_again_are_forgotten(tmp_path):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     teachers = GramTeachers(tmp_path, mesh, print)
-    teachers.forget_scores()
+    teachers.forget_scores(after=0)
     assert not teachers.scores_file.exists()
     teachers.scores_file.parent.mkdir()
     teachers.scores_file.write_text('{"0": 0.2, "50": 0.9}')
-    teachers.forget_scores()
+    teachers.forget_scores(after=60)
+    assert teachers.scores() == {0: 0.2, 50: 0.9}
+    teachers.forget_scores(after=40)
     assert teachers.scores() == {0: 0.2}
 
 

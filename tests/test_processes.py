@@ -29,16 +29,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def together(program, *commands):
-    """Runs one command per process of a cluster."""
+def together(program, *commands, code=0):
+    """Runs one command per process of a cluster; all shall end with `code`."""
     cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(len(commands))}
     started = [
         program.start(*command, devices=2, JAX_PROCESS_ID=str(index), **cluster)
         for index, command in enumerate(commands)
     ]
     done = [program.finish(process) for process in started]
-    assert [process.returncode for process in done] == [0] * len(commands), "\n".join(p.stderr for p in done)
-    return [process.stderr for process in done]
+    assert [process.returncode for process in done] == [code] * len(commands), "\n".join(p.stderr for p in done)
+    return done
 
 
 def test_two_processes_stop_and_continue_as_one(program, tmp_path):
@@ -50,12 +50,12 @@ def test_two_processes_stop_and_continue_as_one(program, tmp_path):
     first, _ = together(
         program, ("dino_jax.main", *arguments), ("tests.signalled_run", "SIGTERM", "recorded", "2", *arguments)
     )
-    assert "saved: the same command continues" in first
+    assert "saved: the same command continues" in first.stderr
     steps = {record["step"] for record in read_metrics(shared / "metrics.jsonl")}
     assert 2 <= max(steps) < STEPS
     # They restore it and go on to the end.
     first, _ = together(program, ("dino_jax.main", *arguments), ("dino_jax.main", *arguments))
-    assert f"from {shared}/checkpoints/{max(steps)}" in first
+    assert f"from {shared}/checkpoints/{max(steps)}" in first.stderr
     expected, actual = (read_metrics(folder / "metrics.jsonl") for folder in (alone, shared))
     assert len(expected) == len(actual) == STEPS
     for lonely, common in zip(expected, actual, strict=True):
@@ -63,3 +63,21 @@ def test_two_processes_stop_and_continue_as_one(program, tmp_path):
         for name, value in lonely.items():
             np.testing.assert_allclose(common[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {lonely['step']}")
     assert (shared / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("differ", "error: process 1 of 2 has another value of seed than process 0: start all processes with the same"),
+        ("share", "error: process 1 does not see the files that process 0 writes into --workdir"),
+    ],
+)
+def test_processes_that_cannot_work_together_say_so(program, tmp_path, what, message):
+    for process in together(program, *[("tests.cluster_run", what, str(tmp_path))] * 2, code=2):
+        assert message in process.stderr
+
+
+def test_damage_that_one_process_meets_is_damage_for_all(program, tmp_path):
+    for process in together(program, *[("tests.cluster_run", "restore", str(tmp_path))] * 2):
+        assert "restored step 1, 1" in process.stdout
+        assert "checkpoint 2 is damaged" in process.stdout

@@ -45,7 +45,9 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
 
 def test_a_finished_run_only_evaluates_again(program, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted, tmp_path / "run")
-    again = program.train(tmp_path / "run")
+    (tmp_path / "run" / "pictures").touch()  # where the folder of pictures would be
+    again = program.train(tmp_path / "run", log__pictures=True)
     assert again.returncode == 0
+    assert "the pictures could not be drawn" in again.stderr
     assert lines(tmp_path / "run") == lines(uninterrupted)
     assert results(tmp_path / "run") == results(uninterrupted)

@@ -1,5 +1,8 @@
 import os
+import pty
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -7,7 +10,7 @@ from dino_jax import command
 from dino_jax.stop import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_kept_until_the_step_ends(number, capfd):
     with StopRequest() as stop:
         assert not stop.now(1)
@@ -47,6 +50,38 @@ def test_what_needs_no_saving_ends_at_once(leaving):
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Left), stop.at_once("all is saved"):
             raise AssertionError("it was asked to stop before")
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_outlives_its_terminal(tmp_path):
+    """A process on a pseudo-terminal whose other end is closed gets SIGHUP, and has still to save."""
+    program = (
+        "import fcntl, sys, termios, time; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "from dino_jax.stop import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    while not stop.now(1): time.sleep(0.05)\n"
+        "    print('nobody reads this', flush=True); print('nor this', file=sys.stderr, flush=True)\n"
+        "open(sys.argv[1], 'w').write('saved')\n"
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", program, str(tmp_path / "saved")]
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(ours, 1000)
+    os.close(ours)
+    assert child.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == "saved"
 
 
 def test_handlers_are_put_back():

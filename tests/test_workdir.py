@@ -68,6 +68,15 @@ def test_dense_scores_that_choose_a_snapshot_are_of_the_same_images(tmp_path):
         workdir.adopt(config)
 
 
+def test_a_lost_configuration_is_noticed(tmp_path):
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(get_config())
+    save(tmp_path, 3)
+    (tmp_path / "config.json").unlink()
+    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"config.json is missing, but a run has begun"):
+        workdir.adopt(get_config())
+
+
 def test_another_configuration_lists_the_keys(tmp_path):
     config = get_config()
     with Workdir(tmp_path) as workdir:
@@ -83,6 +92,12 @@ def test_another_configuration_lists_the_keys(tmp_path):
     )
 
 
+def save(workdir, step):
+    """Makes what Orbax leaves of a whole checkpoint."""
+    (workdir / "checkpoints" / str(step)).mkdir(parents=True)
+    (workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").touch()
+
+
 @pytest.mark.parametrize(("saved", "free"), [(0, True), (8, True), (9, False)])
 def test_phases_to_come_may_change(tmp_path, saved, free):
     """The tiny recipe's second phase begins after step 8."""
@@ -90,7 +105,7 @@ def test_phases_to_come_may_change(tmp_path, saved, free):
     with Workdir(tmp_path) as workdir:
         workdir.adopt(config)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    (tmp_path / "checkpoints" / f"{saved}").mkdir(parents=True)
+    save(tmp_path, saved)
     config.phases["gram"].gram.teacher = "ema"
     with Workdir(tmp_path) as workdir:
         if free:
@@ -107,9 +122,11 @@ def test_phases_may_be_added_and_not_taken_away(tmp_path):
     set_phases(longer, **{name: config.phases[name] for name in config.phase_order}, high=config.phases["gram"])
     with Workdir(tmp_path) as workdir:
         workdir.adopt(config)
-        (tmp_path / "checkpoints" / "14").mkdir(parents=True)  # the end of all phases
+        save(tmp_path, 14)  # the end of all phases
         assert workdir.adopt(longer) == "phase high is new"
-        (tmp_path / "checkpoints" / "15").mkdir()
+        (tmp_path / "checkpoints" / "99").mkdir()  # no checkpoint
+        assert workdir.adopt(longer) == ""
+        save(tmp_path, 15)
         with pytest.raises(ValueError, match="phase_order"):
             workdir.adopt(config)
 

@@ -18,7 +18,7 @@ from dino_jax.data.decode import BadImage
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import read_batches
 from dino_jax.data.sources import Source
-from dino_jax.data.workers import initialize_worker
+from dino_jax.data.workers import initialize_worker, signals_held_back
 
 Batch = dict[str, np.ndarray]
 
@@ -176,7 +176,8 @@ class TrainBatches(grain.DatasetIterator):
                     flags.FLAGS.mark_as_parsed()
                 batches = batches.mp_prefetch(options, worker_init_fn=initialize_worker)
             self._iterator = iter(batches)
-            self._iterator.start_prefetch()
+            with signals_held_back():
+                self._iterator.start_prefetch()
 
     def close(self) -> None:
         """Stops the workers."""

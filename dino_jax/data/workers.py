@@ -1,10 +1,27 @@
 """What a worker process of the input pipeline does first, so that it cannot outlive or disturb the training."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Surrounds the start of worker processes, so that no signal to the group reaches one before it can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # whose own start would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def initialize_worker(index: int, count: int) -> None:

@@ -1,0 +1,57 @@
+"""One of several processes that do what only clusters do: `python -m tests.cluster_run differ|share|restore FOLDER`."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from dino_jax import agreement, build, command, sharding
+from dino_jax import state as states
+from dino_jax.checkpoint import Checkpoints, with_sharding
+from tests.tiny_recipe import get_config
+
+
+def differ(folder: Path) -> None:
+    """Compares settings of which one differs."""
+    agreement.check({"seed": 0, "data": ("a.png", "b.png")})
+    agreement.check({"seed": jax.process_index(), "data": ("a.png", "b.png")})
+
+
+def share(folder: Path) -> None:
+    """Looks for the files of the first process, in the same folder and then in another one."""
+    agreement.PATIENCE = 2.0
+    agreement.check_shared(folder / ".shared")
+    own = folder / str(jax.process_index())
+    own.mkdir()
+    agreement.check_shared(own / ".shared")
+
+
+def restore(folder: Path) -> None:
+    """Restores a state that is split over the processes; of the newest one, a part that one process reads is lost."""
+    mesh = sharding.make_mesh(data=1, fsdp=-1)
+    c = get_config()
+    c.model.depth = 1
+    networks, optimizer = build.networks(c, shards=1), build.optimizer(c.phases["pretrain"])
+    state = states.init(networks, optimizer, mesh, seed=0)
+    like = with_sharding(states.abstract(networks, optimizer, gram=False), mesh)
+    with Checkpoints(folder, keep_last=3, keep_every=0) as checkpoints:
+        for step in (1, 2):
+            counted = jax.jit(lambda step=step: jnp.int32(step), out_shardings=state.step.sharding)()
+            checkpoints.save(step, dataclasses.replace(state, step=counted), {"batches_taken": step})
+    multihost_utils.sync_global_devices("saved")
+    if jax.process_index() == 0:
+        shutil.rmtree(folder / "checkpoints" / "2" / "state" / "ocdbt.process_1" / "d")
+    multihost_utils.sync_global_devices("damaged")
+    with Checkpoints(folder, keep_last=3, keep_every=0) as checkpoints:
+        restored = checkpoints.restore(lambda step: like, note=print)
+    print(f"restored step {restored.step}, {int(restored.state.step)}")
+
+
+if __name__ == "__main__":
+    command.join_cluster()
+    work = {"differ": differ, "share": share, "restore": restore}[sys.argv[1]]
+    sys.exit(command.run(lambda: work(Path(sys.argv[2]))))
