@@ -9,8 +9,12 @@ from dino_jax.metrics import write_json_atomic
 
 VERBS = {
     "step": (step.add_arguments, step.bench_step, "the training step: images/s, FLOP/s, compile time, memory"),
-    "features": (features.add_arguments, features.bench_features, "inference: beside transformers' PyTorch model"),
-    "knn": (knn.add_arguments, knn.bench_knn, "nearest neighbours: beside faiss and scikit-learn"),
+    "features": (
+        features.add_arguments,
+        features.bench_features,
+        "inference, beside the PyTorch model of transformers",
+    ),
+    "knn": (knn.add_arguments, knn.bench_knn, "nearest neighbours, beside faiss and scikit-learn"),
 }
 
 
@@ -21,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (add_arguments, _, words) in VERBS.items():
         verb = verbs.add_parser(name, help=words)
         add_arguments(verb)
-        verb.add_argument("--json", metavar="FILE", help="also write flat numbers here")
+        verb.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options))
 

@@ -41,13 +41,22 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("source", metavar="SOURCE", help="weights to read")
     out.add_argument("--to", choices=FORMATS, help="format to write")
     out.add_argument("--out", type=Path, metavar="PATH", help="file (official) or folder to write")
-    out.add_argument("--arch", metavar="NAME", help="architecture that the weights must be of, such as dinov3_vitl16")
-    out.add_argument("--branch", choices=("teacher", "student"), default="teacher", help="of a training checkpoint")
-    out.add_argument("--heads", type=int, metavar="N", help="attention heads, where nothing else tells them")
-    out.add_argument("--check", action="store_true", help="run both sides on a random image (extra: reference)")
+    out.add_argument("--arch", metavar="NAME", help="architecture that the weights must have, such as dinov3_vitl16")
+    out.add_argument(
+        "--branch",
+        choices=("teacher", "student"),
+        default="teacher",
+        help="network to take from a training checkpoint (default teacher)",
+    )
+    out.add_argument("--heads", type=int, metavar="N", help="number of attention heads, if the weights do not tell")
+    out.add_argument(
+        "--check", action="store_true", help="compare both sides on a random image (needs the extra: reference)"
+    )
     out.add_argument("--force", action="store_true", help="replace the weights at --out")
-    out.add_argument("--manifest", type=Path, metavar="FILE", help="write what became of every tensor there, as JSON")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write counts, differences and seconds there")
+    out.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="write what became of every tensor to this file, as JSON"
+    )
+    out.add_argument("--json", type=Path, metavar="FILE", help="write counts, differences and seconds to this file")
     return out
 
 

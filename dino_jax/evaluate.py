@@ -48,8 +48,8 @@ def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], No
     )
     parser.add_argument("task", choices=[name], help=argparse.SUPPRESS)
     model_options.add_weights(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where pictures are drawn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder for the pictures")
     add_arguments(parser)
     return parser
 

@@ -46,16 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     model_options.add_model(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="model.stablehlo or model.onnx")
-    text = "side, or height and width (default 224)"
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.stablehlo or model.onnx"
+    )
+    text = "side of the images, or height and width (default 224)"
     parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PX", help=text)
     parser.add_argument(
-        "--dtype", choices=tuple(TOLERANCE), default="float32", help="of weights and computation (default float32)"
+        "--dtype", choices=tuple(TOLERANCE), default="float32", help="type of weights and computation (default float32)"
     )
     parser.add_argument(
-        "--platforms", nargs="+", choices=(*PLATFORMS, "rocm"), help=f"of StableHLO; default {' '.join(PLATFORMS)}"
+        "--platforms",
+        nargs="+",
+        choices=(*PLATFORMS, "rocm"),
+        help=f"platforms of a StableHLO file (default {' '.join(PLATFORMS)})",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences to this file")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options))
 

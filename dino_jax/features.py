@@ -17,9 +17,9 @@ from dino_jax.feature_outputs import OUTPUTS
 
 EPILOG = """\
 The folder receives features-00000-of-00004.npz and so on (names, labels, ids and the outputs of a part of the images),
-features.json (the settings) and bad_images.jsonl (what could not be used, and why). Parts are written whole: the same
-command continues after a kill, to the same bytes. On several hosts start it on each, see README; each writes parts of
-its own. Read all parts with
+features.json (the settings) and bad_images.jsonl (what could not be used, and why). Each part is written whole:
+after a kill, the same command continues to the same bytes. On several hosts, start it on each (see README): every
+process writes its own parts. Read all parts with
 
   from dino_jax.features import read
   features = read("DIR")  # {"names": ..., "labels": ..., "ids": ..., "cls": (images, dim)}
@@ -37,22 +37,26 @@ def main(arguments: list[str] | None = None) -> int:
     )
     model_options.add_images(parser)
     model_options.add_model(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the parts are written")
-    parser.add_argument("--format", default="npz", choices=sorted(feature_files.SUFFIXES), help="(default npz)")
-    parser.add_argument("--outputs", default="cls", metavar="A,B", help=f"some of {','.join(OUTPUTS)} (default cls)")
-    parser.add_argument("--layers", type=int, default=1, metavar="N", help="how many of the last blocks (default 1)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the parts")
+    parser.add_argument(
+        "--format", default="npz", choices=sorted(feature_files.SUFFIXES), help="format of the parts (default npz)"
+    )
+    parser.add_argument(
+        "--outputs", default="cls", metavar="A,B", help=f"one or more of {','.join(OUTPUTS)} (default cls)"
+    )
+    parser.add_argument("--layers", type=int, default=1, metavar="N", help="number of last blocks to take (default 1)")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the images (default 224)")
     parser.add_argument(
         "--fit",
         default="crop",
         choices=FITS,
-        help="how images get that size (default crop; centre is that of the k-NN and linear tasks)",
+        help="how images are brought to that size (default crop; the k-NN and linear tasks use centre)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default 64)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch (default 64)")
     text = "images per output file; a killed job loses at most one file (default: what fills 256 MiB, at most 4096)"
     parser.add_argument("--part", type=int, metavar="N", help=text)
-    parser.add_argument("--float16", action="store_true", help="store half floats")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write images/s and counts there")
+    parser.add_argument("--float16", action="store_true", help="store the features as float16 (default float32)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write images/s and counts to this file")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options), interrupted="interrupted: the same command continues")
 

@@ -6,7 +6,7 @@ import sys
 from dino_jax import command
 
 EPILOG = """\
-Values of the recipe are changed by their key, and keys that are misspelt are an error:
+Values of the recipe are changed by key; a misspelt key is an error:
   --config.seed=1 --config.phases.pretrain.steps=1000 --config.data.source=folder --config.data.path=DIR
 `--config FILE --keys` prints every key of a recipe with its value.
 
@@ -25,9 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:VARIANT]", help="a recipe, such as configs/quickstart.py"
+        "--config", required=True, metavar="FILE[:VARIANT]", help="recipe, such as configs/quickstart.py"
     )
-    parser.add_argument("--workdir", metavar="DIR", help="where the run lives and continues")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; an existing run is continued")
     parser.add_argument("--keys", action="store_true", help="print every key of the recipe with its value, and stop")
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     return command.run(lambda: start(options, overrides(rest)), interrupted="interrupted: the last checkpoint is kept")
@@ -65,7 +65,7 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
         return
     validate(config)
     if not options.workdir:
-        raise ValueError("--workdir DIR is missing: it says where the run lives and continues")
+        raise ValueError("--workdir DIR is missing: it is the folder of the run")
     command.only_our_lines()
     import jax
 

@@ -20,7 +20,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
     )
-    parser.add_argument("--model", metavar="NAME", help="the architecture, where the weights do not say it")
+    parser.add_argument("--model", metavar="NAME", help="architecture, if the weights do not tell")
     parser.add_argument("--heads", type=int, metavar="N", help="number of attention heads, if the weights do not tell")
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
         text = f"{what} of each channel, for pixels scaled to [0, 1] (default: those of the weights)"
@@ -59,13 +59,16 @@ def load_model(options: argparse.Namespace) -> Extractor:
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Adds --images and --bits."""
     parser.add_argument(
-        "--images", required=True, metavar="PATH", help="a folder, a file, a tar or tar.gz, ArrayRecord, or packaged"
+        "--images",
+        required=True,
+        metavar="PATH",
+        help="folder, file, tar, tar.gz or ArrayRecord; or packaged: the photographs in scikit-image",
     )
     parser.add_argument(
         "--bits",
         type=int,
         choices=(8, 16),
-        help="what the network sees of each sample (default 8 for three channels, else 16)",
+        help="bits of each sample that the network sees (default 8 for three channels, else 16)",
     )
 
 

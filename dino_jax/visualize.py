@@ -35,16 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
         kind = kinds.add_parser(name, help=what, description=f"Draws {what}.", allow_abbrev=False)
         model_options.add_images(kind)
         model_options.add_model(kind)
-        kind.add_argument("--out", type=Path, default=Path("pictures"), metavar="DIR", help="(default pictures)")
-        text = "shorter side of the images in pixels; larger shows more detail (default: as they are)"
+        kind.add_argument(
+            "--out",
+            type=Path,
+            default=Path("pictures"),
+            metavar="DIR",
+            help="folder for the pictures (default pictures)",
+        )
+        text = "shorter side of the images in pixels; larger shows more detail (default: their own)"
         kind.add_argument("--size", type=int, default=0, metavar="PX", help=text)
-        most, text = 12, "images at most; of more, as many spread evenly (default 12)"
+        most, text = 12, "maximum number of images, spread evenly over all of them (default 12)"
         if name == "video":
-            most, text = 500, "frames at most; of more, every second, every third and so on (default 500)"
+            most, text = 500, "maximum number of frames; of more, every second, third and so on is drawn (default 500)"
         kind.add_argument("--number", type=int, default=most, metavar="N", help=text)
-    kinds.choices["pca"].add_argument("--foreground", action="store_true", help="draw the foreground alone")
-    kinds.choices["video"].add_argument("--sequence", metavar="NAME", help="folder of the frames (default: the first)")
-    kinds.choices["video"].add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
+    kinds.choices["pca"].add_argument("--foreground", action="store_true", help="draw the foreground only")
+    kinds.choices["video"].add_argument(
+        "--sequence", metavar="NAME", help="folder of the frames to draw (default: the first)"
+    )
+    kinds.choices["video"].add_argument("--fps", type=float, default=8.0, help="frames per second (default 8)")
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options), interrupted="interrupted: what was drawn is kept")
 

@@ -22,12 +22,24 @@ DINOV3 = sorted(name for name in VIT_VARIANTS if name.startswith("dinov3"))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
-    parser.add_argument("--variants", nargs="+", default=SIZES, choices=DINOV3, metavar="NAME")
-    parser.add_argument("--batch", type=int, default=8, help="images at once (default 8)")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=SIZES,
+        choices=DINOV3,
+        metavar="NAME",
+        help=f"networks (default {' '.join(SIZES)})",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images per batch (default 8)")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default 224)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each side, in turn (default 7)")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--no-torch", action="store_true", help="measure ours alone")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each side, which take turns (default 7)")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="type of the computation (default float32)",
+    )
+    parser.add_argument("--no-torch", action="store_true", help="measure this code alone")
 
 
 def bench_features(options: argparse.Namespace) -> dict[str, float]:

@@ -21,12 +21,12 @@ Search = Callable[[np.ndarray, np.ndarray, int], Found]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
-    parser.add_argument("--train", type=int, default=100_000, help="training samples (default 100,000)")
-    parser.add_argument("--queries", type=int, default=100_000, help="queries (default 100,000)")
-    parser.add_argument("--dims", type=int, default=384, help="of the features (default 384)")
-    parser.add_argument("--k", type=int, nargs="+", default=[20, 200], help="neighbours (default 20 200)")
-    parser.add_argument("--rounds", type=int, default=5, help="in which the sides take turns (default 5)")
-    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="who is measured (default all)")
+    parser.add_argument("--train", type=int, default=100_000, help="number of training samples (default 100,000)")
+    parser.add_argument("--queries", type=int, default=100_000, help="number of queries (default 100,000)")
+    parser.add_argument("--dims", type=int, default=384, help="dimensions of the features (default 384)")
+    parser.add_argument("--k", type=int, nargs="+", default=[20, 200], help="numbers of neighbours (default 20 200)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which the sides take turns (default 5)")
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="sides to measure (default all)")
 
 
 def bench_knn(options: argparse.Namespace) -> dict[str, float]:

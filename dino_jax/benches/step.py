@@ -34,16 +34,26 @@ MATMUL_THEN = 426.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
-    parser.add_argument("--variant", default="dinov3_vits16", choices=DINOV3)
-    parser.add_argument("--batch", type=int, default=4, help="images over all devices (default 4)")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", default="matmuls", choices=("none", "matmuls", "full"))
+    parser.add_argument("--variant", default="dinov3_vits16", choices=DINOV3, help="network (default dinov3_vits16)")
+    parser.add_argument("--batch", type=int, default=4, help="images per step, over all devices (default 4)")
     parser.add_argument(
-        "--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates to measure (default 0 0.3)"
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="type of the computation (default float32)",
     )
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, each after one that is not (default 5)")
     parser.add_argument(
-        "--torch", action="store_true", help="run a plain PyTorch step in turn with ours (CPU, float32)"
+        "--remat",
+        default="matmuls",
+        choices=("none", "matmuls", "full"),
+        help="what the backward pass recomputes (default matmuls)",
+    )
+    parser.add_argument(
+        "--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates of stochastic depth (default 0 0.3)"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, each after an untimed one (default 5)")
+    parser.add_argument(
+        "--torch", action="store_true", help="also time a plain PyTorch step, in turn with ours (CPU, float32)"
     )
 
 

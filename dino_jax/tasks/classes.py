@@ -25,13 +25,16 @@ SHOWN = 6  # images of each
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name images with classes."""
     parser.add_argument("--data", required=True, metavar="PATH", help="training images, or a folder with train and val")
-    parser.add_argument("--test", default="", metavar="PATH", help="test images, unless --data holds them")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images of each, spread evenly")
+    parser.add_argument("--test", default="", metavar="PATH", help="test images, if --data does not hold them")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="use at most N training and N test images, spread evenly"
+    )
     parser.add_argument(
         "--fit",
         default="centre",
         choices=("centre", "crop"),
-        help="centre: shorter side to 256/224 of --size, then the centre, as the papers; crop: shorter side to --size",
+        help="centre: resize the shorter side to 256/224 of --size and cut the centre, as the papers do; "
+        "crop: resize it to --size",
     )
     add_extraction_arguments(parser)
 
@@ -39,8 +42,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224) -> None:
     """Adds the options of the feature extraction, with the default of --size."""
     parser.add_argument("--size", type=int, default=size, metavar="PIXELS", help="side of the images")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once over all devices")
-    text = "keep features there and continue after a stop; delete it when images change under their old names"
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch, over all devices")
+    text = "folder that keeps the features, to continue after a stop; delete it if images change under their old names"
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 

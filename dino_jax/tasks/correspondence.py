@@ -55,10 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="warps",
         help="warps: find points in a distorted copy, PCK; videos: find an object's points in later frames",
     )
-    parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help="of DAVIS: one object, or several")
-    parser.add_argument("--other", type=Path, metavar="IMAGE", help="match the image --data with this one, and draw it")
-    parser.add_argument("--points", type=int, default=64, help="sought in each pair")
-    parser.add_argument("--seed", type=int, default=0, help="of distortions and points")
+    parser.add_argument(
+        "--year",
+        type=int,
+        choices=[2016, 2017],
+        default=2017,
+        help="year of DAVIS; 2016 has one object, 2017 several",
+    )
+    parser.add_argument(
+        "--other", type=Path, metavar="IMAGE", help="match the image --data with this one, and draw the matches"
+    )
+    parser.add_argument("--points", type=int, default=64, help="points sought in each pair")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for distortions and points")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:

@@ -39,18 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     layouts = "{train,test}/{images,depth} or NYUv2: a folder, tar, tar.gz, or nyu_depth_v2_labeled.mat"
     patches.add_arguments(parser, data=layouts, size=480)
-    parser.add_argument("--split", default="test", help="where the head is tested")
+    parser.add_argument("--split", default="test", help="split on which the head is tested")
     parser.add_argument(
         "--eigen-crop",
         action=argparse.BooleanOptionalAction,
-        help="score the valid part of NYUv2's full frames only (default: in NYUv2's own layouts)",
+        help="score only the valid part of NYUv2's full frames (default: in NYUv2's own layouts)",
     )
     parser.add_argument(
         "--farthest",
         type=float,
         default=FARTHEST,
         metavar="METRES",
-        help="where the bins end; what is beyond is unknown",
+        help="end of the depth bins; anything farther counts as unknown",
     )
     head_training.add_arguments(parser, steps=38_400, learning_rate=3e-4)
 

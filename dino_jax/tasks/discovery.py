@@ -58,11 +58,17 @@ class Findings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
-    layouts = "VOC (boxes), DAVIS or <sequence>/{frames,masks}, or images and masks of one object each, 0 elsewhere: "
+    layouts = "VOC (boxes), DAVIS, <sequence>/{frames,masks}, or images/ and masks/ of one object each, 0 elsewhere: "
     layouts += "a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=480)
-    parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help="of DAVIS: one object, or several")
-    text = "cosine above which patches are joined; of transformers, the cosine of their keys in the last attention"
+    parser.add_argument(
+        "--year",
+        type=int,
+        choices=[2016, 2017],
+        default=2017,
+        help="year of DAVIS; 2016 has one object, 2017 several",
+    )
+    text = "cosine above which patches are joined; in transformers, that of their keys in the last attention"
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help=text)
 
 

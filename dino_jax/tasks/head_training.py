@@ -41,17 +41,18 @@ class Crops:
 
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, learning_rate: float) -> None:
     """Adds the options of the training of a head."""
-    parser.add_argument("--steps", type=int, default=steps, help="of the head's training")
-    parser.add_argument("--learning-rate", type=float, default=learning_rate, help="of AdamW, at its peak")
-    parser.add_argument("--weight-decay", type=float, default=1e-3, help="of AdamW")
+    parser.add_argument("--steps", type=int, default=steps, help="training steps of the head")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak learning rate of AdamW")
+    parser.add_argument("--weight-decay", type=float, default=1e-3, help="weight decay of AdamW")
     parser.add_argument(
         "--views",
         type=int,
         default=0,
-        help="compute features of so many crops of each image once and train on them; 0 draws fresh crops every step, "
-        "as published: slower, as the network runs in each",
+        metavar="N",
+        help="compute the features of N crops of each image once and train on them; 0 draws fresh crops in every step, "
+        "as published, which is slower because the network runs in each",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of crops, order and the head's start")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for crops, order and head")
 
 
 def train_head(

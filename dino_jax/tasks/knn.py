@@ -31,10 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = " ".join(map(str, KS))
     text = f"numbers of neighbours (default: {several}, up to the number of training images)"
     parser.add_argument("--k", type=int, nargs="+", help=text)
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[TEMPERATURE], help="of the weighted vote")
-    parser.add_argument("--shots", type=int, nargs="*", default=[], help="also classify by so many images per class")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[TEMPERATURE], help="temperatures of the weighted vote"
+    )
+    parser.add_argument(
+        "--shots", type=int, nargs="*", default=[], help="also classify with this many training images per class"
+    )
     parser.add_argument("--draws", type=int, default=5, help="random draws of each few-shot training set")
-    parser.add_argument("--pixels", action="store_true", help="also classify by the colours of 16 x 16 pixels")
+    parser.add_argument("--pixels", action="store_true", help="also classify by raw pixels, shrunk to 16 x 16")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:

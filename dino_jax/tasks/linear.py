@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     add_data_arguments(parser)
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training images")
-    parser.add_argument("--train-batch", type=int, default=256, help="images per step of SGD")
-    text = "learning rates at a batch of 256"
+    parser.add_argument("--train-batch", type=int, default=256, help="images per SGD step")
+    text = "learning rates to try, for a batch of 256"
     parser.add_argument("--rates", type=float, nargs="+", default=list(linear.RATES), help=text)
     parser.add_argument(
         "--views",
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="extract N augmented views of each image once and train on those; 0 draws new ones in every epoch",
     )
     parser.add_argument(
-        "--validation", type=float, default=0.1, help="fraction of the training images held out to choose"
+        "--validation", type=float, default=0.1, help="fraction of the training images held out for choosing the probe"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the probes, the order, the views and the split")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for probes, order, views and split")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:

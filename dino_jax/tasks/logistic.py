@@ -16,12 +16,14 @@ from dino_jax.tasks.classes import add_data_arguments, check_classes, draw_confu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     add_data_arguments(parser)
-    parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS), help="inverse penalties C")
-    parser.add_argument("--steps", type=int, default=200, help="most steps of L-BFGS")
     parser.add_argument(
-        "--validation", type=float, default=0.1, help="fraction of the training images held out to choose C"
+        "--strengths", type=float, nargs="+", default=list(STRENGTHS), help="inverse penalties C to try"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the validation split")
+    parser.add_argument("--steps", type=int, default=200, help="maximum number of steps of L-BFGS")
+    parser.add_argument(
+        "--validation", type=float, default=0.1, help="fraction of the training images held out for choosing C"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed for the validation split")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:

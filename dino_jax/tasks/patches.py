@@ -115,8 +115,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, data: str, size: int, batc
       size: shorter side of the images by default.
     """
     parser.add_argument("--data", required=True, metavar="PATH", help=data)
-    parser.add_argument("--size", type=int, default=size, help="shorter side of the images in pixels; 0 keeps theirs")
-    parser.add_argument("--batch-size", type=int, default=batch_size, help="images at once over all devices")
+    parser.add_argument(
+        "--size", type=int, default=size, help="shorter side of the images in pixels; 0 keeps their own"
+    )
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images per batch, over all devices")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N images or videos, spread evenly")
     parser.add_argument("--pixels", action="store_true", help="also evaluate raw pixels as features")
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     parser.add_argument("--data", required=True, metavar="PATH", help="images; labels are not used")
     parser.add_argument("--limit", type=int, default=1024, metavar="N", help="use at most N images, spread evenly")
-    parser.add_argument("--seed", type=int, default=0, help="of the two views")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for the two views")
     add_extraction_arguments(parser)
 
 

@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     parser.add_argument("--data", required=True, metavar="PATH", help="folder or tar with gnd_*.pkl and jpg/")
     parser.add_argument(
-        "--fit", default="squash", choices=("squash", "crop", "native"), help="squash keeps the whole image in a square"
+        "--fit",
+        default="squash",
+        choices=("squash", "crop", "native"),
+        help="squash: squeeze the whole image into a square; crop: cut the centre; native: keep the pixels",
     )
     add_extraction_arguments(parser)
 

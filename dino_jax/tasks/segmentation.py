@@ -35,15 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     layouts = "{train,val,test}/{images,masks}, CamVid (SegNet), ADE20K or VOC2012: a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=512)
-    parser.add_argument("--split", default="val", help="where the head is tested")
+    parser.add_argument("--split", default="val", help="split on which the head is tested")
     parser.add_argument("--crop", type=int, default=512, help="side of training crops and test windows in pixels")
     parser.add_argument(
         "--head",
         choices=["trained", "closed"],
         default="trained",
-        help="closed: a linear discriminant, without training",
+        help="closed: a linear discriminant in closed form, without training",
     )
-    parser.add_argument("--ridge", type=float, default=1e-3, help="of the closed form, a share of the variance")
+    parser.add_argument(
+        "--ridge", type=float, default=1e-3, help="ridge of the closed form, as a share of the variance"
+    )
     head_training.add_arguments(parser, steps=40_000, learning_rate=1e-3)
 
 

@@ -26,11 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     layouts = "DAVIS, or <sequence>/{frames,masks}: a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=480, batch_size=8)
-    parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help="of DAVIS: one object, or several")
-    parser.add_argument("--context", type=int, default=7, help="last frames that vote, beside the first")
-    parser.add_argument("--radius", type=int, default=12, help="of the neighbourhood, in patches")
-    parser.add_argument("--top-k", type=int, default=5, help="neighbours that vote")
-    parser.add_argument("--temperature", type=float, default=0.1, help="of the vote")
+    parser.add_argument(
+        "--year",
+        type=int,
+        choices=[2016, 2017],
+        default=2017,
+        help="year of DAVIS; 2016 has one object, 2017 several",
+    )
+    parser.add_argument(
+        "--context", type=int, default=7, help="number of preceding frames that vote, besides the first"
+    )
+    parser.add_argument("--radius", type=int, default=12, help="radius of the neighbourhood in patches")
+    parser.add_argument("--top-k", type=int, default=5, help="number of neighbours that vote")
+    parser.add_argument("--temperature", type=float, default=0.1, help="temperature of the vote")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:

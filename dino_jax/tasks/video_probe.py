@@ -28,16 +28,18 @@ VIDEOS, FRAMES = 8, 6  # shown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     parser.add_argument("--data", required=True, metavar="PATH", help="<class>/<video>/<frame>.jpg, or train/ and val/")
-    parser.add_argument("--test", default="", metavar="PATH", help="test videos, unless --data holds them")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most N videos of each, spread evenly")
-    parser.add_argument("--frames", type=int, default=8, help="of each video, spread evenly")
-    parser.add_argument("--rates", type=float, nargs="+", default=list(attentive.RATES), help="learning rates")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the training videos")
-    parser.add_argument("--train-batch", type=int, default=64, help="videos per step")
+    parser.add_argument("--test", default="", metavar="PATH", help="test videos, if --data does not hold them")
     parser.add_argument(
-        "--validation", type=float, default=0.1, help="fraction of the training videos held out to choose"
+        "--limit", type=int, metavar="N", help="use at most N training and N test videos, spread evenly"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the probe, the order and the split")
+    parser.add_argument("--frames", type=int, default=8, help="frames taken from each video, spread evenly")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(attentive.RATES), help="learning rates to try")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training videos")
+    parser.add_argument("--train-batch", type=int, default=64, help="videos per training step")
+    parser.add_argument(
+        "--validation", type=float, default=0.1, help="fraction of the training videos held out for choosing the rate"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed for probe, order and split")
     add_extraction_arguments(parser)
 
 
