@@ -22,7 +22,7 @@ from dino_jax.step import Step, make_train_step
 
 
 def sources(config: ConfigDict) -> tuple[Source, Source | None]:
-    """Opens the training images and the held-out ones, None if there are none; both count classes alike.
+    """Opens the training images and the held-out ones, None if there are none; both number the classes alike.
 
     Raises:
       ValueError: a path is missing or without images, or the held-out ones have a class that is not trained on.

@@ -79,7 +79,7 @@ def _attempt(command: Callable[[], None], interrupted: str) -> int:
         if OUT_OF_MEMORY not in str(error):
             raise
         words = one_line(error).partition(OUT_OF_MEMORY)[2].lstrip(": ")[:200]
-        advice = "take a smaller batch; in training also remat=full, or a larger mesh.fsdp"
+        advice = "use a smaller batch; in training also remat=full, or a larger mesh.fsdp"
         print(f"error: the device has too little memory ({words}): {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -95,12 +95,13 @@ def _starts_devices(error: BaseException) -> bool:
 
 
 def leave_on_signals(words: str) -> None:
-    """Lets Ctrl-C (with exit code 130) and SIGTERM (0) end the process at once, for as long as nothing is to be saved.
+    """Lets Ctrl-C (with exit code 130) and SIGTERM (0) end the process at once, as long as there is nothing to save.
 
     Python would raise KeyboardInterrupt, which some of what is imported swallows or takes for an error of its own.
     """
     signal.signal(signal.SIGINT, lambda *_: leave(130, words))
-    signal.signal(signal.SIGTERM, lambda *_: leave(0, "stopped, nothing new was to be saved: the same command goes on"))
+    text = "stopped, there was nothing new to save: run the same command to continue"
+    signal.signal(signal.SIGTERM, lambda *_: leave(0, text))
 
 
 def leave(code: int, words: str) -> None:
@@ -129,7 +130,7 @@ def check_output(file: str | Path | None) -> None:
         return
     check_output_folder(Path(file).parent)
     if Path(file).is_dir():
-        raise ValueError(f"{file} cannot be written: it is a folder, give a file in it")
+        raise ValueError(f"{file} cannot be written: it is a folder; give a file in it")
 
 
 def check_output_folder(folder: Path) -> None:
@@ -201,7 +202,7 @@ def join_cluster() -> None:
     JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
 
     Raises:
-      ValueError: for numbers that are none, or when the processes do not find each other.
+      ValueError: for what is not a number, or when the processes do not find each other.
     """
     import jax
 

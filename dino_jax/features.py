@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--float16", action="store_true", help="store the features as float16 (default float32)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write images/s and counts to this file")
     options = parser.parse_args(arguments)
-    return command.run(lambda: start(options), interrupted="interrupted: the same command continues")
+    return command.run(lambda: start(options), interrupted="interrupted: run the same command to continue")
 
 
 def start(options: argparse.Namespace) -> None:

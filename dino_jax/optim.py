@@ -282,7 +282,7 @@ def _without_last_layer(rests: jax.Array, updates: Any, last_layer: Any) -> Any:
 
 
 def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
-    """Computes 1 - decay ** count; directly, as optax does, float32 would lose three digits at decay 0.999."""
+    """Computes 1 - decay ** count; done directly, as in optax, it would lose three digits in float32 at decay 0.999."""
     return -jnp.expm1(count * (math.log(decay) if decay else -math.inf))
 
 

@@ -131,7 +131,7 @@ class Scores:
     def quality(self, params: Params) -> Numbers:
         """Returns `quality/...`, which need no labels: effective rank, uniformity, and cosines of patches.
 
-        Of a single image nothing is known of these.
+        Undefined for a single image.
         """
         found = self._features(params, self.unlabelled, "cls", "patches")
         if len(found["ids"]) < 2:

@@ -1,6 +1,6 @@
 """Turns SIGTERM (preemption), Ctrl-C and the end of the terminal into a request to save and stop.
 
-No handler raises an exception: it would come at any place, some of which swallow it, such as callbacks of JAX's own.
+No handler raises an exception: it could come anywhere, and some places swallow it, such as JAX's own callbacks.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self, last_words: str) -> Iterator[None]:
-        """Surrounds work of which nothing needs to be saved: a signal ends the process, with these words and code 0."""
+        """Surrounds work that leaves nothing to save: a signal ends the process, with these words and code 0."""
         self._last_words = last_words
         if self._requested and jax.process_count() == 1:
             command.leave(0, last_words)
@@ -58,7 +58,7 @@ class StopRequest:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self._requested = True
-        command.say("stopping after this step, which is saved; Ctrl-C stops at once")
+        command.say("stopping after this step, which will be saved; Ctrl-C stops at once")
 
     def __enter__(self) -> "StopRequest":
         alone = jax.process_count() == 1

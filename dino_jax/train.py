@@ -91,7 +91,7 @@ def images(kind: str, source: Source | None) -> dict[str, Any]:
 
 
 def check_attention(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError when the devices or the precision have not the attention that is asked for."""
+    """Raises ValueError when the devices or the precision do not offer the attention that is asked for."""
     platform = mesh.devices.flat[0].platform
     if config.model.get("attention") == "cudnn" and (platform != "gpu" or config.precision != "bfloat16"):
         raise ValueError(
@@ -149,9 +149,9 @@ class Trainer:
                         state, batches = self.enter(phase, state, resumed)
                         state, stopped = self.run_phase(phase, state, batches, checkpoints, record)
         if stopped:
-            self.progress.note(f"stopped after step {int(state.step)}, saved: the same command continues")
+            self.progress.note(f"stopped after step {int(state.step)}, saved: run the same command to continue")
             return {}
-        with self.stop.at_once("stopped in the evaluation, all steps are saved: the same command evaluates again"):
+        with self.stop.at_once("stopped in the evaluation, all steps are saved: run the same command to evaluate"):
             results = self.report.finish(state, seconds=self.seconds)
         self.workdir.write_results(results)
         return results

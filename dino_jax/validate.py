@@ -98,11 +98,14 @@ def _problems(c: ConfigDict) -> Iterator[str]:
         if c.model.width % c.model.heads:
             yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
         if c.model.width * c.model.ffn_ratio < 2:
-            yield f"model.ffn_ratio = {c.model.ffn_ratio:g} leaves the feed-forward no channel: raise it, 4 is usual"
+            yield (
+                f"model.ffn_ratio = {c.model.ffn_ratio:g} leaves the feed-forward layer without a channel: raise it, "
+                "4 is usual"
+            )
     if "rope_base" in c.model and c.model.width // c.model.heads % 4:
         yield (
-            f"model.width = {c.model.width} over model.heads = {c.model.heads} must give a whole multiple of 4 "
-            "per head, which axial RoPE needs"
+            f"model.width = {c.model.width} over model.heads = {c.model.heads} must be a multiple of 4, "
+            "which axial RoPE needs"
         )
     if not c.phase_order:
         yield "phase_order is empty: a recipe needs at least one phase, see dino_jax.config.set_phases"
@@ -146,7 +149,7 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     if network_class(c.model) is not VisionTransformer:
         yield from _convolutional_problems(c, phases)
     if with_ibot and not c.model.get("masking", True):
-        yield "loss.ibot needs a mask token, which model.masking = False has not: set one of them"
+        yield "loss.ibot needs a mask token, which model.masking = False does not have: set one of them"
     for name, p in zip(c.phase_order, phases, strict=True):
         weight = p.schedules.gram_weight
         if p.gram.teacher != "none" and not max(weight.start, weight.peak, weight.end):
@@ -207,12 +210,12 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
     if p.loss.ibot and int(2 * p.masks.group_size * p.masks.probability) < 1:
         yield (
             f"{prefix}masks.probability = {p.masks.probability:g} leaves none of the {2 * p.masks.group_size} crops of "
-            f"a group masked, and iBOT no patches to predict: raise it, or set {prefix}loss.ibot to 0 as well"
+            f"a group masked, so iBOT has no patches to predict: raise it, or set {prefix}loss.ibot to 0 as well"
         )
     patches = (p.crops.global_size // patch) ** 2
     if p.loss.ibot and int(patches * p.masks.ratio[1]) < 1:
         yield (
-            f"{prefix}masks.ratio = {tuple(p.masks.ratio)} of {patches} patches is less than one, and iBOT has none to "
+            f"{prefix}masks.ratio = {tuple(p.masks.ratio)} of {patches} patches is less than one, so iBOT has none to "
             f"predict: raise it, or set {prefix}loss.ibot to 0 as well"
         )
     for name in ("lr", "weight_decay", "momentum", "local_weight", "gram_weight"):
@@ -233,7 +236,7 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         if s.warmup < 0 or s.cosine < 0 or s.warmup + s.cosine > p.steps:
             yield (
                 f"{prefix}schedules.{name}: warmup = {s.warmup} and cosine = {s.cosine} do not fit into "
-                f"{prefix}steps = {p.steps}: lower them with it"
+                f"{prefix}steps = {p.steps}: lower them too"
             )
     for step in p.snapshot_steps:
         if not (isinstance(step, int) and 0 < step <= p.steps):
@@ -276,12 +279,15 @@ def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[
             "run, or the folder of another run's snapshot, such as runs/other/gram_teacher/STEP"
         )
     if not p.loss.ibot and (p.gram.tokens != "all" or p.gram.stats):
-        yield f"{prefix}tokens = {p.gram.tokens!r} and stats = {p.gram.stats} need masks, which loss.ibot = 0 has not"
+        yield (
+            f"{prefix}tokens = {p.gram.tokens!r} and stats = {p.gram.stats} need masks, which loss.ibot = 0 does not "
+            "have"
+        )
     patches = 2 * p.batch_size * (p.crops.global_size // patch) ** 2
     if not p.gram.image_level and p.gram.remove_negatives != "none" and patches > MOST_PATCHES_COMPARED:
         yield (
             f"{prefix}image_level = False with remove_negatives = {p.gram.remove_negatives!r} compares all {patches:,} "
-            f"patches of a batch with each other, at most {MOST_PATCHES_COMPARED:,} can be: set one of them otherwise"
+            f"patches of a batch with each other, but at most {MOST_PATCHES_COMPARED:,} can be: change one of them"
         )
     if p.gram.max_refreshes and not p.gram.refresh_every:
         yield f"{prefix}max_refreshes = {p.gram.max_refreshes} has no effect with refresh_every = 0: set both or none"

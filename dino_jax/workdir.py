@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from dino_jax.metrics import read_metrics, write_json_atomic
 from dino_jax.recipe import flatten
 
-# These change where and how fast a run computes, what it reports and what it puts up with, but not what it trains;
-# they may differ when it continues.
+# These change where and how fast a run computes, what it reports and what it tolerates, but not what it trains; they
+# may differ when it continues.
 FREE = (
     *("mesh.", "remat", "model.attention", "data.workers", "data.path", "data.test_path", "data.max_bad_share"),
     *("checkpoint.", "log.pictures", "nonfinite_limit", "eval."),
@@ -88,12 +88,11 @@ class Workdir:
             words = self._compare(before, now, begun)
             needs = _parts(now)
             for part in sorted(had ^ needs):
-                lack = (
-                    f"lack the {part} that the phases now need" if part in needs else f"hold {part} no phase needs now"
-                )
+                lack = f"lack the {part}, which a phase now needs"
+                hold = f"hold the {part}, which no phase needs any more"
                 raise ValueError(
-                    f"--workdir {self.path}: its checkpoints {lack}: leave loss.ibot and targets of later phases as "
-                    "they were, or use another workdir"
+                    f"--workdir {self.path}: its checkpoints {lack if part in needs else hold}: leave loss.ibot and "
+                    "targets of later phases as they were, or use another workdir"
                 )
         if jax.process_index() == 0:
             write_json_atomic(file, now)
@@ -152,7 +151,7 @@ class Workdir:
         if finished or (records and records[-1]["step"] > 2 * self._longest_period):
             there = ["metrics.jsonl"] * bool(records) + ["results.json"] * finished
             raise ValueError(
-                f"--workdir {self.path} holds {' and '.join(there)}, but no checkpoint: bring checkpoints/ back, or "
+                f"--workdir {self.path} holds {' and '.join(there)}, but no checkpoint: restore checkpoints/, or "
                 f"delete {'both' if len(there) > 1 else 'it'} to train anew"
             )
 
@@ -164,7 +163,7 @@ class Workdir:
     def adopt_images(self, count: int, name: Callable[[int], str]) -> None:
         """Stores how many training images there are and a checksum of some names, or checks what is stored.
 
-        The order in which images are drawn depends on their number, so that a run with others would not be continued.
+        The order in which images are drawn depends on their number: with others, the run would not be the same.
 
         Args:
           count: images.
@@ -186,7 +185,7 @@ class Workdir:
             if different:
                 raise ValueError(
                     f"--workdir {self.path} was trained on {images} images, now there are {count}"
-                    f"{', of other names' if images == count else ''}: bring the same back to data.path, "
+                    f"{', with other names' if images == count else ''}: put the same images back at data.path, "
                     f"or delete {file} to continue with these, in another order"
                 )
         if jax.process_index() == 0:

@@ -19,5 +19,7 @@ def test_held_out_labels_count_the_training_classes(tmp_path):
 
 
 def test_a_class_that_is_not_trained_on_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"test holds class d, which .*train does not: name the class folders alike"):
+    with pytest.raises(
+        ValueError, match=r"test holds class d, which .*train does not: give the class folders the same names"
+    ):
         build.sources(config_of(tmp_path, ["b", "d"]))

@@ -25,7 +25,7 @@ def failing(error):
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte."),
             1,
-            "error: the device has too little memory (Out of memory while trying to allocate 1 byte.): take a smaller "
+            "error: the device has too little memory (Out of memory while trying to allocate 1 byte.): use a smaller "
             "batch; in training also remat=full, or a larger mesh.fsdp",
         ),
     ],
@@ -55,7 +55,7 @@ def test_a_defect_keeps_its_traceback():
 
 @pytest.mark.parametrize(
     ("name", "code", "words"),
-    [("SIGINT", 130, "nothing was begun"), ("SIGTERM", 0, "stopped, nothing new")],
+    [("SIGINT", 130, "nothing was begun"), ("SIGTERM", 0, "stopped, there was nothing new to save")],
 )
 def test_a_signal_before_the_run_ends_the_process(name, code, words):
     """Python's own KeyboardInterrupt would be swallowed here."""

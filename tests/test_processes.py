@@ -50,7 +50,7 @@ def test_two_processes_stop_and_continue_as_one(program, tmp_path):
     first, _ = together(
         program, ("dino_jax.main", *arguments), ("tests.signalled_run", "SIGTERM", "recorded", "2", *arguments)
     )
-    assert "saved: the same command continues" in first.stderr
+    assert "saved: run the same command to continue" in first.stderr
     steps = {record["step"] for record in read_metrics(shared / "metrics.jsonl")}
     assert 2 <= max(steps) < STEPS
     # They restore it and go on to the end.

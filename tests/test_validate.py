@@ -48,7 +48,7 @@ def test_the_tiny_recipe_is_valid():
         ({"model.rope_jitter": 0.5}, "model.rope_jitter = 0.5 must be 1 or more"),
         ({"ibot_head.gain": "frozen"}, "ibot_head.gain = 'frozen': freeze both or none"),
         ({"model.heads": 3}, "model.heads = 3 must divide model.width = 32"),
-        ({"model.heads": 16}, "model.width = 32 over model.heads = 16 must give a whole multiple of 4"),
+        ({"model.heads": 16}, "model.width = 32 over model.heads = 16 must be a multiple of 4"),
         ({"dino_head.gain": "fixed"}, "dino_head.gain = 'fixed' must be one of none, frozen, trained"),
         ({"phases.gram.targets": "center"}, "phases.gram.targets = 'center' must be one of sinkhorn_knopp, centering"),
         ({"phases.gram.center_momentum": 1.1}, "phases.gram.center_momentum = 1.1 must be between 0 and 1"),
@@ -60,7 +60,7 @@ def test_the_tiny_recipe_is_valid():
         ({"phases.gram.masks.probability": 0.0}, "masks.probability = 0 leaves none of the 8 crops"),
         (
             {"phases.gram.masks.probability": 0.1},
-            "and iBOT no patches to predict: raise it, or set",
+            "so iBOT has no patches to predict: raise it, or set",
         ),
         ({"phases.gram.gram.refresh_every": -1}, "phases.gram.gram.refresh_every = -1 must be 0 or more"),
         (
@@ -69,7 +69,7 @@ def test_the_tiny_recipe_is_valid():
                 "phases.gram.gram.remove_negatives": "both",
                 "phases.gram.batch_size": 2048,
             },
-            "compares all 65,536 patches of a batch with each other, at most 32,768 can be",
+            "compares all 65,536 patches of a batch with each other, but at most 32,768 can be",
         ),
         ({"model.rope_base": -5.0}, "model.rope_base = -5.0 must be above 0"),
         ({"model.ffn": "swiglu", "model.ffn_align": 0}, "model.ffn_align = 0 must be above 0"),
@@ -79,13 +79,13 @@ def test_the_tiny_recipe_is_valid():
         ({"phases.gram.schedules.teacher_temperature.start": 0.0}, "teacher_temperature must stay above 0"),
         ({"seed": -1}, "seed = -1 must be 0 or more"),
         ({"seed": 2**32}, "seed = 4294967296 must be 0 or more and below 2**32"),
-        ({"model.ffn_ratio": 0.001}, "model.ffn_ratio = 0.001 leaves the feed-forward no channel"),
+        ({"model.ffn_ratio": 0.001}, "model.ffn_ratio = 0.001 leaves the feed-forward layer without a channel"),
         ({"phases.gram.batch_size": 1}, "phases.gram.batch_size = 1 must be 2 or more"),
         ({"phases.gram.crops.global_size": 8}, "global_size = 8 holds a single patch: use 16 or more"),
         ({"data.std": (0.2, 0.0, 0.2)}, "data.std = (0.2, 0.0, 0.2) must be above 0 in each channel"),
         ({"model.in_channels": 1}, "model.in_channels = 1 must be 3"),
         ({"eval.size": 36}, "eval.size = 36 is not a multiple of model.patch_size = 8: use 32"),
-        ({"phases.gram.loss.ibot": 0.0, "phases.gram.gram.stats": True}, "need masks, which loss.ibot = 0 has not"),
+        ({"phases.gram.loss.ibot": 0.0, "phases.gram.gram.stats": True}, "need masks, which loss.ibot = 0 does not"),
         (
             {"share_head": True, "phases.pretrain.loss.ibot": 0.0, "phases.gram.loss.ibot": 0.0},
             "share_head = True has no effect with loss.ibot = 0",
@@ -141,7 +141,7 @@ def test_problem_is_named_with_its_fix(changes, message):
 def test_ibot_needs_a_mask_token():
     config = get_config()
     config.model = ConfigDict(config.model.to_dict() | {"masking": False})
-    with pytest.raises(ValueError, match=r"loss\.ibot needs a mask token, which model\.masking = False has not"):
+    with pytest.raises(ValueError, match=r"loss\.ibot needs a mask token, which model\.masking = False does not have"):
         validate(config)
 
 

@@ -146,8 +146,8 @@ def test_phases_to_come_need_what_checkpoints_hold(tmp_path, first, second, word
     other.phases["pretrain"].update(first)
     other.phases["gram"].update(second)
     for before, now, said in (
-        (config, other, f"lack the {words} that the phases now need"),
-        (other, config, f"hold {words} no phase needs now"),
+        (config, other, f"lack the {words}, which a phase now needs"),
+        (other, config, f"hold the {words}, which no phase needs any more"),
     ):
         (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
         with Workdir(tmp_path) as workdir:
@@ -168,7 +168,9 @@ def test_lost_checkpoints_are_noticed(tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n')
         workdir.check_new()  # the first save may not have come to its end
         (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
-        with pytest.raises(ValueError, match=r"holds metrics.jsonl, but no checkpoint: bring .* or delete it to train"):
+        with pytest.raises(
+            ValueError, match=r"holds metrics.jsonl, but no checkpoint: restore .* or delete it to train"
+        ):
             workdir.check_new()
         (tmp_path / "results.json").write_text("{}")
         with pytest.raises(ValueError, match=r"holds metrics.jsonl and results.json, .* or delete both to train"):
@@ -243,9 +245,9 @@ def test_other_images_are_noticed(tmp_path):
         workdir.adopt_images(6, "image {}".format)  # no step was taken
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
         workdir.adopt_images(6, "image {}".format)
-        with pytest.raises(ValueError, match=r"was trained on 6 images, now there are 5: bring the same back"):
+        with pytest.raises(ValueError, match=r"was trained on 6 images, now there are 5: put the same images back"):
             workdir.adopt_images(5, "image {}".format)
-        with pytest.raises(ValueError, match="now there are 6, of other names"):
+        with pytest.raises(ValueError, match="now there are 6, with other names"):
             workdir.adopt_images(6, "photograph {}".format)
         (tmp_path / "images.json").unlink()
         workdir.adopt_images(5, "image {}".format)

@@ -1,4 +1,4 @@
-"""The record of images that could not be decoded: listed in the workdir, and a limit to how many are put up with."""
+"""The record of images that could not be decoded: listed in the workdir, and a limit to how many are tolerated."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from dino_jax.data.reading import why
 from dino_jax.data.shards import write_whole
 from dino_jax.data.sources import Source
 
-# The share is not judged before this many images were drawn (or all of them, if there are fewer): one early bad image
-# says nothing.
+# The share is not judged before this many images have been drawn (or all of them, if there are fewer): one early bad
+# image says nothing.
 LEAST_DRAWS = 1000
 
 
@@ -68,7 +68,7 @@ class BadImages:
             self._write()
         if (ids == NOTHING_READABLE).any():
             raise ValueError(
-                f"hardly an image can be used: {ATTEMPTS} drawn in a row could not; see {self.file}, for example "
+                f"almost no image can be read: {ATTEMPTS} draws in a row failed; see {self.file}, for example "
                 f"{self._example()}"
             )
         enough = min(LEAST_DRAWS, len(self._source))

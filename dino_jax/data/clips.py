@@ -67,7 +67,9 @@ def open_clips(path: str, test_path: str = "") -> tuple[Clips, Clips]:
         raise ValueError(f"{path} holds one class ({names[0]}): classification needs two or more")
     unknown = sorted({label for label, _ in test} - set(names))
     if unknown:
-        raise ValueError(f"test videos of class {unknown[0]} have no training videos: name the class folders alike")
+        raise ValueError(
+            f"test videos of class {unknown[0]} have no training videos: give the class folders the same names"
+        )
     return _clips(files, train, names), _clips(other, test, names)
 
 

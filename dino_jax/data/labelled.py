@@ -14,7 +14,7 @@ class Labelled:
     """A data set for classification.
 
     Attributes:
-      train, test: their labels count the classes of the training images.
+      train, test: their labels index the classes of the training images.
       class_names: of each label.
     """
 
@@ -32,7 +32,7 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
       limit: at most so many images of each, spread evenly.
 
     Raises:
-      ValueError: a path is missing, a class is empty, there are fewer than two, or the test images have another one.
+      ValueError: a path is missing, a class is empty, there are fewer than two, or the test images have a further one.
     """
     train_place, test_place = (path, test_path) if test_path else _splits(path)
     train, test = _open(train_place), _open(test_place)
@@ -51,7 +51,7 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
 
 
 def with_classes(source: Source, names: tuple[str, ...], *, place: str, other: str) -> Source:
-    """Returns the images of `source` with labels that count the classes `names`.
+    """Returns the images of `source` with labels that index the classes `names`.
 
     Args:
       place, other: where these images and those of `names` are, for the message.
@@ -61,7 +61,9 @@ def with_classes(source: Source, names: tuple[str, ...], *, place: str, other: s
     """
     unknown = sorted(set(source.class_names) - set(names))
     if unknown:
-        raise ValueError(f"{place} holds class {unknown[0]}, which {other} does not: name the class folders alike")
+        raise ValueError(
+            f"{place} holds class {unknown[0]}, which {other} does not: give the class folders the same names"
+        )
     return Chosen(source, list(range(len(source))), tuple(names.index(name) for name in source.class_names), names)
 
 

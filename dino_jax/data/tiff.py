@@ -16,7 +16,7 @@ class Page:
       width, height: in pixels.
       bits: of a sample.
       channels: of a pixel.
-      plain: unsigned grey, RGB, RGBA or CMYK, black being 0, all channels of a pixel side by side, and called that.
+      plain: unsigned grey, RGB, RGBA or CMYK, black being 0, all channels of a pixel side by side, and labelled so.
       colour: its first three channels are red, green and blue, as it says, or as is usual for three.
       alpha: its last channel is opacity.
       palette: its samples are numbers of colours.

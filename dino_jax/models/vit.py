@@ -184,7 +184,7 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)
         if mask is not None:
             if not self.masking:
-                raise ValueError("masks need a mask token, which this model has not: build it with masking=True")
+                raise ValueError("masks need a mask token, which this model does not have: build it with masking=True")
             patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
         prefix = [self.cls_token[None]]
         if self.pos_grid:

@@ -1,4 +1,4 @@
-"""The checkpoint layouts by name, how each is recognised, and what in it is no parameter of ours."""
+"""The checkpoint layouts by name, how each is recognised, and what in it is not a parameter of ours."""
 
 import dataclasses
 import re
@@ -72,7 +72,7 @@ SHIFTED = {"pos_offset": 0.1, "pos_antialias": False}
 BATCHES = (r".*\.num_batches_tracked",)
 CLASSIFIER = {r"head\.(weight|bias|fc\.weight|fc\.bias)": "a classifier"}
 HF_CLASSIFIER = {r"classifier\.(weight|bias)": "a classifier"}
-POOLER = {r"pooler\.dense\.(weight|bias)": "a pooler, which DINO has not"}
+POOLER = {r"pooler\.dense\.(weight|bias)": "a pooler, which DINO does not have"}
 
 LAYOUTS = {
     layout.name: layout

@@ -6,7 +6,7 @@ On the left our paths, on the right names there, then a codec of `codecs.CODECS`
 stack on a leading axis; `{s}` numbers the stages of a convolutional network, from 0, `{l}` the same from 1, and `{b}`
 the blocks of a stage that we do not stack. A name may begin with `?`: it may be absent,
 and is then zero; `-` stands for one that this layout never has. A line that begins with `same` is a second name of a
-parameter that another line gives. Lines about parameters that an architecture has not are passed over.
+parameter that another line gives. Lines about parameters that an architecture does not have are skipped.
 """
 
 import dataclasses

@@ -62,7 +62,7 @@ def test_the_first_images_do_not_stop_the_run(source, tmp_path):
 def test_when_hardly_an_image_can_be_used_the_first_are_listed(source, tmp_path):
     replaced, ids = batch(3, 7)
     ids[0] = NOTHING_READABLE
-    with pytest.raises(ValueError, match=r"64 drawn in a row could not; see .*bad_images\.jsonl, for example 07\.png"):
+    with pytest.raises(ValueError, match=r"64 draws in a row failed; see .*bad_images\.jsonl, for example 07\.png"):
         BadImages(tmp_path, source, most=1.0).update(replaced, ids)
     assert [entry["name"] for entry in listed(tmp_path)] == ["03.png", "07.png"]
 
