@@ -23,7 +23,7 @@ from dino_jax.checksum import opened, sealed, sealed_like
 from dino_jax.state import TrainState
 
 GOOD, DAMAGED, UNREADABLE = range(3)  # of a checkpoint, for a process
-# What errors say that tell nothing of the checkpoint; most come from TensorStore and XLA, as text.
+# Words of errors that say nothing about the checkpoint; most come from TensorStore and XLA, as text.
 OF_THE_MACHINE = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied"),
     *("Input/output error", "Too many open files", "Stale file handle", "Cannot allocate memory"),
@@ -121,7 +121,7 @@ class Checkpoints:
         return None
 
     def _attempt(self, step: int, like: TrainState) -> tuple[Restored | None, str]:
-        """Reads a checkpoint; where one process cannot, all of them give it up. The second result says why.
+        """Reads a checkpoint; where one process cannot, all of them give up. The second result says why.
 
         Raises:
           OSError: when it may be good, but the machine does not let it be read.
@@ -140,7 +140,7 @@ class Checkpoints:
             status = int(multihost_utils.process_allgather(np.int32(status)).max())
         if status == UNREADABLE:
             raise OSError(
-                f"checkpoint {step} in {self.folder} cannot be read now ({problem}): mend that and run the same "
+                f"checkpoint {step} in {self.folder} cannot be read now ({problem}): fix that and run the same "
                 "command, or move it away to continue from the one before"
             )
         if status == DAMAGED or read is None:
@@ -215,7 +215,7 @@ def reason(error: BaseException) -> str:
     """Returns the telling part of an error of Orbax or TensorStore, which run over many lines."""
     text = " ".join(str(error).split()).split(". See full TensorStore details")[0] or type(error).__name__
     if jax.process_count() > 1 and any(words in text for words in LOST_EACH_OTHER):
-        return "another process has ended; what it said tells why"
+        return "another process has ended; its output says why"
     for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
         if known in text:
             return known.lower()

@@ -77,7 +77,7 @@ def model(variant: str, **changes: Any) -> ConfigDict:
     """Returns the options of a published size with `changes`, and those that only act in training.
 
     Raises:
-      ValueError: for an unknown size, or a change of what is no option of it.
+      ValueError: for an unknown size, or a change of something that is not an option of it.
     """
     training = {
         "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block,
@@ -221,7 +221,7 @@ def set_phases(config: ConfigDict, **phases: ConfigDict) -> None:
 def beside(file: str, name: str) -> SimpleNamespace:
     """Returns what another recipe in the folder of recipe `file` defines, for one that states how it differs.
 
-    Recipes are read by their path and are no modules, so they cannot import one another.
+    Recipes are read by path and are not modules, so they cannot import one another.
     """
     return SimpleNamespace(**runpy.run_path(str(Path(file).with_name(name))))
 

@@ -154,12 +154,12 @@ def _features(model: Extractor) -> export_onnx.Features:
 def _check(model: Extractor, height: int, width: int) -> None:
     patch = model.patch_size
     if min(height, width) < patch or height % patch or width % patch:
-        raise ValueError(f"image size {height} x {width} does not fit {model.name}: take multiples of {patch}")
+        raise ValueError(f"image size {height} x {width} does not fit {model.name}: use multiples of {patch}")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     if size > MOST_BYTES:
         raise ValueError(
-            f"{model.name} has {size / 2**30:.1f} GiB of weights, one file holds less than 2 GiB: "
-            'take --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or a smaller network'
+            f"{model.name} has {size / 2**30:.1f} GiB of weights, but one file holds less than 2 GiB: "
+            'use --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or a smaller network'
         )
 
 

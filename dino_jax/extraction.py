@@ -87,7 +87,7 @@ def extract_features(
     work = Extraction(
         model, source, size=size, outputs=outputs, layers=layers, batch_size=batch_size, mesh=mesh, how=how
     )
-    fix = "take fewer images, or write parts with python -m dino_jax.features"
+    fix = "use fewer images, or write parts with python -m dino_jax.features"
     host_memory.check(2 * work.bytes(), f"the features of {len(source)} images", fix)  # 2: they are joined at the end
     shards = None if cache is None else Shards(Path(cache) / work.key, names=[*outputs, "labels", "ids"])
     if shards is not None and jax.process_index() == 0:
@@ -297,14 +297,14 @@ def _check(
         raise ValueError(f"layers and batch size must be at least 1, got {layers} and {batch_size}")
     patch = model.patch_size
     if layers > 1 and not isinstance(model.backbone, VisionTransformer):
-        raise ValueError(f"the stages of {model.name} differ in width and cannot be stacked: take layers 1")
+        raise ValueError(f"the stages of {model.name} differ in width and cannot be stacked: use one layer")
     if layers > model.depth:
-        raise ValueError(f"{model.name} has {model.depth} blocks, asked for the last {layers}: take fewer layers")
+        raise ValueError(f"{model.name} has {model.depth} blocks, asked for the last {layers}: use fewer layers")
     if how != "native" and (size < patch or size % patch):
         near = max(round(size / patch), 1) * patch
-        raise ValueError(f"size {size} is not a multiple of the patch of {model.name}, {patch} px: take {near}")
+        raise ValueError(f"size {size} is not a multiple of the patch of {model.name}, {patch} px: use {near}")
     if how == "native" and "patches" in outputs:
-        raise ValueError("patches of images of different sizes do not stack: use fit crop or squash, or leave them out")
+        raise ValueError("patches of images of different sizes cannot be stacked: use fit crop or squash, or omit them")
     if how == "native" and mesh.is_multi_process:
         raise ValueError("fit native needs a mesh inside one process: use crop or squash, or local devices")
     if not len(source):

@@ -167,7 +167,7 @@ def read(folder: str | Path) -> dict[str, np.ndarray]:
       "names" (str), "labels", "ids" `(images,)` and the outputs `(images, ...)`, in the order of the images.
 
     Raises:
-      ValueError: if the folder is no such folder, or is not finished.
+      ValueError: if it is not such a folder, or is not finished.
     """
     folder = Path(folder)
     file = folder / "features.json"

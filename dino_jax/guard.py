@@ -1,4 +1,4 @@
-"""Watches for updates that were left out because something was not finite, and stops a run that makes no others."""
+"""Watches for updates that were skipped because something was not finite, and stops a run that makes no others."""
 
 from collections.abc import Callable, Mapping
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, rankme
 
-# A warning needs this many consecutive records, so that one odd batch says nothing.
+# A warning needs this many consecutive records, so that one odd batch causes none.
 PATIENCE = 3
 # Entropy over log(prototypes) of softmax(teacher logits / 0.1). Prototypes drawn with standard deviation 0.02 on unit
 # vectors give 0.998; above 0.999 a head tells images apart less than at random initialisation.

@@ -11,14 +11,14 @@ def check(needed: int, what: str, fix: str) -> None:
 
     Args:
       needed: bytes.
-      what: they are, and `fix` how to need less, in words.
+      what, fix: what they are, and how to need less, in words.
 
     Raises:
       ValueError: when the process may not use as much; what fits may still fail, as other things take room too.
     """
     there = of_process()
     if needed > there:
-        raise ValueError(f"{what} take {needed / GIB:.1f} GiB of memory, and there are {there / GIB:.1f}: {fix}")
+        raise ValueError(f"{what} take {needed / GIB:.1f} GiB of memory, but only {there / GIB:.1f} are there: {fix}")
 
 
 def of_process() -> int:

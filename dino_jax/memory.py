@@ -30,7 +30,7 @@ def check(config: ConfigDict, networks: Networks, mesh: Mesh) -> None:
             raise ValueError(
                 f"phase {name!r} needs at least {needed / GIB:.1f} GiB per device (state, gradients, crops, inputs of "
                 f"the blocks) on {devices} device{'s' * (devices > 1)} with mesh.fsdp={sharding.state_shards(mesh)}, "
-                f"and a device has {available / GIB:.1f} GiB: use more devices with a larger mesh.fsdp, or a smaller "
+                f"but a device has {available / GIB:.1f} GiB: use more devices with a larger mesh.fsdp, or a smaller "
                 "model or batch"
             )
 

@@ -91,6 +91,6 @@ def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
 def open_images(options: argparse.Namespace, channels: int) -> Source:
     """Opens the images that the options of `add_images` name, in a number of channels."""
     if options.bits == 8 and channels != 3:
-        raise ValueError(f"--bits 8 reads RGB only, not {channels} channels: take --bits 16")
+        raise ValueError(f"--bits 8 reads RGB only, not {channels} channels: use --bits 16")
     deep = options.bits == 16 or channels != 3
     return open_path(options.images, decode=functools.partial(decode_deep, channels=channels) if deep else decode)

@@ -249,7 +249,7 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
         stats = {part: {STATS: tree[part][STATS][branch]} if STATS in tree[part] else {} for part in SEALED}
         sealed = {part: tree[part][branch]["backbone"] | stats[part] for part in SEALED}
     elif branch == "student":
-        raise ValueError(f"{folder} is a snapshot of the teacher: leave branch out, or take a checkpoint of the run")
+        raise ValueError(f"{folder} is a snapshot of the teacher: leave branch out, or use a checkpoint of the run")
     else:
         sealed = orbax.read_tree(folder)
     try:

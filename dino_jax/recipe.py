@@ -25,8 +25,8 @@ def load(config: str, overrides: dict[str, str]) -> ConfigDict:
       overrides: text values by dotted key, `{"phases.gram.steps": "100"}`; "phases.all.KEY" is that of every phase.
 
     Raises:
-      ValueError: for a missing file, a file that is no recipe or has a mistake, an unknown key (with the nearest) or a
-        wrong type.
+      ValueError: for a missing file, a file that is not a recipe or has a mistake, an unknown key (with the nearest) or
+        a wrong type.
     """
     path, _, variant = config.partition(":")
     if not Path(path).is_file():

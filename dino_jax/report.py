@@ -98,7 +98,7 @@ class Report:
         elif self.held_out is None:
             print("no k-NN accuracy: set data.test_path to a folder of labelled images to get one")
         else:
-            print("no k-NN accuracy: the images have no labels (sub-folders named by class)")
+            print("no k-NN accuracy: the images have no labels (sub-folders named after classes)")
         if "dense/miou" in results:
             print(f"mIoU of a linear probe on the trained teacher's patches: {100 * results['dense/miou']:.1f} %")
         print(f"{results['time/seconds']:.0f} s, peak memory {results['memory/peak_gib']:.2f} GiB")

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     kinds.choices["video"].add_argument("--fps", type=float, default=8.0, help="frames per second (default 8)")
     options = parser.parse_args(arguments)
-    return command.run(lambda: start(options), interrupted="interrupted: what was drawn is kept")
+    return command.run(lambda: start(options), interrupted="interrupted: the pictures drawn so far are kept")
 
 
 def start(options: argparse.Namespace) -> None:
@@ -125,7 +125,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
     if encoded is None:
-        print("no MP4: pip install imageio-ffmpeg for one", file=sys.stderr)
+        print("no MP4 was written: it needs pip install imageio-ffmpeg", file=sys.stderr)
     return paths + ([encoded] if encoded else [])
 
 

@@ -60,11 +60,11 @@ def test_force_replaces_folders_of_weights_in_any_format(file, tmp_path):
 @pytest.mark.parametrize(
     ("there", "to", "message"),
     [
-        ("x/thesis.txt", "hf", "x holds thesis.txt, which is no part of weights: choose another --out"),
-        ("x/arrays/thesis.txt", "orbax", "x holds arrays, which is no part of weights"),
+        ("x/thesis.txt", "hf", "x holds thesis.txt, which is not part of weights: choose another --out"),
+        ("x/arrays/thesis.txt", "orbax", "x holds arrays, which is not part of weights"),
         ("x/config.json", "timm", "x is not a folder of weights (config.json)"),
-        ("x/model.safetensors", "official", "x is a folder, which no file replaces"),
-        ("x", "orbax", "x is a file or a link, which no folder replaces"),
+        ("x/model.safetensors", "official", "x is a folder, which a file cannot replace"),
+        ("x", "orbax", "x is a file or a link, which a folder cannot replace"),
     ],
 )
 def test_force_replaces_nothing_but_weights(file, there, to, message, tmp_path, capsys):
@@ -79,7 +79,7 @@ def test_force_replaces_nothing_but_weights(file, there, to, message, tmp_path, 
 def test_a_manifest_does_not_replace_a_folder(file, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     assert convert.main([str(file), "--heads", "3", "--manifest", str(tmp_path)]) == 2
-    assert "is a folder, which no file replaces: give the path of a file" in capsys.readouterr().err
+    assert "is a folder, which a file cannot replace: give the path of a file" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 

@@ -62,7 +62,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     assert "largest difference to the model: cls 0.0e+00" in capsys.readouterr().out
     assert (tmp_path / "numbers.json").exists()
     assert export.main([*options, "--size", "17"]) == 2
-    assert capsys.readouterr().err == "error: image size 17 x 17 does not fit tiny: take multiples of 8\n"
+    assert capsys.readouterr().err == "error: image size 17 x 17 does not fit tiny: use multiples of 8\n"
     assert export.main([*options, "--size", "16", "16", "16"]) == 2
     capsys.readouterr()
     assert export.main([*options, "--size", "16", "--platforms", "tpu"]) == 2
@@ -73,7 +73,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 def test_too_large_for_one_file(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
-    with pytest.raises(ValueError, match="one file holds less than 2 GiB: take --dtype bfloat16"):
+    with pytest.raises(ValueError, match="one file holds less than 2 GiB: use --dtype bfloat16"):
         export.to_stablehlo(model, tmp_path / "tiny.stablehlo", height=16, width=16)
 
 

@@ -184,13 +184,13 @@ def test_what_is_smaller_than_a_patch_is_no_mended_image(model, tmp_path, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 20}, "size 20 is not a multiple of the patch of tiny, 8 px: take 16"),
+        ({"size": 20}, "size 20 is not a multiple of the patch of tiny, 8 px: use 16"),
         ({"outputs": ("cls", "clss")}, "outputs must be some of cls, mean_patch, gem_patch, patches, registers"),
         ({"outputs": ()}, "got none"),
         ({"how": "stretch"}, "fit must be one of centre, crop, squash, native"),
-        ({"how": "native", "outputs": ("patches",)}, "do not stack"),
+        ({"how": "native", "outputs": ("patches",)}, "cannot be stacked"),
         ({"layers": 0}, "at least 1"),
-        ({"layers": 4}, "tiny has 3 blocks, asked for the last 4: take fewer layers"),
+        ({"layers": 4}, "tiny has 3 blocks, asked for the last 4: use fewer layers"),
         ({"batch_size": 0}, "at least 1"),
     ],
 )
@@ -283,7 +283,7 @@ def test_features_that_memory_cannot_hold_are_refused(model, monkeypatch):
     """Twice: in parts, and joined."""
     monkeypatch.setattr(host_memory, "of_process", lambda: 2 * 4 * 16 * 21 - 1)
     source = Photographs()
-    with pytest.raises(ValueError, match=r"the features of 21 images take 0\.0 GiB of memory, and there"):
+    with pytest.raises(ValueError, match=r"the features of 21 images take 0\.0 GiB of memory, but only"):
         extract_features(model, source, size=16)
     assert not source.read
     assert len(extract_features(model, Photographs(count=20), size=16)["cls"]) == 19

@@ -102,7 +102,7 @@ def test_too_large_for_this_machine(capsys, workdir, program):
         capsys, "--config=configs/v3_7b.py", workdir, f"--config.data.path={program.images}", "--config.mesh.fsdp=1"
     )
     assert "GiB per device" in line
-    assert "and a device has" in line
+    assert "but a device has" in line
 
 
 def test_keys(capsys):

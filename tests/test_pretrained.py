@@ -93,7 +93,7 @@ def test_statistics_can_be_given(file):
         dino_jax.load(file, mean=(0.1,))
     with pytest.raises(ValueError, match="must be positive"):
         dino_jax.load(file, std=(0.1, 0.0, 0.3))
-    with pytest.raises(ValueError, match=r"std = \(nan, 1, 1\) is no list of finite numbers"):
+    with pytest.raises(ValueError, match=r"std = \(nan, 1, 1\) is not a list of finite numbers"):
         dino_jax.load(file, std=(float("nan"), 1, 1))
     assert dino_jax.load(file, mean=np.full(3, 0.5, np.float32))[0].mean == (0.5, 0.5, 0.5)
 

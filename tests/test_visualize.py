@@ -98,7 +98,7 @@ def test_a_network_without_attention_is_said_first(convolutional, draw, folder, 
     monkeypatch.setattr(pretrained, "load", lambda *_, **__: (convolutional, convolutional.params))
     monkeypatch.setattr(views, "open_some", lambda *_, **__: pytest.fail("images were opened"))
     done = draw(kind, folder)
-    assert (done.code, done.error) == (2, "error: dino_resnet50 has no attention: it is no transformer\n")
+    assert (done.code, done.error) == (2, "error: dino_resnet50 has no attention: it is not a transformer\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -30,7 +30,7 @@ def augment(
 
     Args:
       key: source of every random choice, with the batch's `number`.
-      batch: as `pipeline.train_batches` gives it; entries that are no crops are passed on.
+      batch: as `pipeline.train_batches` gives it; entries that are not crops are passed on.
       mean, std: per channel, of values in [0, 1].
       dtype: of the crops that are returned; they are distorted in float32.
     """

@@ -112,7 +112,7 @@ def _high_bytes(page: tiff.Page) -> Image.Image:
 
 
 def _mode(page: tiff.Page, channels: int) -> str:
-    """Returns Pillow's name of a page's pixels; a fourth channel that is no opacity, perhaps infrared, is left out."""
+    """Returns Pillow's name of a page's pixels; a fourth channel that is not opacity, perhaps infrared, is left out."""
     if channels == 1:
         return "L"
     if channels == 2 and page.alpha:
@@ -121,7 +121,7 @@ def _mode(page: tiff.Page, channels: int) -> str:
         return "CMYK"
     if channels in (3, 4) and page.colour:
         return "RGBA" if page.alpha and channels == 4 else "RGB"
-    raise BadImage(f"{channels} channels that are not called those of a photograph; save three of them as RGB")
+    raise BadImage(f"{channels} channels that are not labelled as those of a photograph; save three of them as RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -121,7 +121,7 @@ def _pairs(files: Files, split: str) -> MaskPairs:
     root = below(files, f"{split}/images")
     if root is None:
         raise ValueError(
-            f"{files.path} is no known segmentation data: it needs {split}/images and {split}/masks, "
+            f"{files.path} is not laid out as segmentation data: it needs {split}/images and {split}/masks, "
             "or the folders of CamVid, ADE20K or VOC2012"
         )
     images = in_folder(files, f"{root}{split}/images", IMAGES)

@@ -65,7 +65,7 @@ def open_depths(path: str | os.PathLike, split: str) -> Depths:
     if any("/sync_depth_" in f"/{name}" for name in files.names):
         return _nyu_synchronised(files, split)
     raise ValueError(
-        f"{files.path} is no known depth data: it needs {split}/images and {split}/depth, {NYU_FILE}, "
+        f"{files.path} is not laid out as depth data: it needs {split}/images and {split}/depth, {NYU_FILE}, "
         "or NYUv2's folders of rgb_<n>.jpg and sync_depth_<n>.png"
     )
 

@@ -51,7 +51,7 @@ def open_landmarks(path: str) -> Landmarks:
         boxes = [entry["bbx"] for entry in truth]
         truths = tuple(Truth(*(np.asarray(entry[kind], int).ravel() for kind in KINDS)) for entry in truth)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{pickles[0]} is no revisited ground truth ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{pickles[0]} is not a revisited ground truth ({type(error).__name__}: {error})") from None
     if not queries or len(queries) != len(truths):
         raise ValueError(f"{pickles[0]} holds {len(queries)} queries and the truth of {len(truths)}")
     named = np.concatenate([getattr(t, kind) for t in truths for kind in KINDS])

@@ -75,7 +75,7 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
     root = below(files, "images")
     if root is None:
         raise ValueError(
-            f"{files.path} holds no known objects: it needs images and masks, videos, or the folders of VOC"
+            f"{files.path} holds no objects in a known layout: it needs images and masks, videos, or the folders of VOC"
         )
     images = in_folder(files, f"{root}images", IMAGES)
     pairs = paired("mask", images, in_folder(files, f"{root}masks", (".png",)))
@@ -147,7 +147,7 @@ def _annotated(files: Files, image_name: str, note_name: str) -> ObjectImage:
             left, top, right, bottom = (float(found.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
             boxes.append((left - 1, top - 1, right, bottom))
     except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{note_name} in {files.path} is no annotation of VOC ({error})") from None
+        raise ValueError(f"{note_name} in {files.path} is not an annotation of VOC ({error})") from None
     if not boxes:
         raise ValueError(f"{note_name} in {files.path} has no box: leave out images without an object")
     image = read_image(files, image_name)

@@ -145,7 +145,7 @@ def darkness(source: Source) -> str:
     if largest < 0 or largest >= whole / 8:  # none can be used, or all is well
         return ""
     looked = f"the brightest of {len(probed)} images reaches {largest} of {whole}"
-    return f"{looked}: if the files hold 12 bits in 16, scale them up"
+    return f"{looked}: if the files hold 12 bits in 16, scale them up first"
 
 
 def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:

@@ -90,7 +90,7 @@ def open_videos(path: str | os.PathLike, *, year: int = 2017) -> Videos:
         or a mask is missing.
     """
     if year not in LISTS:
-        raise ValueError(f"year {year} is none of DAVIS: choose among {', '.join(map(str, LISTS))}")
+        raise ValueError(f"DAVIS has no year {year}: choose among {', '.join(map(str, LISTS))}")
     files = open_files(path)
     davis = below(files, "JPEGImages")
     folders = _davis(files, davis, year) if davis is not None else _sequences(files)
@@ -158,6 +158,6 @@ def _video(files: Files, name: str, frames: str, masks: str) -> Video:
     if lost:
         raise ValueError(f"{files.path}: video {name} lacks the frame of mask {masks}/{lost[0]}.png")
     if len(found) < 3:
-        raise ValueError(f"{files.path}: video {name} has {len(found)} frames; tracking is scored from three on")
+        raise ValueError(f"{files.path}: video {name} has {len(found)} frames; tracking needs at least three")
     order = sorted(found, key=natural)
     return Video(name, [found[key] for key in order], [annotated[key] for key in order])

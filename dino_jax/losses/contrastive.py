@@ -23,7 +23,7 @@ def contrastive_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array) 
       ValueError: when images and texts differ in number or width.
     """
     if images.shape != texts.shape:
-        raise ValueError(f"contrastive_loss: images {images.shape} and texts {texts.shape} are no pairs; match them.")
+        raise ValueError(f"contrastive_loss: images {images.shape} and texts {texts.shape} are not pairs; match them.")
     images, texts = images.astype(jnp.float32), texts.astype(jnp.float32)
     cosines = jnp.einsum("id,jd->ij", images, texts, precision=jax.lax.Precision.HIGHEST)
     logits = jnp.exp(log_scale.astype(jnp.float32).reshape(())) * cosines

@@ -72,7 +72,7 @@ def gram_loss(
       float32 scalar.
 
     Raises:
-      ValueError: when the two grids differ or `remove_negatives` is none of the three.
+      ValueError: when the two grids differ or `remove_negatives` is not one of the three.
     """
     if student.shape[:2] != teacher.shape[:2]:
         raise ValueError(

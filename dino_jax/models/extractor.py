@@ -95,8 +95,8 @@ class Extractor:
 
         Returns:
           "cls" `(batch, width)`, "registers" `(batch, registers, width)` and "patches" `(batch, height / patch_size,
-          width / patch_size, width)`, all after the final norm. Where a side of a convolutional network is no multiple
-          of `patch_size`, ConvNeXt rounds down and ResNet up.
+          width / patch_size, width)`, all after the final norm. For sides that are not
+          multiples of `patch_size`, ConvNeXt rounds down and ResNet up.
 
         Raises:
           ValueError: if the images do not fit the network.
@@ -148,7 +148,7 @@ class Extractor:
     def check_attention(self) -> None:
         """Raises ValueError for a network without attention."""
         if not isinstance(self.backbone, VisionTransformer):
-            raise ValueError(f"{self.name} has no attention: it is no transformer")
+            raise ValueError(f"{self.name} has no attention: it is not a transformer")
 
     def _wanted(self, layers: int | Sequence[int]) -> list[int]:
         """Returns the indices of blocks, which JAX would clamp."""
@@ -157,7 +157,7 @@ class Extractor:
         if not known:
             kind = "blocks" if isinstance(self.backbone, VisionTransformer) else "stages"
             allowed = f"1 to {count}" if isinstance(layers, int) else f"indices from {-count} to {count - 1}"
-            raise ValueError(f"{self.name} has {count} {kind}, asked for {layers}: take {allowed}")
+            raise ValueError(f"{self.name} has {count} {kind}, asked for {layers}: use {allowed}")
         return list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
 
     def _check(self, images: Array) -> None:

@@ -155,7 +155,7 @@ class ResNet(nn.Module):
         """Computes the tokens of every crop group.
 
         Args:
-          groups: by name, normalised images `(batch, height, width, in_channels)`; a side that is no multiple of the
+          groups: by name, normalised images `(batch, height, width, in_channels)`; a side that is not a multiple of the
             patch is rounded up to one.
           masks: without effect, see above.
           train: normalise by the batch.

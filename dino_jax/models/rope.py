@@ -15,7 +15,7 @@ def periods(
     `min_period` to `max_period` inclusive.
 
     Raises:
-      ValueError: if `head_dim` is no multiple of 4, or both or neither of the two forms is given.
+      ValueError: if `head_dim` is not a multiple of 4, or both or neither of the two forms is given.
     """
     if head_dim % 4:
         raise ValueError(f"head_dim = {head_dim} is not a multiple of 4, which axial RoPE needs: change width or heads")

@@ -115,8 +115,8 @@ def _middle(data: Objects, indices: list[int], options: argparse.Namespace) -> F
         filled += example.mask is not None and (0.0, 0.0, float(width), float(height)) in example.boxes
     if 2 * filled > len(indices):
         raise ValueError(
-            f"{options.data}: in {filled} of {len(indices)} masks the object reaches all edges of its image: masks of "
-            "classes will not do, a mask must be 0 outside of one object"
+            f"{options.data}: in {filled} of {len(indices)} masks the object reaches all edges of its image: class "
+            "masks will not do, a mask must be 0 outside of one object"
         )
     return findings
 

@@ -140,5 +140,5 @@ def _draw_neighbours(
     return examples(
         rows,
         folder / "neighbours.png",
-        title=f"Test images and their {SHOWN} nearest training images: green of their class, orange of another",
+        title=f"Test images and their {SHOWN} nearest training images (green: same class, orange: another)",
     )

@@ -60,7 +60,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         or options.views < 0
         or any(not 0 < r < math.inf for r in options.rates)
     ):
-        raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views not below")
+        raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views 0 or more")
     data = open_data(options)
     backbone = model.backbone
     blocks = min(linear.BLOCKS, backbone.depth) if isinstance(backbone, VisionTransformer) else 1
@@ -87,7 +87,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     rate = options.rates[index]
     title = f"Linear probe on {name}, rate {rate:g}: {accuracy:.1%} of the test images"
     if rate == max(options.rates):
-        print(f"the best rate, {rate:g}, is the largest tried: try larger ones by --rates", file=sys.stderr)
+        print(f"the best rate, {rate:g}, is the largest tried: try larger ones with --rates", file=sys.stderr)
     ids, labels = test["ids"][known], test["labels"][known]
     pictures = draw_confusions(data, ids, labels, predictions[known], folder, title=title)
     path = folder / "rates.png"

@@ -51,8 +51,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"{options.data}: {len(source)} image is too few to compare; give at least two (see --limit)")
     if options.size < 2 * model.patch_size:
         raise ValueError(
-            f"--size {options.size} holds no two patches to compare: give {2 * model.patch_size} or more, as a patch "
-            f"of {model.name} has {model.patch_size} px"
+            f"--size {options.size} does not hold two patches to compare: give {2 * model.patch_size} or more, as a "
+            f"patch of {model.name} has {model.patch_size} px"
         )
     settings = {"size": options.size, "batch_size": options.batch_size, "cache": options.cache, "progress": True}
     plain = extract_features(model, source, outputs=("cls", "patches"), **settings)

@@ -54,7 +54,7 @@ def options_of(config: Config, folder: Path) -> Options:
     """Returns what the config.json of Hugging Face in `folder` says that tensors do not show.
 
     Raises:
-      ValueError: for a model that is none of DINO's, or where it does not say all.
+      ValueError: for a model that is not one of DINO's, or when something is missing.
     """
     kind = config.get("model_type")
     if kind not in [name for name, _ in CLASSES.values()]:
@@ -73,7 +73,7 @@ def options_of(config: Config, folder: Path) -> Options:
         # Some versions of transformers gather what concerns RoPE; where both are there, the class takes the plain one.
         gathered = config.get("rope_parameters") or {}
         if not isinstance(gathered, Mapping):
-            raise ValueError(f"config.json of {folder} is damaged: rope_parameters = {gathered!r} is no mapping")
+            raise ValueError(f"config.json of {folder} is damaged: rope_parameters = {gathered!r} is not a mapping")
         rope = config if config.get("rope_theta") is not None else gathered
         options["rope_base"] = float(_number(rope, "rope_theta", folder))
     return options

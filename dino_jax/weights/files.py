@@ -91,14 +91,14 @@ def _check_replaceable(path: Path, *, folder: bool) -> None:
         return
     if not folder:
         if path.is_dir():
-            raise ValueError(f"{path} is a folder, which no file replaces: give the path of a file")
+            raise ValueError(f"{path} is a folder, which a file cannot replace: give the path of a file")
         return
     if path.is_symlink() or not path.is_dir():
-        raise ValueError(f"{path} is a file or a link, which no folder replaces: choose another --out")
+        raise ValueError(f"{path} is a file or a link, which a folder cannot replace: choose another --out")
     entries = sorted(path.iterdir())
     foreign = [entry.name for entry in entries if not _is_written(entry)]
     if foreign:
-        raise ValueError(f"{path} holds {foreign[0]}, which is no part of weights: choose another --out")
+        raise ValueError(f"{path} holds {foreign[0]}, which is not part of weights: choose another --out")
     names = {entry.name for entry in entries}
     if names and FACTS not in names and not names >= {"config.json", "model.safetensors"}:
         raise ValueError(f"{path} is not a folder of weights ({', '.join(sorted(names))}): choose another --out")

@@ -17,7 +17,7 @@ from dino_jax.weights.rules import ABSENT, LONGEST_STAGE
 
 Found = dict[str, Any]
 
-# These tell one published transformer from another; the rest follows from them or is no matter of shape.
+# These tell one published transformer from another; the rest follows from them or is not a matter of shape.
 TELLING = ("width", "depth", "patch_size", "ffn", "hidden", "registers", "qkv_bias", "layer_scaled")
 
 

@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[Flat, dict[str, Any]]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise ValueError(f"{path / FACTS} is damaged, it is no JSON: write the weights again")
+        raise ValueError(f"{path / FACTS} is damaged, it is not JSON: write the weights again")
     return flatten(read_tree(path / ARRAYS)), facts
 
 

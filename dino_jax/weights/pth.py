@@ -83,7 +83,7 @@ SAFE: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
 }
 
-# Tensors of which there is no array here: how the pickle names them, or begins to.
+# Tensors that no array here can hold: how the pickle names them, or begins to.
 UNSUPPORTED = {
     "torch ComplexFloatStorage": "complex tensors",
     "torch ComplexDoubleStorage": "complex tensors",
@@ -155,7 +155,7 @@ def read(path: str | Path) -> Any:
     except Exception as error:  # a damaged pickle or archive can make the parsers raise anything
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is cut off or damaged ({text}): fetch it again") from None
-    raise ValueError(f"{path} is no PyTorch file: it does not begin like a zip archive or a checkpoint of old PyTorch")
+    raise ValueError(f"{path} is not a PyTorch file: it begins neither like a zip archive nor like an old checkpoint")
 
 
 def _read_zip(path: Path, data: np.ndarray) -> Any:

@@ -42,8 +42,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except Unsupported as error:
         raise ValueError(f"{path} holds tensors of {error}: save it with tensors of float32") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = "its header is no JSON" if isinstance(error, json.JSONDecodeError) else f"{error}"
-        raise ValueError(f"{path} is cut off or no safetensors file ({problem}): fetch it again") from None
+        problem = "its header is not JSON" if isinstance(error, json.JSONDecodeError) else f"{error}"
+        raise ValueError(f"{path} is cut off or not a safetensors file ({problem}): fetch it again") from None
 
 
 def tensor(entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def tensor(entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     start, end = entry["data_offsets"]
     if not 0 <= start <= end <= len(data):
-        raise ValueError(f"a tensor ends {end - len(data)} bytes behind the end")
+        raise ValueError(f"a tensor ends {end - len(data)} bytes beyond the end")
     if end - start != dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise ValueError(f"shape {shape} does not fit its {end - start} bytes")
     return np.frombuffer(data, np.uint8, end - start, start).view(dtype).reshape(shape)

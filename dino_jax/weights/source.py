@@ -75,7 +75,7 @@ def open_checkpoint(path: str | Path, *, branch: str = "teacher") -> Checkpoint:
 
 
 def check_branch(branch: str) -> None:
-    """Raises ValueError for what is no branch."""
+    """Raises ValueError for what is not a branch."""
     if branch not in BRANCHES:
         raise ValueError(f"branch = {branch!r} is not one of {', '.join(BRANCHES)}")
 
@@ -134,7 +134,7 @@ def _statistics(folder: Path, timm: Mapping[str, Any]) -> dict[str, tuple[Path, 
     preprocessor, config = folder / "preprocessor_config.json", folder / "config.json"
     trained = timm.get("pretrained_cfg") or {}
     if not isinstance(trained, Mapping):
-        raise ValueError(f"{config} is damaged: pretrained_cfg = {trained!r} is no mapping; fetch it again")
+        raise ValueError(f"{config} is damaged: pretrained_cfg = {trained!r} is not a mapping; fetch it again")
     image = {key.removeprefix("image_"): x for key, x in read_json(preprocessor).items()}
     found: dict[str, tuple[Path, Any]] = {}
     for file, part in ((preprocessor, image), (config, timm), (config, trained)):
@@ -238,5 +238,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged, it is no JSON: fetch it again")
+        raise ValueError(f"{path} is damaged, it is not JSON: fetch it again")
     return content

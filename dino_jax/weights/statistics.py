@@ -32,7 +32,7 @@ def spread(statistics: Numbers, channels: int) -> Numbers:
 def problem(name: str, values: Any, channels: int) -> str | None:
     """Says what is wrong with "mean" or "std", or None."""
     if not isinstance(values, Sequence) or not all(_is_finite(x) for x in values):
-        return f"{name} = {values!r} is no list of finite numbers"
+        return f"{name} = {values!r} is not a list of finite numbers"
     if len(values) != channels:
         return f"{name} has {len(values)} numbers for {channels} channels"
     if name == "std" and min(values) <= 0:
@@ -44,7 +44,7 @@ def of_file(file: Path, name: str, values: Any, channels: int) -> Numbers:
     """Returns "mean" or "std" as a file says it; what is for three channels is spread over others.
 
     Raises:
-      ValueError: when these are no such numbers.
+      ValueError: when these are not such numbers.
     """
     there = 3 if isinstance(values, Sequence) and len(values) == 3 else channels
     wrong = problem(name, values, there)

@@ -157,7 +157,7 @@ def check_shapes(weights: Weights, path: Path) -> None:
         if there.get(name) != wanted.get(name):
             raise ValueError(
                 f"the weights in {path} do not fit these options: {name} is {there.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here: leave options out that the weights tell"
+                f"{wanted.get(name, 'absent')} here: leave out options that the weights tell"
             )
 
 
@@ -238,7 +238,7 @@ def _from_facts(facts: Mapping[str, Any], file: Path) -> Architecture:
     if facts["family"] not in list(BASES):
         raise ValueError(f"{file}: there is no family {facts['family']!r}: use {', '.join(BASES)}")
     if not isinstance(facts["options"], dict):
-        raise ValueError(f"{file} is damaged: options = {facts['options']!r} is no mapping; write the weights again")
+        raise ValueError(f"{file} is damaged: options = {facts['options']!r} is not a mapping; write the weights again")
     try:
         return Architecture(str(facts["name"]), facts["family"], facts["options"])
     except ValueError as error:

@@ -86,9 +86,9 @@ def test_16_bit_tiff_in_unusual_layouts(layout, compression):
     ("samples", "words"),
     [
         (np.zeros((24, 32), np.int16), "int16 samples have no known range"),
-        (np.zeros((2, 24, 32), np.uint16), "2 channels that are not called those of a photograph"),
-        (np.zeros((4, 24, 32), np.uint16), "4 channels that are not called those of a photograph"),
-        (np.zeros((5, 24, 32), np.uint16), "5 channels that are not called those of a photograph"),
+        (np.zeros((2, 24, 32), np.uint16), "2 channels that are not labelled as those of a photograph"),
+        (np.zeros((4, 24, 32), np.uint16), "4 channels that are not labelled as those of a photograph"),
+        (np.zeros((5, 24, 32), np.uint16), "5 channels that are not labelled as those of a photograph"),
     ],
 )
 def test_16_bit_tiff_that_is_no_photograph(samples, words):

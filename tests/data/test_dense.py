@@ -158,7 +158,7 @@ def test_bad_data_is_one_line(tmp_path, change, message):
 
 def test_unknown_layouts_are_one_line(tmp_path):
     write(tmp_path / "flat", {"a.jpg": photograph()})
-    with pytest.raises(ValueError, match="no known segmentation data"):
+    with pytest.raises(ValueError, match="is not laid out as segmentation data"):
         open_masks(tmp_path / "flat", "train")
     with pytest.raises(ValueError, match="does not exist"):
         open_masks(tmp_path / "nowhere", "train")

@@ -109,7 +109,7 @@ def test_a_missing_depth_map_is_one_line(tmp_path):
 
 def test_unknown_layouts_are_one_line(tmp_path):
     write(tmp_path, {"a.jpg": photograph()})
-    with pytest.raises(ValueError, match="no known depth data"):
+    with pytest.raises(ValueError, match="is not laid out as depth data"):
         open_depths(tmp_path, "train")
 
 

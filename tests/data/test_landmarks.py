@@ -51,7 +51,7 @@ def test_wrong_landmarks_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist"):
         open_landmarks(str(tmp_path / "nowhere"))
     folder = write(tmp_path / "a", {"imlist": NAMES})
-    with pytest.raises(ValueError, match=r"no revisited ground truth \(KeyError"):
+    with pytest.raises(ValueError, match=r"not a revisited ground truth \(KeyError"):
         open_landmarks(str(folder))
     folder = write(tmp_path / "b", TRUTH | {"gnd": TRUTH["gnd"][:1]})
     with pytest.raises(ValueError, match="2 queries and the truth of 1"):

@@ -89,9 +89,9 @@ def test_davis_2016_has_one_object(tmp_path):
         ({"images/a.jpg": photograph(), "masks/a.png": labels(0)}, "is empty: leave out images without an object"),
         ({"images/a.jpg": photograph(), "masks/a.png": labels(1, size=(12, 16))}, "12 x 16 pixels, its image 24 x 16"),
         ({"images/a.jpg": photograph()}, "has no mask of the same name"),
-        ({"a.jpg": photograph()}, "holds no known objects"),
+        ({"a.jpg": photograph()}, "holds no objects in a known layout"),
         ({"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": xml()}, "a.xml .* has no box"),
-        ({"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": "<oh"}, "is no annotation of VOC"),
+        ({"JPEGImages/a.jpg": photograph(), "Annotations/a.xml": "<oh"}, "is not an annotation of VOC"),
         ({"JPEGImages/a.jpg": photograph(), "Annotations/b.xml": xml()}, "has no annotation of the same name"),
     ],
 )

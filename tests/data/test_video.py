@@ -90,7 +90,7 @@ def test_davis_2017_read_as_2016_has_its_list_and_one_object(tmp_path):
             r"lacks ImageSets/2016/val.txt, .*; there are ImageSets/2017/val.txt: choose --year 2017 or add",
         ),
         ("2019", 2017, r"there are ImageSets/2019/val.txt: add the list"),
-        ("2019", 2019, r"year 2019 is none of DAVIS: choose among 2016, 2017"),
+        ("2019", 2019, r"DAVIS has no year 2019: choose among 2016, 2017"),
     ],
 )
 def test_davis_without_the_list_of_the_year(tmp_path, listed, year, message):
@@ -127,7 +127,7 @@ def test_bad_videos_are_one_line(tmp_path, change, message):
 
 
 def test_too_few_frames_and_no_videos(tmp_path):
-    with pytest.raises(ValueError, match="has 2 frames; tracking is scored from three on"):
+    with pytest.raises(ValueError, match="has 2 frames; tracking needs at least three"):
         open_videos(write(tmp_path / "short", clip(frames=2)))
     with pytest.raises(ValueError, match="holds no videos"):
         open_videos(write(tmp_path / "none", {"a.jpg": photograph()}))

@@ -63,10 +63,10 @@ def test_weights_are_leaves_and_statistics_too(models):
 @pytest.mark.parametrize(
     ("name", "layers", "message"),
     [
-        ("dinov2_vits14_reg", 3, "dinov2_vits14_reg has 2 blocks, asked for 3: take 1 to 2"),
-        ("dinov2_vits14_reg", 0, "asked for 0: take 1 to 2"),
-        ("dinov2_vits14_reg", (0, 2), r"asked for \(0, 2\): take indices from -2 to 1"),
-        ("dinov3_convnext_tiny", [-3], r"has 2 stages, asked for \[-3\]: take indices from -2 to 1"),
+        ("dinov2_vits14_reg", 3, "dinov2_vits14_reg has 2 blocks, asked for 3: use 1 to 2"),
+        ("dinov2_vits14_reg", 0, "asked for 0: use 1 to 2"),
+        ("dinov2_vits14_reg", (0, 2), r"asked for \(0, 2\): use indices from -2 to 1"),
+        ("dinov3_convnext_tiny", [-3], r"has 2 stages, asked for \[-3\]: use indices from -2 to 1"),
     ],
 )
 def test_blocks_that_a_network_has_not_are_refused(models, name, layers, message):

@@ -329,7 +329,7 @@ def test_masks_of_classes_are_none_of_objects(tmp_path):
     for path in (data / "train" / "masks").iterdir():  # without background
         Image.fromarray(np.asarray(Image.open(path)) % 250 + 1).save(path)
     words = ("--data", data / "train", "--size", 0)
-    with pytest.raises(ValueError, match=r"in (\d+) of \1 masks the object reaches all edges of its image: masks of"):
+    with pytest.raises(ValueError, match=r"in (\d+) of \1 masks the object reaches all edges of its image: class"):
         discovery.run(PIXELS, options("discovery", *words), tmp_path)
 
 
@@ -340,5 +340,5 @@ def test_masks_of_classes_are_none_of_objects(tmp_path):
 def test_features_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch, words, memory):
     monkeypatch.setattr(host_memory, "of_process", lambda: memory)
     data = planted.masks(tmp_path / "masks")
-    with pytest.raises(ValueError, match=r"take 0\.0 GiB of memory, and there are 0\.0: .*--limit"):
+    with pytest.raises(ValueError, match=r"take 0\.0 GiB of memory, but only 0\.0 are there: .*--limit"):
         segmentation.run(PIXELS, options("segmentation", "--data", data, "--size", 0, *words), tmp_path)

@@ -197,7 +197,7 @@ def test_rope_theta_stands_in_either_of_two_places(tmp_path):
     file.write_text(json.dumps(config | gathered | {"rope_theta": 70.0}))
     assert store.read(tmp_path / "x").architecture.options["rope_base"] == 70.0
     file.write_text(json.dumps(config | {"rope_parameters": "x"}))
-    with pytest.raises(ValueError, match="is damaged: rope_parameters = 'x' is no mapping"):
+    with pytest.raises(ValueError, match="is damaged: rope_parameters = 'x' is not a mapping"):
         store.read(tmp_path / "x")
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json of .*x lacks rope_theta"):
@@ -230,9 +230,9 @@ def test_configurations_of_transformers_that_leave_something_out(case, change, c
 @pytest.mark.parametrize(
     ("statistics", "message"),
     [
-        ({"image_mean": 0.5, "image_std": [1, 1, 1]}, "mean = 0.5 is no list of finite numbers"),
-        ({"image_mean": ["a"] * 3, "image_std": [1, 1, 1]}, "mean = .'a', 'a', 'a'. is no list of finite numbers"),
-        ({"image_mean": [None] * 3, "image_std": [1, 1, 1]}, "is no list of finite numbers"),
+        ({"image_mean": 0.5, "image_std": [1, 1, 1]}, "mean = 0.5 is not a list of finite numbers"),
+        ({"image_mean": ["a"] * 3, "image_std": [1, 1, 1]}, "mean = .'a', 'a', 'a'. is not a list of finite numbers"),
+        ({"image_mean": [None] * 3, "image_std": [1, 1, 1]}, "is not a list of finite numbers"),
         ({"image_mean": [0.5] * 3, "image_std": [0, 0, 0]}, r"std = \(0, 0, 0\) must be positive"),
         ({"image_mean": [0.5], "image_std": [1]}, "mean has 1 numbers for 3 channels"),
     ],

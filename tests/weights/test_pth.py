@@ -155,7 +155,7 @@ def test_files_that_are_cut_off(tmp_path, share):
 
 def test_other_files(tmp_path):
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match=r"page\.pth is no PyTorch file"):
+    with pytest.raises(ValueError, match=r"page\.pth is not a PyTorch file"):
         pth.read(tmp_path / "page.pth")
     with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
         archive.writestr("readme.txt", "hello")

@@ -41,14 +41,14 @@ def test_files_that_are_cut_off(tmp_path, share):
     ("entry", "problem"),
     [
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "does not fit its 4 bytes"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "behind the end"),
-        ({"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}, "behind the end"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "beyond the end"),
+        ({"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}, "beyond the end"),
         (
             {"dtype": "Q4", "shape": [2], "data_offsets": [0, 8]},
             "holds tensors of type Q4, which is not among F64, .*: save it with",
         ),
         ({"dtype": "F32", "shape": [2]}, "data_offsets"),
-        ("nonsense", "no safetensors file"),
+        ("nonsense", "not a safetensors file"),
     ],
 )
 def test_headers_that_lie(tmp_path, entry, problem):

@@ -131,7 +131,7 @@ def test_statistics_stand_in_either_of_two_places(old, tmp_path):
     weights = store.read(tmp_path / "x")
     assert (weights.mean, weights.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     file.write_text(json.dumps(config | {"pretrained_cfg": "x"}))
-    with pytest.raises(ValueError, match=r"config\.json is damaged: pretrained_cfg = 'x' is no mapping"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged: pretrained_cfg = 'x' is not a mapping"):
         store.read(tmp_path / "x")
 
 
