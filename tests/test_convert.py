@@ -113,7 +113,7 @@ def test_wrong_input_is_one_line(file, arguments, message, capsys):
 def test_a_network_without_a_class_in_transformers(tmp_path, capsys):
     store.save(tiny.weights("resnet"), tmp_path / "x.pth", "official")
     assert convert.main([str(tmp_path / "x.pth"), "--to", "hf", "--out", str(tmp_path / "y")]) == 2
-    assert "there is no class for resnet_custom in --to hf" in capsys.readouterr().err
+    assert "there is no class for resnet_custom in format 'hf'" in capsys.readouterr().err
 
 
 def test_incomplete_weights_print_their_manifest(file, tmp_path, capsys):

@@ -164,7 +164,7 @@ def few_shot(
     """
     counts = np.bincount(train_labels)
     if draws < 1:
-        raise ValueError(f"few-shot k-NN: {draws} draws give no accuracy; set --draws to 1 or more")
+        raise ValueError(f"few-shot k-NN: {draws} draws give no accuracy; set draws to 1 or more")
     if shots < 1 or counts.min() < shots:
         raise ValueError(
             f"few-shot k-NN: {draws} draws of {shots} images per class, but class {counts.argmin()} has "

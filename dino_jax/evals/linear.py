@@ -173,7 +173,7 @@ def hold_out(
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
-def check_share(share: float) -> None:
-    """Raises ValueError for a share to hold out that is not above 0 and below 1."""
+def check_share(share: float, name: str = "share") -> None:
+    """Raises ValueError for a share to hold out, called `name`, that is not above 0 and below 1."""
     if not 0 < share < 1:
-        raise ValueError(f"--validation {share:g} must lie between 0 and 1: it is the fraction to choose by")
+        raise ValueError(f"{name} {share:g} must lie between 0 and 1: it is the fraction held out to choose by")

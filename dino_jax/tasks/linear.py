@@ -61,6 +61,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         or any(not 0 < r < math.inf for r in options.rates)
     ):
         raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views 0 or more")
+    linear.check_share(options.validation, "--validation")
     data = open_data(options)
     backbone = model.backbone
     blocks = min(linear.BLOCKS, backbone.depth) if isinstance(backbone, VisionTransformer) else 1

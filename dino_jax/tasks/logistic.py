@@ -34,7 +34,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     if any(not strength > 0 for strength in options.strengths):
         raise ValueError(f"--strengths {options.strengths} must be above 0")
-    check_share(options.validation)
+    check_share(options.validation, "--validation")
     data = open_data(options)
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)

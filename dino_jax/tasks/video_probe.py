@@ -12,7 +12,7 @@ from dino_jax import host_memory, sharding
 from dino_jax.data.clips import Clips, open_clips
 from dino_jax.data.subset import evenly
 from dino_jax.evals import attentive
-from dino_jax.evals.linear import hold_out
+from dino_jax.evals.linear import check_share, hold_out
 from dino_jax.extraction import Extraction, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
@@ -53,6 +53,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         0 < rate < math.inf for rate in options.rates
     ):
         raise ValueError("--frames, --epochs, --train-batch and --rates must be above 0")
+    check_share(options.validation, "--validation")
     train, test = (clips.part(evenly(len(clips), options.limit)) for clips in open_clips(options.data, options.test))
     if len(np.unique(train.labels)) < 2:
         raise ValueError(f"--limit {options.limit} leaves no training videos of two classes: raise it")

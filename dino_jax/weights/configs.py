@@ -147,7 +147,7 @@ def _dinov2(o: Options, hidden: int, kind: str, name: str) -> Config:
 
 def _require(fits: Any, option: str, name: str, library: str = "transformers") -> None:
     if not fits:
-        raise ValueError(f"{name} of {library} cannot be built with this network's {option}: choose another --to")
+        raise ValueError(f"{name} of {library} cannot be built with this network's {option}: choose another format")
 
 
 def _differs_in_size_alone(options: Options, published: Options) -> bool:

@@ -114,7 +114,7 @@ def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) ->
     out = mapping.to_theirs(weights.params, layout, weights.architecture.options, leftover=weights.leftover, drop=drop)
     if to == "official":
         if out.aside:
-            raise ValueError(f"{layout.name} has no place for {', '.join(out.aside)}: choose another --to")
+            raise ValueError(f"{layout.name} has no place for {', '.join(out.aside)}: choose another format")
         pth_writer.write(path, out.tensors)
         return out.manifest
     aside = {f"ours/{name}": x for name, x in out.aside.items()}
@@ -252,7 +252,7 @@ def layout_for(architecture: Architecture, to: str) -> Layout:
       ValueError: for an unknown format, or one without a class for this network.
     """
     if to not in FORMATS:
-        raise ValueError(f"--to {to!r} is not one of {', '.join(FORMATS)}")
+        raise ValueError(f"to = {to!r} is not one of {', '.join(FORMATS)}")
     names = {
         "official": {"dino": "v1", "dinov2": "v2", "dinov3": "v3", "convnext": "convnext", "resnet": "resnet"},
         "hf": {"dino": "dino", "dinov2": "dinov2", "dinov3": "dinov3", "convnext": "convnext"},
@@ -260,7 +260,7 @@ def layout_for(architecture: Architecture, to: str) -> Layout:
     }[to]
     if architecture.family not in names:
         raise ValueError(
-            f"there is no class for {architecture.name} in --to {to}: choose another of {', '.join(FORMATS)}"
+            f"there is no class for {architecture.name} in format {to!r}: choose another of {', '.join(FORMATS)}"
         )
     name = f"{to}_{names[architecture.family]}"
     registers = architecture.family == "dinov2" and architecture.options["registers"] and to != "official"

@@ -117,7 +117,7 @@ def test_few_shot_with_all_images_is_the_whole_set(clusters):
     assert few_shot(*parts, shots=30, draws=2).tolist() == [expected] * 2
     with pytest.raises(ValueError, match="class 0 has 30 training images"):
         few_shot(*parts, shots=31)
-    with pytest.raises(ValueError, match="set --draws to 1 or more"):
+    with pytest.raises(ValueError, match="set draws to 1 or more"):
         few_shot(*parts, shots=1, draws=0)
 
 

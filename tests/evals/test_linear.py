@@ -104,6 +104,8 @@ def test_hold_out_takes_of_every_class_and_needs_two():
     assert not np.array_equal(linear.hold_out(labels, share=0.1, seed=1)[1], held)
     with pytest.raises(ValueError, match="class 3 has a single training sample"):
         linear.hold_out(np.append(labels, 3), share=0.1, seed=0)
+    with pytest.raises(ValueError, match=r"share 1\.5 must lie between 0 and 1"):
+        linear.hold_out(labels, share=1.5, seed=0)
 
 
 def test_one_class_is_refused():
