@@ -1,8 +1,8 @@
 """Continues self-supervised training from released weights on a folder of images; the variant names the model.
 
-First the new heads learn on top of the frozen backbone, then everything, with little learning rate and less of it the
-deeper a layer lies. The losses are those of the model's generation (ResNet-50 and ConvNeXt: without iBOT, and with one
-learning rate for all layers). Student and teacher begin as the released model.
+First the new heads learn on top of the frozen backbone, then everything, with a small learning rate that is smaller
+the deeper a layer lies. The losses are those of the model's generation (ResNet-50 and ConvNeXt: without iBOT, and with
+one learning rate for all layers). Student and teacher begin as the released model.
 Paper: DINO (arXiv 2104.14294), DINOv2 (2304.07193), DINOv3 (2508.10104); not a published setting.
 Hardware: one GPU with 40 GB (ViT-S to ViT-L with a smaller batch); with several, the batch is split.
 Time and score: not run.

@@ -7,7 +7,7 @@ Time and score here: not run.
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v2_vitg14.py --workdir DIR
   --config.data.path=IMAGES
 
-Differs from the published run as does `v2_vitl14.py`.
+Differs from the published run in the same way as `v2_vitl14.py`.
 """
 
 from dino_jax import config

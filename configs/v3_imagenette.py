@@ -1,7 +1,7 @@
 """The generations on Imagenette at 96 pixels (7,000 training, 1,800 test images): DINOv3 with a Gram phase, and others.
 
-Variants: a device, `gpu` (ViT-S/8, 200 epochs) or `cpu` (a ViT of 2 M parameters, patch 12, 12 epochs), and for what is
-  not DINOv3 `_no_gram` (the last phase without its Gram loss), `_v2` or `_v1`, on the same budget: `cpu_v2`.
+Variants: a device, `gpu` (ViT-S/8, 200 epochs) or `cpu` (a ViT of 2 M parameters, patch 12, 12 epochs), alone for
+  DINOv3 or followed by `_no_gram` (the last phase without its Gram loss), `_v2` or `_v1`, on the same budget.
 Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294) at small size; not published settings.
 Data: tars of <class>/<id>.jpg at data.path and data.test_path; images and masks at eval.dense.path ('' for none).
 Hardware: `gpu`: one accelerator; scores and times: not run. `cpu`: 2 CPU cores, 75 minutes if nothing else runs;

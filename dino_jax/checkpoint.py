@@ -212,7 +212,7 @@ def with_sharding(shapes: Any, mesh: Mesh) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Returns the telling part of an error of Orbax or TensorStore, which run over many lines."""
+    """Returns the telling part of an error of Orbax or TensorStore, whose errors run over many lines."""
     text = " ".join(str(error).split()).split(". See full TensorStore details")[0] or type(error).__name__
     if jax.process_count() > 1 and any(words in text for words in LOST_EACH_OTHER):
         return "another process has ended; its output says why"

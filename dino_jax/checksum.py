@@ -17,8 +17,8 @@ from dino_jax import sharding
 def checksums(tree: Any) -> Any:
     """Returns a uint32 scalar for every array of a tree.
 
-    On one device by a program for each shape, which compiles far faster than one for all. Sums that cross devices are
-    in one program: several under way may meet in another order on each device, and wait for ever.
+    On one device, each shape has its own program, which compiles far faster than one for all. Sums that cross devices
+    are in one program: several under way could meet in a different order on each device and wait for ever.
     """
     alone = all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(tree) if isinstance(x, Array))
     return jax.tree.map(_checksum, tree) if alone else _checksums(tree)

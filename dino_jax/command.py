@@ -97,7 +97,7 @@ def _starts_devices(error: BaseException) -> bool:
 def leave_on_signals(words: str) -> None:
     """Lets Ctrl-C (with exit code 130) and SIGTERM (0) end the process at once, as long as there is nothing to save.
 
-    Python would raise KeyboardInterrupt, which some of what is imported swallows or takes for an error of its own.
+    Python would raise KeyboardInterrupt, which some imported code swallows or takes for an error of its own.
     """
     signal.signal(signal.SIGINT, lambda *_: leave(130, words))
     text = "stopped, there was nothing new to save: run the same command to continue"

@@ -14,7 +14,7 @@ def default() -> ConfigDict:
     """Returns the configuration that every recipe starts from, closed to new keys; add phases with `set_phases`."""
     c = ConfigDict()
     c.seed = 0  # weights, data order, crops, masks and stochastic depth
-    c.precision = "bfloat16"  # of the forward and backward passes; parameters and losses stay float32
+    c.precision = "bfloat16"  # type of the forward and backward passes; parameters and losses stay float32
     c.model = model("dinov3_vits16")
     c.dino_head = head(prototypes=65_536)
     c.ibot_head = head(prototypes=65_536)  # unused where loss.ibot is 0 in all phases
@@ -29,7 +29,7 @@ def default() -> ConfigDict:
     c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
     c.data.window_size = 96  # pixels; of the windows cut from the packaged photographs
     c.data.windows_per_photograph = 512  # in training; a quarter of it held out
-    c.data.workers = 0  # processes that decode and crop; 0 uses a thread of this one
+    c.data.workers = 0  # processes that decode and crop; 0 uses a thread of the training process
     c.data.max_bad_share = 0.05  # stop when more than this share of the images cannot be read
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet statistics, of images in [0, 1]
     c.data.std = (0.229, 0.224, 0.225)
@@ -44,7 +44,7 @@ def default() -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps
     c.checkpoint.keep_last = 3
-    c.checkpoint.keep_every = 0  # steps, a multiple of `every`; keep the checkpoints of each, for ever; 0 keeps none
+    c.checkpoint.keep_every = 0  # steps, a multiple of `every`; checkpoints at its multiples stay for ever; 0: none
 
     c.log = ConfigDict()
     c.log.every = 10  # steps
@@ -53,7 +53,7 @@ def default() -> ConfigDict:
 
     c.nonfinite_limit = 10  # stop after this many skipped updates in a row
 
-    # What is measured of the EMA teacher while it trains, each protocol with its period; 0 only at the end.
+    # How the EMA teacher is measured while it trains, each protocol with its period (0: only at the end).
     c.eval = ConfigDict()
     c.eval.size = 224  # pixels; side of the evaluated images
     c.eval.knn = ConfigDict()  # weighted k-NN accuracy on the images of data.test_path: the global quality
@@ -63,7 +63,7 @@ def default() -> ConfigDict:
     c.eval.dense = ConfigDict()  # mIoU of a linear probe on patches, in closed form: the dense quality
     c.eval.dense.every = 5000  # steps
     c.eval.dense.path = ""  # folder or tar of {train,val}/{images,masks}; "" has none
-    c.eval.dense.images = 200  # of each split at most, spread evenly
+    c.eval.dense.images = 200  # maximum of each split, spread evenly
     c.eval.quality = ConfigDict()  # effective rank, uniformity, patch consistency; needs no labels
     c.eval.quality.every = 5000  # steps
     c.eval.quality.images = 512

@@ -21,7 +21,7 @@ FREE = (
     *("name", "parent", "drop_path", "layer_scale", "shards", "remat", "attention", "dtype"),
     *("rope_shift", "rope_jitter", "rope_rescale"),
     *("pos_offset", "pos_antialias"),  # how positions are resized, in which the libraries differ for the same weights
-    "norm_epsilon",  # the libraries differ in this too; each is nothing beside the variance of trained features
+    "norm_epsilon",  # the libraries differ in this too; each is negligible beside the variance of trained features
 )
 
 

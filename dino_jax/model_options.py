@@ -36,7 +36,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(options: argparse.Namespace) -> Extractor:
-    """Loads the model that the options of `add_weights`, or those of `add_model` and `--dtype` where they are, name.
+    """Loads the model named by the options of `add_weights`, or by those of `add_model` and `--dtype` if there are any.
 
     Raises:
       ValueError: for weights that cannot be loaded, or statistics that do not fit the channels.
@@ -73,7 +73,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
-    """Opens the images of the options of `add_images`, then loads the model of those of `add_model`.
+    """Opens the images that the options of `add_images` name, then loads the model that those of `add_model` name.
 
     Raises:
       ValueError: as `load_model`, or for images that are not there or cannot be read in the model's channels.

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A named part of a run, from step `first` up to and without `last`.
+    """A named part of a run, from step `first` up to but not including `last`.
 
     Attributes:
       options: what `config.phase` describes; its steps and schedules count from `first`.

@@ -186,7 +186,7 @@ class Scores:
 
 
 def check_readable(source: Source) -> None:
-    """Raises ValueError when none of some images of a source, spread evenly, can be used."""
+    """Raises ValueError when none of a few images of a source, spread evenly, can be used."""
     some = evenly(len(source), TRIED)
     reasons = (why(source, index) for index in some)
     if all(reason != USABLE for reason in reasons):

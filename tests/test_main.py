@@ -49,7 +49,7 @@ def workdir(tmp_path):
         (["--config.seed"], "--config.seed needs a value: --config.seed=VALUE"),
         (["--sead=1"], "unknown argument '--sead=1': values of the recipe are changed by --config.KEY=VALUE"),
         (["--config.phases.gram.crops.global_size=30"], "is not a multiple of model.patch_size = 8: use 32"),
-        (["--config.data.path="], "data.path: it is empty, but data source 'folder' needs the place of the images"),
+        (["--config.data.path="], "data.path: it is empty, but data source 'folder' needs a path to the images"),
         (["--config.data.path=/nowhere"], "data.path: /nowhere does not exist"),
         (["--config.mesh.fsdp=5"], "mesh.fsdp = 5 do not use the"),
     ],

@@ -12,7 +12,7 @@ from dino_jax.data import tiff
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
-# Of large images and of damaged EXIF data, neither of which keeps an image from being used.
+# About large images and damaged EXIF data, neither of which keeps an image from being used.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 

@@ -32,7 +32,7 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
       limit: at most so many images of each, spread evenly.
 
     Raises:
-      ValueError: a path is missing, a class is empty, there are fewer than two, or the test images have a further one.
+      ValueError: a path is missing, a class is empty, there are fewer than two, or only the test images have it.
     """
     train_place, test_place = (path, test_path) if test_path else _splits(path)
     train, test = _open(train_place), _open(test_place)

@@ -22,7 +22,7 @@ from dino_jax.data.workers import initialize_worker, signals_held_back
 
 Batch = dict[str, np.ndarray]
 
-ATTEMPTS = 64  # replacements of one unreadable image; so many in a row means that hardly any image is readable
+ATTEMPTS = 64  # replacements of one unreadable image; this many in a row mean that hardly any image is readable
 NOTHING_READABLE = -1  # the id of a sample for which none of them was
 # Each worker holds a batch that is ready and one in the making.
 WORKER_BUFFER = 1

@@ -15,9 +15,9 @@ Batch = dict[str, np.ndarray]
 Sample = tuple[np.ndarray, int]
 Prepare = Callable[[np.ndarray], np.ndarray]
 
-BATCHES_AHEAD = 2  # in the making beside the one that is out
+BATCHES_AHEAD = 2  # in the making besides the one handed out
 MOST_THREADS = 32
-# Images of many shapes wait for others of their own; so many batches of them may wait at once.
+# Images of many shapes wait for others of the same shape; at most this many batches of them wait at once.
 MOST_WAITING = 4
 PROBED = 8
 USABLE = "readable now"  # the reason of an image that can be used

@@ -63,7 +63,7 @@ def open_source(source: str, path: str) -> Source:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data source must be one of {SOURCES}, got {source!r}{hint}")
     if not path:
-        raise ValueError(f"it is empty, but data source {source!r} needs the place of the images")
+        raise ValueError(f"it is empty, but data source {source!r} needs a path to the images")
     place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f"{place} does not exist")

@@ -16,7 +16,7 @@ def inflate_patch_embed(params: Params, in_channels: int) -> Params:
 
     The first kernel is repeated along its channels, R G B R G ..., and scaled so that its sum stays in proportion:
     where all channels are equal and their number is a multiple, features stay as they were. One channel gets the sum of
-    all. It is what timm does.
+    all. timm does the same.
 
     Args:
       params: of a `VisionTransformer`, `ConvNext` or `ResNet`; not changed.

@@ -17,8 +17,8 @@ Table = tuple[Array, Array]
 # PyTorch's trunc_normal_(std=0.02) cuts at an absolute +-2, a hundred deviations away: it is a plain normal.
 normal_init = nn.initializers.normal(0.02)
 
-# Above, attention is computed in blocks: of the 47,600 tokens of a photograph of 12 megapixels, one head has 9 GB of
-# weights. Crops in training stay below; those of DINOv3's last phase, of 768 pixels, have 2309 tokens.
+# Above this, attention is computed in blocks: for the 47,600 tokens of a photograph of 12 megapixels, one head has
+# 9 GB of weights. Crops in training stay below; those of DINOv3's last phase, of 768 pixels, have 2309 tokens.
 MOST_WHOLE = 4096  # keys
 QUERY_BLOCK = 256
 
@@ -130,7 +130,7 @@ def attend_heads(q: Array, k: Array, v: Array) -> Array:
 
 
 def attend_by_blocks(q: Array, k: Array, v: Array, *, block: int) -> Array:
-    """Computes `attend_heads` for `block` queries after another, each over all keys: the same result, less memory.
+    """Computes `attend_heads` for one block of queries after another, each over all keys: the same result, less memory.
 
     The backward pass forms the weights of a block again.
     """
@@ -183,8 +183,8 @@ class Attention(nn.Module):
 def gelu(x: Array) -> Array:
     """Computes the exact GELU, `x * (1 + erf(x / sqrt(2))) / 2`, in float32.
 
-    As PyTorch does; `jax.nn.gelu` takes erfc, which is finer far below zero (where this is off by 1e-6) and four times
-    slower on CPUs.
+    As PyTorch does; `jax.nn.gelu` takes erfc, which is more accurate far below zero (where this is off by 1e-6) and four
+    times slower on CPUs.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)

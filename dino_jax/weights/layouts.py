@@ -198,7 +198,7 @@ LAYOUTS = {
         ),
     )
 }
-# timm has taken over torchvision's names.
+# timm uses torchvision's names.
 LAYOUTS["timm_resnet"] = dataclasses.replace(LAYOUTS["official_resnet"], name="timm_resnet")
 
 
