@@ -140,7 +140,7 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     """Finds what each phase may have, but not together with the others or with the networks."""
     with_ibot = any(p.loss.ibot for p in phases)
     if c.share_head and not with_ibot:
-        yield "share_head = True has no effect with loss.ibot = 0 in all phases: set one of them"
+        yield "share_head = True has no effect with loss.ibot = 0 in all phases: change one of them"
     if with_ibot and not c.share_head and (c.dino_head.gain == "frozen") != (c.ibot_head.gain == "frozen"):
         yield (
             f"dino_head.gain = {c.dino_head.gain!r} and ibot_head.gain = {c.ibot_head.gain!r}: freeze both or none, as "
@@ -149,13 +149,13 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     if network_class(c.model) is not VisionTransformer:
         yield from _convolutional_problems(c, phases)
     if with_ibot and not c.model.get("masking", True):
-        yield "loss.ibot needs a mask token, which model.masking = False does not have: set one of them"
+        yield "loss.ibot needs a mask token, which model.masking = False does not have: change one of them"
     for name, p in zip(c.phase_order, phases, strict=True):
         weight = p.schedules.gram_weight
         if p.gram.teacher != "none" and not max(weight.start, weight.peak, weight.end):
             yield (
                 f"phases.{name}.gram.teacher = {p.gram.teacher!r} has no effect with schedules.gram_weight = 0: "
-                "set one of them"
+                "change one of them"
             )
     names = [p.optim.name for p in phases]
     if len(set(names)) > 1:
@@ -201,7 +201,7 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
         if not 0 <= low <= high <= 1 or not high:
             yield f"{prefix}{key} = {(low, high)} must be two shares, 0 <= low <= high <= 1, and high above 0"
     if not (p.loss.dino or p.loss.ibot or p.loss.koleo or p.gram.teacher != "none"):
-        yield f"{prefix}loss.dino, ibot and koleo are all 0: nothing would be learnt, set one of them"
+        yield f"{prefix}loss.dino, ibot and koleo are all 0: nothing would be learnt, set one of them above 0"
     if p.loss.ibot and p.batch_size % p.masks.group_size:
         yield (
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "

@@ -183,8 +183,8 @@ class Attention(nn.Module):
 def gelu(x: Array) -> Array:
     """Computes the exact GELU, `x * (1 + erf(x / sqrt(2))) / 2`, in float32.
 
-    As PyTorch does; `jax.nn.gelu` takes erfc, which is more accurate far below zero (where this is off by 1e-6) and four
-    times slower on CPUs.
+    As PyTorch does; `jax.nn.gelu` takes erfc, which is more accurate far below zero (where this is off by 1e-6) and
+    four times slower on CPUs.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
