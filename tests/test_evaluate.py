@@ -94,7 +94,7 @@ def test_where_the_numbers_go_is_checked_first(planted, monkeypatch, tmp_path, c
     monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the weights were loaded"))
     arguments = ["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out", "--json"]
     assert evaluate.main([*arguments, f"{tmp_path}"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path} cannot be written: it is a folder, give a file in it\n"
+    assert capsys.readouterr().err == f"error: {tmp_path} cannot be written: it is a folder; give a file in it\n"
     (tmp_path / "file").touch()
     assert evaluate.main([*arguments, f"{tmp_path}/file/n.json"]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     assert export.main([*options, "--size", "16", "--platforms", "tpu"]) == 2
     assert "compared with the model on this machine: add cpu to --platforms" in capsys.readouterr().err
     assert export.main(["--weights", "x", "--out", str(tmp_path), "--size", "16"]) == 2
-    assert "it is a folder, give a file in it" in capsys.readouterr().err
+    assert "it is a folder; give a file in it" in capsys.readouterr().err
 
 
 def test_too_large_for_one_file(model, tmp_path, monkeypatch):
