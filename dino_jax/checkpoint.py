@@ -226,7 +226,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keeps what Orbax prints beside its errors out of a user's sight; catch the errors inside, then collect."""
+    """Hides from the user what Orbax prints beside its errors; catch the errors inside, then collect."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)

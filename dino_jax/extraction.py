@@ -30,7 +30,7 @@ from dino_jax.data.sources import Source
 from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 
-# A shard is what a kill can cost. It holds at most so many images, fewer where they would take more than these bytes.
+# A shard is what a kill can cost. It holds at most this many images, fewer if they would take more than these bytes.
 MOST_IMAGES = 4096
 MOST_BYTES = 256 * 2**20
 LEAST_IMAGES = 16

@@ -247,7 +247,7 @@ def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
 
 
 def _mixture_problems(key: str, p: ConfigDict, patch: int, known_snapshots: set[str]) -> Iterator[str]:
-    """Finds what is wrong with the further sizes of a phase's crops, each of which must do as the phase's only one."""
+    """Finds what is wrong with the further crop sizes of a phase, each of which must be valid as its only one."""
     rows = p.crops.mixture
     for row in rows:
         if not (isinstance(row, tuple) and [type(value) for value in row] in ([float, int, int, int], [int] * 4)):

@@ -9,7 +9,7 @@ from dino_jax.data.sources import Source
 SAMPLED = 8  # images whose pixels tell sources apart that have the same names
 
 Fingerprint = dict[str, Any]
-"""Digests of a source: "names", and "samples", of which an image that cannot be used has None."""
+"""Digests of a source: "names", and "samples", where an image that cannot be used has None."""
 
 
 def fingerprint(source: Source) -> Fingerprint:

@@ -29,7 +29,7 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
     Args:
       path: training images (see `open_path`), or a folder with `train` and `val` or `test`, as ImageNet is laid out.
       test_path: test images; "" when `path` holds both.
-      limit: at most so many images of each, spread evenly.
+      limit: at most this many images of each, spread evenly.
 
     Raises:
       ValueError: a path is missing, a class is empty, there are fewer than two, or only the test images have it.

@@ -49,7 +49,7 @@ class Page:
         """Decodes the page to `(height, width, channels)` in the type of the file; white is always the largest value.
 
         Args:
-          pages: where the file has just so many, all of one channel and one size, each is a channel.
+          pages: if the file has exactly this many, all of one channel and one size, each is a channel.
 
         Raises:
           ValueError: for a volume, or a compression that needs more than is installed.

@@ -16,7 +16,7 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 # Training samples whose similarities to one block of queries are held at once: 256 MiB for 512 queries.
 CHUNK = 131_072
-SORTING = 2.5  # what sorting a candidate costs beside sorting a maximum in, measured on a 2-core CPU
+SORTING = 2.5  # cost of sorting a candidate relative to sorting in a maximum, measured on a 2-core CPU
 
 
 def knn(
@@ -71,7 +71,7 @@ def neighbours(
       train_features: `(train, dim)`, any float dtype; features are L2-normalised here.
       queries: `(queries, dim)`.
       k: number of neighbours.
-      block: queries at a time, of which there may be two on their way.
+      block: queries at a time; two blocks may be on their way.
       chunk: training samples at a time.
       placement: spreads each block of queries over devices, such as `sharding.batch(mesh)`; they divide `block`.
       whole: holds the training set on the same devices, such as `sharding.replicated(mesh)`.

@@ -205,7 +205,7 @@ def predict_masks(
       patches: `(images, grid_height, grid_width, dim)`.
       weights, bias: `(dim, classes)` and `(classes,)`.
       size: height and width of the result.
-      pad_to: compiles for so many images, however many there are.
+      pad_to: compiles for this many images, however many there are.
 
     Returns:
       int32 `(images, height, width)`.

@@ -68,7 +68,7 @@ class Extractor:
         """Brings images `(..., height, width, channels)`, uint8, uint16 or floats in [0, 1], to the network's range.
 
         Raises:
-          ValueError: for other types, of which nobody knows the largest value.
+          ValueError: for other types, whose largest value is unknown.
         """
         # JAX would take 64-bit integers for 32-bit ones.
         images = images if isinstance(images, Array) else np.asarray(images)

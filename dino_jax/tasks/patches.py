@@ -1,4 +1,4 @@
-"""Patch features for the dense tasks: of a model, and of raw pixels to stand beside it."""
+"""Patch features for the dense tasks: of a model, and of raw pixels for comparison."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 
-CELLS = 4  # raw pixels: a patch is shrunk to so many cells a side
+CELLS = 4  # raw pixels: a patch is shrunk to this many cells a side
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["patch_size"])
