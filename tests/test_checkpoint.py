@@ -119,7 +119,7 @@ def test_a_good_checkpoint_is_not_set_aside_for_what_the_machine_does(saved, tmp
 
     with (
         monkeypatch.context() as patched,
-        pytest.raises(OSError, match=r"checkpoint 2 in .* now \(RESOURCE_EXH.*\): mend"),
+        pytest.raises(OSError, match=r"checkpoint 2 in .* now \(RESOURCE_EXH.*\): fix that"),
     ):
         patched.setattr(ocp.StandardCheckpointHandler, "restore", restore_nothing)
         restore(tmp_path / "run", like)

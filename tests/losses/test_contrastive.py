@@ -49,7 +49,7 @@ def test_a_batch_that_all_looks_alike_costs_a_blind_guess():
 
 
 def test_unpaired():
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="not pairs"):
         contrastive_loss(jnp.ones((3, 2)), jnp.ones((4, 2)), jnp.float32(1.0))
 
 
