@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A named part of a run, from step `first` up to but not including `last`.
+    """A named part of a run: its steps are `first` + 1 to `last`, counted from 1.
 
     Attributes:
       options: what `config.phase` describes; its steps and schedules count from `first`.
@@ -89,7 +89,7 @@ def in_order(config: ConfigDict) -> list[Phase]:
 
 
 def by_size(options: ConfigDict) -> list[tuple[float, ConfigDict]]:
-    """Lists the options of a phase for each of its crop sizes (`crops.mixture`), with its share of the batches."""
+    """Lists the options of a phase for each of its crop sizes (`crops.mixture`), after the share of batches with it."""
     mixture = options.crops.mixture
     out = [(1.0 - sum(share for share, *_ in mixture), options)]
     for share, global_size, local_size, gram_size in mixture:
