@@ -1,4 +1,4 @@
-"""Makes sure that the processes of a run are of one mind before they compute together."""
+"""Makes sure that the processes of a run agree before they compute together."""
 
 import os
 import time

@@ -61,7 +61,7 @@ class Report:
             try:
                 drawn = self.draw(state, records, final)
             except (OSError, ValueError) as error:  # the numbers are worth having without them
-                problem = f"the pictures could not be drawn ({error}): mend that, and the same command draws them"
+                problem = f"the pictures could not be drawn ({error}): fix that and run the same command to draw them"
         results |= {"train/step": int(state.step), "time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
             self.show(results, drawn, problem)

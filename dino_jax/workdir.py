@@ -77,7 +77,7 @@ class Workdir:
         self._longest_period = now["checkpoint.every"]
         words = ""
         if self.begun() and not file.exists():
-            raise ValueError(f"{file} is missing, but a run has begun there: bring it back, or use another workdir")
+            raise ValueError(f"{file} is missing, but a run has begun there: restore it, or use another workdir")
         if self.begun():
             try:
                 before = json.loads(file.read_text())
