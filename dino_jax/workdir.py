@@ -129,7 +129,8 @@ class Workdir:
 
     def _begun_phases(self, values: dict[str, Any]) -> list[str]:
         """Lists the phases of a configuration that began before the newest checkpoint."""
-        saved = max((int(file.parent.name) for file in self.path.glob("checkpoints/*/_CHECKPOINT_METADATA")), default=0)
+        whole = [file.parent.name for file in self.path.glob("checkpoints/*/_CHECKPOINT_METADATA")]
+        saved = max((int(name) for name in whole if name.isdecimal()), default=0)
         begun, first = [], 0
         for name in values.get("phase_order", ()):
             if first >= max(saved, 1):

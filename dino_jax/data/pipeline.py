@@ -4,6 +4,7 @@ A batch is a pure function of its number, whatever the number of worker processe
 whole state of the input is that number.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -139,10 +140,13 @@ class TrainBatches(grain.DatasetIterator):
         self._iterator: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
+        starting = self._iterator is None and self._workers > 0
         self.start_prefetch()
         assert self._iterator is not None
         try:
-            batch = next(self._iterator)
+            # Grain starts its processes when the first batch is asked for.
+            with signals_held_back() if starting else contextlib.nullcontext():
+                batch = next(self._iterator)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
@@ -176,8 +180,7 @@ class TrainBatches(grain.DatasetIterator):
                     flags.FLAGS.mark_as_parsed()
                 batches = batches.mp_prefetch(options, worker_init_fn=initialize_worker)
             self._iterator = iter(batches)
-            with signals_held_back():
-                self._iterator.start_prefetch()
+            self._iterator.start_prefetch()
 
     def close(self) -> None:
         """Stops the workers."""

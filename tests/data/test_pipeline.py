@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import grain
@@ -254,10 +255,19 @@ def test_a_killed_worker_surfaces():
     batches.close()
 
 
+def terminate_the_first():
+    while not (workers := multiprocessing.active_children()):
+        time.sleep(0.01)
+    os.kill(workers[0].pid, signal.SIGTERM)
+
+
 def test_workers_work_on_when_a_cluster_terminates_the_group():
     whole = take(train_batches(Squares(16), **OPTIONS), 4)
     batches = train_batches(Squares(16), workers=1, **OPTIONS)
+    terminator = threading.Thread(target=terminate_the_first)  # while the worker still imports
+    terminator.start()
     first = take(batches, 1)
+    terminator.join()
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGTERM)
     assert_same(first + take(batches, 3), whole)
