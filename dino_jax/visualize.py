@@ -12,8 +12,10 @@ from dino_jax import command, model_options
 from dino_jax.data.sources import Source
 from dino_jax.data.subset import middles
 from dino_jax.models import Extractor
-from dino_jax.pictures import film, tiles
+from dino_jax.pictures import film
+from dino_jax.pictures.colors import glow, heat, paint_components
 from dino_jax.pictures.components import Components, shared_components
+from dino_jax.pictures.page import in_rows, overview, page, save
 from dino_jax.pictures.similarity import similarity_page
 from dino_jax.views import Attention, cls_attention, open_some, patch_features, photographs, sequences
 
@@ -24,7 +26,6 @@ KINDS = {
     "video": "attention and components of the frames of a video, as GIF and MP4",
 }
 PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
-OVERVIEW = 240  # height of an image in the overview
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,8 +82,8 @@ def draw_pca(model: Extractor, source: Source, options: argparse.Namespace) -> l
         pairs.append((name, [_shown(image), _components(image, grid, components)]))
     paths = _named_files(options.out / "pca", pairs)
     for path, (_, pair) in zip(paths, pairs, strict=True):
-        tiles.save(tiles.tile([("", picture) for picture in pair], columns=2), path)
-    return [tiles.save(tiles.overview(pairs, height=OVERVIEW), options.out / "pca.png"), *paths]
+        save(page([[("", picture) for picture in pair]]), path)
+    return [save(overview(pairs), options.out / "pca.png"), *paths]
 
 
 def draw_attention(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
@@ -90,7 +91,7 @@ def draw_attention(model: Extractor, source: Source, options: argparse.Namespace
     opened = _opened(model, source, options)
     paths = _named_files(options.out / "attention", opened)
     for path, (_, image) in zip(paths, opened, strict=True):
-        tiles.save(attention_sheet(_shown(image), cls_attention(model, image)), path)
+        save(attention_sheet(_shown(image), cls_attention(model, image)), path)
     return paths
 
 
@@ -119,8 +120,8 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     frames = []
     for image, weights, grid in zip(opened, maps, grids, strict=True):
         shown = _shown(image)
-        panels = [shown, tiles.glow(shown, weights, high=high), _components(image, grid, components)]
-        frames.append(tiles.tile([("", panel) for panel in panels], columns=3 if image.shape[1] < 900 else 1))
+        panels = [shown, glow(shown, weights, high=high), _components(image, grid, components)]
+        frames.append(page(in_rows([("", panel) for panel in panels], 3 if image.shape[1] < 900 else 1)))
     stem = f"video-{name.replace('/', '-') or _name_of(Path(options.images))}"
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
@@ -135,12 +136,12 @@ def attention_sheet(image: np.ndarray, attention: Attention) -> np.ndarray:
     mean = attention.maps.mean(0)
     panels = [
         ("image", image),
-        (f"mean of {len(attention.maps)} heads", tiles.glow(image, mean, high=float(np.percentile(mean, PEAK)))),
+        (f"mean of {len(attention.maps)} heads", glow(image, mean, high=float(np.percentile(mean, PEAK)))),
     ]
     for head, (weights, shares) in enumerate(zip(attention.maps, attention.shares, strict=True), start=1):
-        drawn = tiles.heat(weights, high=float(np.percentile(weights, PEAK)), height=height, width=width)
+        drawn = heat(weights, high=float(np.percentile(weights, PEAK)), height=height, width=width)
         panels.append((f"head {head}: {_shares(shares)}", drawn))
-    return tiles.tile(panels, columns=4 if len(panels) > 6 else 3)
+    return page(in_rows(panels, 4 if len(panels) > 6 else 3))
 
 
 def _shares(shares: np.ndarray) -> str:
@@ -150,7 +151,7 @@ def _shares(shares: np.ndarray) -> str:
 
 def _components(image: np.ndarray, grid: np.ndarray, components: Components) -> np.ndarray:
     height, width = image.shape[:2]
-    return tiles.paint_components(components.colors(grid), components.foreground(grid), height=height, width=width)
+    return paint_components(components.colors(grid), components.foreground(grid), height=height, width=width)
 
 
 def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:

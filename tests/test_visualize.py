@@ -9,6 +9,7 @@ from PIL import Image
 import dino_jax
 from dino_jax import pretrained, views, visualize
 from dino_jax.data.sources import open_path
+from dino_jax.pictures.page import GAP
 from tests.data.images import encode, photograph
 from tests.tiny_model import tiny_model
 
@@ -70,7 +71,7 @@ def test_pca_draws_each_image_at_its_size_and_all_together(draw, folder):
     done = draw("pca", folder)
     assert done.files == ["pca.png", "pca/cats-a.png", "pca/cats-b.png", "pca/dogs-a.png"]
     sheet = np.asarray(Image.open(done.folder / "pca/cats-a.png"))
-    np.testing.assert_array_equal(sheet[6:30, 6:38], photograph(24, 32))
+    np.testing.assert_array_equal(sheet[GAP : GAP + 24, GAP : GAP + 32], photograph(24, 32))
     assert draw("pca", folder, "--foreground", "--number", "1").files == ["pca.png", "pca/cats-b.png"]
 
 
@@ -135,7 +136,7 @@ def test_video_takes_frames_in_order_and_no_masks(draw, tmp_path, model):
     done = draw("video", tmp_path / "videos.tar", "--sequence", "cow", "--number", "4")
     assert done.files[0] == "video-cow.gif"
     with Image.open(done.folder / "video-cow.gif") as written:
-        assert (written.n_frames, written.size) == (4, (3 * 32 + 4 * 6, 24 + 2 * 6))
+        assert (written.n_frames, written.size) == (4, (3 * 32 + 4 * GAP, 24 + 2 * GAP))
     missing = draw("video", tmp_path / "videos.tar", "--sequence", "cat")
     assert (missing.code, missing.error) == (2, "error: there is no sequence 'cat': there are bear, cow\n")
 

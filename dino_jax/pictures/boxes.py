@@ -4,25 +4,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from PIL import Image
 
-from dino_jax.pictures.page import page
-from dino_jax.pictures.sheet import save
+from dino_jax.pictures.colors import ORANGE, SKY, heat
+from dino_jax.pictures.page import Box, in_rows, outline, page, save, to_width
 
-FOUND, TRUE = "#E69F00", "#56B4E9"  # Okabe and Ito, "Color Universal Design", 2008
-COLUMNS = ("boxes", "patches of the object", "second eigenvector")
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
+FOUND, TRUE = ORANGE, SKY
+WIDTH = 255  # pixels of an image
 
 
 def discoveries(
-    rows: Sequence[tuple[np.ndarray, Sequence[Box], Box, np.ndarray, np.ndarray]],
+    found: Sequence[tuple[np.ndarray, Sequence[Box], Box, np.ndarray, np.ndarray]],
     path: str | os.PathLike,
     *,
     title: str,
@@ -30,40 +23,24 @@ def discoveries(
     """Draws images with the true boxes and the one found, the patches it surrounds, and the eigenvector.
 
     Args:
-      rows: image uint8 `(height, width, 3)`, true boxes, the box found, bool patches `(rows, columns)`, eigenvector
+      found: image uint8 `(height, width, 3)`, true boxes, the box found, bool patches `(rows, columns)`, eigenvector
         `(rows, columns)`.
       path: the PNG to write.
     """
-    pictures = []
-    for image, _, _, mask, vector in rows:
-        patches = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))
-        kept = np.where(patches[..., None], image, (image * 0.25).astype(np.uint8))
-        pictures.append([image, kept, _colored(vector, image.shape[:2])])
+    panels = []
+    for index, (image, true, box, mask, vector) in enumerate(found):
+        photo = to_width(image, WIDTH)
+        height, width = photo.shape[:2]
+        boxed, ratio = photo, width / image.shape[1]
+        for (left, top, right, bottom), color in [*((other, TRUE) for other in true), (box, FOUND)]:
+            boxed = outline(boxed, (left * ratio, top * ratio, right * ratio, bottom * ratio), color)
+        patches = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+        kept = np.where(patches[..., None], photo, (photo * 0.25).astype(np.uint8))
+        # The mean of the eigenvector has the middle colour.
+        mean, reach = float(vector.mean()), float(abs(vector - vector.mean()).max())
+        drawn = heat(vector, low=mean - reach, high=mean + reach, height=height, width=width, colors="RdBu_r")
+        named = [("boxes", boxed), ("patches of the object", kept), ("second eigenvector", drawn)]
+        panels += named if index < 2 else [("", picture) for _, picture in named]
     # Two images to a line: a page of single lines would be tall and narrow.
-    lines = [[panel for row in pictures[start : start + 2] for panel in row] for start in range(0, len(pictures), 2)]
-    columns = list(COLUMNS) * min(2, len(pictures))
-    figure, axes = page(lines, title=title, columns=columns, below=0.35, panel=1.7)
-    panels = [panel for line in axes for panel in line][:: len(COLUMNS)]
-    for panel, (_, true, found, _, _) in zip(panels, rows, strict=True):
-        for box in true:
-            _outline(panel, box, TRUE)
-        _outline(panel, found, FOUND)
-    lines_of = [
-        Line2D([], [], color=color, linewidth=2, label=label) for color, label in ((FOUND, "found"), (TRUE, "true"))
-    ]
-    figure.legend(handles=lines_of, loc="lower left", ncols=2, fontsize=8, frameon=False)
-    return save(figure, path)
-
-
-def _outline(axes: Axes, box: Box, color: str) -> None:
-    left, top, right, bottom = box
-    for line_color, width in (("black", 3.2), (color, 1.8)):
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=line_color, lw=width))
-
-
-def _colored(vector: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Turns an eigenvector into colours, its mean into the middle one."""
-    spread = max(float(abs(vector - vector.mean()).max()), 1e-12)
-    shares = Image.fromarray((0.5 + (vector - vector.mean()) / (2 * spread)).astype(np.float32))
-    enlarged = np.clip(np.asarray(shares.resize((size[1], size[0]), Image.Resampling.BICUBIC)), 0, 1)
-    return np.round(255 * matplotlib.colormaps["RdBu_r"](enlarged)[..., :3]).astype(np.uint8)
+    pixels = page(in_rows(panels, 6), title=title, legend=[(FOUND, "found"), (TRUE, "true")])
+    return save(pixels, path)

@@ -66,7 +66,7 @@ def shared_components(grids: Sequence[np.ndarray], *, foreground: bool = False) 
     axis = _directions(patches - mean, 1)[:, 0]
     border = np.concatenate([_border(*grid.shape[:2]).ravel()[::every] for grid in grids])
     positive = (patches - mean) @ axis > 0
-    if positive[border].mean() > positive[~border].mean() if (~border).any() else False:
+    if (~border).any() and positive[border].mean() > positive[~border].mean():
         axis = -axis
     inside = (patches - mean) @ axis > 0
     if inside.sum() < LEAST_PATCHES or inside.mean() > MOST_SHARE:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from dino_jax.pictures.sheet import DPI, save
+from dino_jax.pictures.charts import DPI, GREY, save
 
 MOST, MORE = 16, 8
 CELL = 0.42  # inches
@@ -42,17 +42,13 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
     columns = np.column_stack([among, others]) if others.any() else among
     shares = 100 * columns / totals[worst][:, None]
     count = shares.shape[1]
-    # A letter of a name is about 0.075 inches.
-    margin = 0.075 * max(len(names[index][:24]) for index in predicted) + 0.3
-    inches = max(margin + count * CELL + 0.3, 0.095 * len(title)), 0.75 + len(worst) * CELL + margin
-    figure = Figure(figsize=inches, dpi=DPI)
-    figure.text(0.07 / inches[0], 1 - 0.2 / inches[1], title, size=11, weight="bold", va="center")
+    figure = Figure(figsize=(count * CELL, len(worst) * CELL), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_title(title, loc="left", size=12, weight="bold", pad=24)
     note = "rows: truth, columns: prediction, % of the row"
     if np.count_nonzero(totals) > len(worst):
         note += f"; worst {len(worst)}"
-    figure.text(0.07 / inches[0], 1 - 0.45 / inches[1], note, size=8, va="center", color="#777777")
-    width, height = count * CELL, len(worst) * CELL
-    axes = figure.add_axes((margin / inches[0], margin / inches[1], width / inches[0], height / inches[1]))
+    axes.annotate(note, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", size=8, color=GREY)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     labels = [names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…" for index in predicted]
     axes.set_xticks(range(count), [*labels, "others"][:count], rotation=90, size=8)

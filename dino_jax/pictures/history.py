@@ -7,15 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from dino_jax.pictures.sheet import DPI, save
+from dino_jax.pictures.charts import COLORS, GREY, chart, save
 
 COLUMNS = 4
-# Colours that stay apart for colour-blind readers: Okabe and Ito, "Color Universal Design", 2008.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
-GREY = "#777777"
 # Drawn as a running mean, because they jump from batch to batch.
 NOISY = ("loss/", "grad_norm/", "update_norm/")
 
@@ -76,8 +72,7 @@ def curves(
         raise ValueError("curves: no record holds a loss, schedule, norm, health or k-NN number; nothing to draw")
     rows = -(-len(panels) // COLUMNS)
     columns = min(COLUMNS, len(panels))
-    figure = Figure(figsize=(3.3 * columns + 0.2, 2.35 * rows + 0.6), dpi=DPI, layout="constrained")
-    figure.suptitle("Training curves", x=0.01, ha="left", size=12, weight="bold")
+    figure = chart("Training curves", width=3.3 * columns + 0.2, height=2.35 * rows + 0.6)
     if len(phases) > 1:
         words = ", ".join(f"{name} from step {first:,}" for name, first in phases)
         figure.text(0.99, 1 - 0.14 / figure.get_figheight(), words, ha="right", va="center", size=8, color=GREY)

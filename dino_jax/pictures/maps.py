@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_jax.pictures.colors import heat, paint_components, scale
 from dino_jax.pictures.components import shared_components
-from dino_jax.pictures.sheet import Sheet, middle
+from dino_jax.pictures.page import PANEL, in_rows, outline, overview, page, save, to_width
 
 MAX_HEADS = 12
+SMALL = 200  # pixels, the width of an image beside the maps of its heads
 
 
 def pca(
@@ -34,12 +36,13 @@ def pca(
     """
     images, features = _checked("pca", images, features)
     components = shared_components(list(features))
-    title = "First three principal components of the patch features"
-    sheet = Sheet(images, panels=2, blocks=1 if len(images) == 1 else 2, title=title, names=names)
-    for index, image in enumerate(images):
-        sheet.image(index, 0, image)
-        sheet.image(index, 1, components.colors(features[index]))
-    return sheet.save(path)
+    height, width = images.shape[1:3]
+    pairs = []
+    for image, grid in zip(images, features, strict=True):
+        foreground = components.foreground(grid)
+        pairs.append([image, paint_components(components.colors(grid), foreground, height=height, width=width)])
+    named = list(zip(names or [""] * len(images), pairs, strict=True))
+    return save(overview(named, title="First three principal components of the patch features"), path)
 
 
 def attention(
@@ -65,13 +68,16 @@ def attention(
     heads, title = min(weights.shape[1], MAX_HEADS), "Attention of the CLS token in the last block"
     if heads < weights.shape[1]:
         title = f"{title} (first {heads} of {weights.shape[1]} heads)"
-    columns = ["image", "mean", *(f"head {head + 1}" for head in range(heads))]
-    sheet = Sheet(images, panels=len(columns), blocks=1, title=title, names=names, columns=columns, panel=1.35)
+    headings = ["mean", *(f"head {head + 1}" for head in range(heads))]
+    rows = []
     for index, image in enumerate(images):
-        sheet.image(index, 0, image)
-        for panel, weight in enumerate([weights[index].mean(axis=0), *weights[index, :heads]], start=1):
-            sheet.map(index, panel, weight, low=0.0, high=float(np.percentile(weight, 99.5)), colors="inferno")
-    return sheet.save(path)
+        shown = to_width(image, SMALL)
+        height, width = shown.shape[:2]
+        maps = [weights[index].mean(axis=0), *weights[index, :heads]]
+        drawn = [heat(each, high=float(np.percentile(each, 99.5)), height=height, width=width) for each in maps]
+        captions = headings if index == 0 else [""] * len(drawn)
+        rows.append([(names[index] if names else "", shown), *zip(captions, drawn, strict=True)])
+    return save(page(rows, title=title), path)
 
 
 def cosine_maps(
@@ -96,24 +102,38 @@ def cosine_maps(
     for network, array in features.items():
         images, array = _checked(f"cosine_maps ({network})", images, array)
         maps[network] = [_cosines(grid) for grid in array]
-    blocks, title = 2 if len(images) > 4 else 1, "Cosine of one patch to all others"
-    columns = ["image", *maps]
-    sheet = Sheet(images, panels=len(columns), blocks=blocks, title=title, names=names, columns=columns, colorbar=True)
     low = min(0.0, float(np.percentile(np.concatenate([m.ravel() for group in maps.values() for m in group]), 2)))
+    each = 2 if len(images) > 4 else 1  # images in a row
+    panels = []
     for index, image in enumerate(images):
-        grid = next(iter(maps.values()))[index].shape
-        sheet.mark(sheet.image(index, 0, image), image.shape, grid)
-        for panel, group in enumerate(maps.values(), start=1):
-            axes = sheet.map(index, panel, group[index], low=low, high=1.0, colors="viridis")
-            sheet.mark(axes, image.shape, group[index].shape)
-    sheet.bar(low, 1.0, "viridis")
-    return sheet.save(path)
+        shown = to_width(image, PANEL)
+        height, width = shown.shape[:2]
+        first = next(iter(maps.values()))[index]
+        panels.append((names[index] if names else "", _marked(shown, first.shape)))
+        for network, group in maps.items():
+            drawn = heat(group[index], low=low, high=1.0, height=height, width=width, colors="viridis")
+            panels.append((network if index < each else "", _marked(drawn, group[index].shape)))
+    rows = in_rows(panels, each * (1 + len(maps)))
+    title = "Cosine of one patch to all others"
+    return save(page([*rows, [(f"cosine {low:.2f} to 1", scale("viridis"))]], title=title), path)
+
+
+def _marked(picture: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Outlines the middle patch of a grid."""
+    (row, column), height, width = _middle(grid), picture.shape[0] / grid[0], picture.shape[1] / grid[1]
+    box = column * width, row * height, (column + 1) * width, (row + 1) * height
+    return outline(picture, box, "white")
+
+
+def _middle(grid: tuple[int, ...]) -> tuple[int, int]:
+    """Returns the row and column of the patch that covers the middle of the image."""
+    return grid[0] // 2, grid[1] // 2
 
 
 def _cosines(grid: np.ndarray) -> np.ndarray:
     """Returns the cosines `(grid_height, grid_width)` of the middle patch to all patches of one image."""
     unit = grid / np.maximum(np.linalg.norm(grid, axis=-1, keepdims=True), 1e-12)
-    return unit @ unit[middle(grid.shape)]
+    return unit @ unit[_middle(grid.shape)]
 
 
 def _checked(what: str, images: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

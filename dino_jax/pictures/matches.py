@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.patches import ConnectionPatch
+from PIL import Image, ImageDraw
 
-from dino_jax.pictures.page import page
-from dino_jax.pictures.sheet import save
+from dino_jax.pictures.colors import BLUE, RIGHT, WRONG
+from dino_jax.pictures.page import GAP, PAPER, page, save, to_width
 
-RIGHT, WRONG, UNJUDGED = "#009E73", "#D55E00", "#0072B2"  # Okabe and Ito, "Color Universal Design", 2008
+WIDTH = 480  # pixels of an image
+FINE = 3  # lines are drawn so many times larger, so that they become smooth
 
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 """Two images uint8, points in the first and in the second `(points, 2)` as shares, and which are right `(points,)`."""
@@ -27,21 +27,25 @@ def matches(pairs: Sequence[Pair], names: Sequence[str], path: str | os.PathLike
       names: a line above each.
       path: the PNG to write.
     """
-    figure, axes = page([pair[:2] for pair in pairs], title=title, names=names, below=0.35, panel=3.2)
-    for (left, other), (first, second, source, target, verdicts) in zip(axes, pairs, strict=True):
-        sizes = [np.array(image.shape[1::-1]) for image in (first, second)]
-        colors = [UNJUDGED] * len(source) if verdicts is None else [RIGHT if right else WRONG for right in verdicts]
-        for start, end, color in zip(source * sizes[0], target * sizes[1], colors, strict=True):
-            line = ConnectionPatch(
-                start, end, "data", "data", axesA=left, axesB=other, color=color, linewidth=1.0, alpha=0.8
-            )
-            figure.add_artist(line)
-            for panel, place in ((left, start), (other, end)):
-                panel.plot(*place, "o", color=color, markersize=3.5, markeredgecolor="white", markeredgewidth=0.5)
-                panel.set_xlim(0, sizes[panel is other][0])
-                panel.set_ylim(sizes[panel is other][1], 0)
+    rows = [[(name, _joined(*pair))] for name, pair in zip(names, pairs, strict=True)]
     judged = any(pair[4] is not None for pair in pairs)
-    words = [(RIGHT, "right"), (WRONG, "wrong")] if judged else [(UNJUDGED, "each other's nearest")]
-    handles = [Line2D([], [], color=color, marker="o", label=label) for color, label in words]
-    figure.legend(handles=handles, loc="lower left", ncols=2, fontsize=8, frameon=False)
-    return save(figure, path)
+    legend = [(RIGHT, "right"), (WRONG, "wrong")] if judged else [(BLUE, "each other's nearest")]
+    return save(page(rows, title=title, legend=legend), path)
+
+
+def _joined(
+    first: np.ndarray, second: np.ndarray, source: np.ndarray, target: np.ndarray, verdicts: np.ndarray | None
+) -> np.ndarray:
+    """Draws two images side by side, with a line for each pair of points."""
+    parts = [Image.fromarray(to_width(image, FINE * WIDTH)) for image in (first, second)]
+    shift = FINE * (WIDTH + GAP)
+    canvas = Image.new("RGB", (shift + FINE * WIDTH, max(part.height for part in parts)), PAPER)
+    for part, left in zip(parts, (0, shift), strict=True):
+        canvas.paste(part, (left, 0))
+    draw, radius = ImageDraw.Draw(canvas), 4 * FINE
+    colors = [BLUE] * len(source) if verdicts is None else [RIGHT if right else WRONG for right in verdicts]
+    for start, end, color in zip(source * parts[0].size, target * parts[1].size + (shift, 0), colors, strict=True):
+        draw.line((*start, *end), fill=color, width=2 * FINE)
+        for point in (start, end):
+            draw.ellipse((*(point - radius), *(point + radius)), fill=color, outline="white", width=FINE)
+    return np.asarray(canvas.reduce(FINE))

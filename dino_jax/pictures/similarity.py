@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
 from dino_jax.data.shards import write_whole
+from dino_jax.pictures.colors import colored
 
 MOST_DIMENSIONS = 128
 SHADES = 32
@@ -48,7 +48,7 @@ def similarity_page(
     data = {
         "title": title,
         "dim": whole[0].shape[-1],
-        "colors": (matplotlib.colormaps["inferno"](np.linspace(0, 1, SHADES))[:, :3] * 255).round().tolist(),
+        "colors": colored(np.linspace(0, 1, SHADES)).tolist(),
         "images": [_entry(image, grid, name) for image, grid, name in zip(images, whole, names, strict=True)],
     }
     template = resources.files("dino_jax.pictures").joinpath("similarity.html").read_text()

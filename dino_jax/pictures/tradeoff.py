@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from dino_jax.pictures.history import COLORS, GREY
-from dino_jax.pictures.sheet import DPI, save
+from dino_jax.pictures.charts import COLORS, GREY, chart, save
 
 GLOBAL, DENSE = "knn/teacher", "dense/miou"
 
@@ -36,9 +34,7 @@ def global_against_dense(
     if not can_be_drawn(metrics):
         raise ValueError(f"global_against_dense: {GLOBAL} and {DENSE} need two records each, at steps that overlap")
     (knn_steps, knn), (dense_steps, miou) = (_series(metrics, name) for name in (GLOBAL, DENSE))
-    figure = Figure(figsize=(10.4, 3.5), dpi=DPI, layout="constrained")
-    title = "Global against dense quality of the EMA teacher"
-    figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
+    figure = chart("Global against dense quality of the EMA teacher", width=10.4, height=3.5)
     time, plane = figure.subplots(1, 2, width_ratios=(1.6, 1))
     _over_time(time, (knn_steps, knn), (dense_steps, miou))
     for name, first in phases[1:]:

@@ -5,24 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ImageColor
 
 from dino_jax.pictures import film
-from dino_jax.pictures.dense import paint
-from dino_jax.pictures.page import page
-from dino_jax.pictures.sheet import save
+from dino_jax.pictures.colors import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, paint
+from dino_jax.pictures.page import PANEL, page, save, to_width
 
-# Okabe and Ito, "Color Universal Design", 2008; label 0, the background, is never painted.
-OBJECTS = ("#000000", "#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
+OBJECTS = ("black", ORANGE, SKY, YELLOW, PURPLE, GREEN, VERMILION, BLUE)  # label 0, the background, is never painted
 OPACITY = 0.6
-GIF_HEIGHT = 180
 FRAMES_PER_SECOND = 8
-GAP = 6  # pixels between the parts of a GIF
 
 
 def overlay(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Paints objects 1, 2, ... of a mask `(height, width)` over a frame, uint8 `(height, width, 3)`; 255 is void."""
-    colors = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in OBJECTS], np.uint8)
+    colors = np.array([ImageColor.getrgb(color) for color in OBJECTS], np.uint8)
     kinds = np.where(mask > 0, (mask - 1) % (len(OBJECTS) - 1) + 1, 0)
     painted = paint(frame, kinds, colors, opacity=OPACITY)
     return np.where(((mask > 0) & (mask != 255))[..., None], painted, frame)
@@ -35,9 +31,11 @@ def strips(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str | os.Pa
       rows: a line of text, frames uint8 `(frames, height, width, 3)` and masks `(frames, height, width)`.
       path: the PNG to write.
     """
-    pictures = [[overlay(*pair) for pair in zip(frames, masks, strict=True)] for _, frames, masks in rows]
-    figure, _ = page(pictures, title=title, names=[text for text, _, _ in rows])
-    return save(figure, path)
+    lines = []
+    for text, frames, masks in rows:
+        pictures = [to_width(overlay(*pair), PANEL) for pair in zip(frames, masks, strict=True)]
+        lines.append([(text if column == 0 else "", picture) for column, picture in enumerate(pictures)])
+    return save(page(lines, title=title), path)
 
 
 def gif(frames: np.ndarray, masks: Sequence[np.ndarray], path: str | os.PathLike) -> Path:
@@ -47,11 +45,8 @@ def gif(frames: np.ndarray, masks: Sequence[np.ndarray], path: str | os.PathLike
       frames: uint8 `(frames, height, width, 3)`.
       masks: each `(frames, height, width)`.
     """
-    gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
-    images = []
-    for number, frame in enumerate(frames):
-        parts = [part for mask in masks for part in (overlay(frame, mask[number]), gap)][:-1]
-        image = Image.fromarray(np.concatenate(parts, axis=1))
-        width = round(image.width * GIF_HEIGHT / image.height)
-        images.append(np.asarray(image.resize((width, GIF_HEIGHT))))
+    images = [
+        page([[("", to_width(overlay(frame, mask[number]), PANEL)) for mask in masks]])
+        for number, frame in enumerate(frames)
+    ]
     return film.gif(images, path, per_second=FRAMES_PER_SECOND)

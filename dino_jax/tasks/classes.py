@@ -15,7 +15,7 @@ from dino_jax.evals.knn import neighbours
 from dino_jax.extraction import Features, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
-from dino_jax.pictures.examples import Example, examples
+from dino_jax.pictures.page import page, save
 
 SIDE = 160  # pixels of an image in a picture
 WORST = 6  # pairs of classes shown by examples
@@ -133,8 +133,8 @@ def draw_confusions(
         members = ids[(labels == truth) & (predictions == said)][:SHOWN]
         text = f"{data.class_names[truth]} taken for {data.class_names[said]}: {wrong[truth, said]} of "
         text += f"{counts[truth].sum()}"
-        rows.append((text, [Example(picture_of(data.test, index)) for index in members]))
+        rows.append([("" if column else text, picture_of(data.test, index)) for column, index in enumerate(members)])
     (folder / "confusions.png").unlink(missing_ok=True)  # of an earlier evaluation
     if rows:
-        drawn.append(examples(rows, folder / "confusions.png", title=f"{title}: most frequent confusions"))
+        drawn.append(save(page(rows, title=f"{title}: most frequent confusions"), folder / "confusions.png"))
     return drawn

@@ -11,7 +11,7 @@ from dino_jax.data.subset import part_of
 from dino_jax.evals.retrieval import copy_detection, rankings, whiten, whitening
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
-from dino_jax.pictures.examples import Example, examples
+from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_extraction_arguments, picture_of
 
@@ -89,12 +89,12 @@ def _draw(data: Copies, ranking: np.ndarray, options: argparse.Namespace, folder
         photographs = [int(index) for index in ranking[query] if index < len(data.photographs)][:FOUND]
         places = {int(index): place for place, index in enumerate(ranking[query])}
         found = [
-            Example(
-                picture_of(data.photographs, index),
-                caption=f"rank {places[index] + 1}",
-                right=data.original[query] == index,
+            (
+                f"rank {places[index] + 1}",
+                framed(picture_of(data.photographs, index), right=data.original[query] == index),
             )
             for index in photographs
         ]
-        rows.append((data.copies.name(query), [Example(picture_of(data.copies, query)), *found]))
-    return examples(rows, folder / "copies.png", title=f"Copies of {options.subset} (left) and the nearest photographs")
+        rows.append([(data.copies.name(query), picture_of(data.copies, query)), *found])
+    title = f"Copies of {options.subset} (left) and the nearest photographs"
+    return save(page(rows, title=title), folder / "copies.png")

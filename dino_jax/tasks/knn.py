@@ -9,7 +9,7 @@ from dino_jax.data.labelled import Labelled
 from dino_jax.evals.knn import KS, TEMPERATURE, check_ks, few_shot, raw_pixels, vote
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
-from dino_jax.pictures.examples import Example, examples
+from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import (
     add_data_arguments,
@@ -132,13 +132,8 @@ def _draw_neighbours(
         label, said = int(test["labels"][place]), int(predictions[place])
         verdict = "right" if said == label else f"taken for {data.class_names[said]}"
         near = indices[place, :SHOWN]
-        found = [
-            Example(picture_of(data.train, train["ids"][i]), right=bool(train["labels"][i] == label)) for i in near
-        ]
-        query = Example(picture_of(data.test, test["ids"][place]))
-        rows.append((f"{data.class_names[label]}: {verdict}", [query, *found]))
-    return examples(
-        rows,
-        folder / "neighbours.png",
-        title=f"Test images and their {SHOWN} nearest training images (green: same class, orange: another)",
-    )
+        found = [framed(picture_of(data.train, train["ids"][i]), right=train["labels"][i] == label) for i in near]
+        query = picture_of(data.test, test["ids"][place])
+        rows.append([(f"{data.class_names[label]}: {verdict}", query), *(("", picture) for picture in found)])
+    title = f"Test images and their {SHOWN} nearest training images (green: same class, orange: another)"
+    return save(page(rows, title=title), folder / "neighbours.png")

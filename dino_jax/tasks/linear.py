@@ -19,7 +19,7 @@ from dino_jax.data.subset import Chosen
 from dino_jax.evals import linear
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor, VisionTransformer
-from dino_jax.pictures.rates import over_setting
+from dino_jax.pictures.charts import over_setting
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
 

@@ -8,7 +8,7 @@ import numpy as np
 from dino_jax.evals.linear import check_share, hold_out
 from dino_jax.evals.logistic import STRENGTHS, fit, predict, standardise
 from dino_jax.models import Extractor
-from dino_jax.pictures.rates import over_setting
+from dino_jax.pictures.charts import over_setting
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_data_arguments, check_classes, draw_confusions, features_of, open_data
 

@@ -12,7 +12,7 @@ from dino_jax.data.subset import part_of
 from dino_jax.evals import quality
 from dino_jax.extraction import Features, extract_features
 from dino_jax.models import Extractor
-from dino_jax.pictures.spectrum import spread
+from dino_jax.pictures.charts import spread
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_extraction_arguments
 

@@ -10,7 +10,7 @@ from dino_jax.data.landmarks import Landmarks, open_landmarks
 from dino_jax.evals.retrieval import PROTOCOLS, landmark_map, rankings
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
-from dino_jax.pictures.examples import Example, examples
+from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_extraction_arguments, picture_of
 
@@ -68,6 +68,6 @@ def _draw(data: Landmarks, ranking: np.ndarray, folder: Path) -> Path:
         truth = data.truth[query]
         shown = [index for index in ranking[query] if index not in truth.junk][:FOUND]
         right = {*truth.easy.tolist(), *truth.hard.tolist()}
-        found = [Example(picture_of(data.database, index), right=int(index) in right) for index in shown]
-        rows.append((data.queries.name(query), [Example(picture_of(data.queries, query)), *found]))
-    return examples(rows, folder / "retrieved.png", title="Queries (left) and what was found first")
+        found = [("", framed(picture_of(data.database, index), right=int(index) in right)) for index in shown]
+        rows.append([(data.queries.name(query), picture_of(data.queries, query)), *found])
+    return save(page(rows, title="Queries (left) and what was found first"), folder / "retrieved.png")

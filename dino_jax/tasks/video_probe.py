@@ -16,7 +16,7 @@ from dino_jax.evals.linear import check_share, hold_out
 from dino_jax.extraction import Extraction, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
-from dino_jax.pictures.examples import Example, examples
+from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_extraction_arguments, picture_of
 
@@ -161,9 +161,10 @@ def _draw(test: Clips, predictions: np.ndarray, folder: Path, *, title: str) -> 
         said = test.class_names[predictions[video]] if predictions[video] >= 0 else "nothing"
         right = bool(predictions[video] == test.labels[video])
         frames = test.sampled(FRAMES)
-        shown = [Example(picture_of(frames, FRAMES * video + i), right=right) for i in range(FRAMES)]
-        rows.append((f"{test.names[video]}: taken for {said}", shown))
-    drawn = [examples(rows, folder / "videos.png", title=title)]
+        shown = [framed(picture_of(frames, FRAMES * video + i), right=right) for i in range(FRAMES)]
+        text = f"{test.names[video]}: taken for {said}"
+        rows.append([("" if column else text, picture) for column, picture in enumerate(shown)])
+    drawn = [save(page(rows, title=title), folder / "videos.png")]
     if counts.any():
         drawn.append(confusion(counts, test.class_names, folder / "confusion.png", title=f"{title}: confusion"))
     return drawn

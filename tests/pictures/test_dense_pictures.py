@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 from PIL import Image
 
-from dino_jax.pictures import boxes, dense, matches, video
-from dino_jax.pictures.page import page
+from dino_jax.pictures import boxes, colors, dense, matches, video
+from dino_jax.pictures.page import GAP, PANEL
 
 
 def photographs(count, size=(24, 40)):
@@ -22,14 +21,14 @@ def holds(path, color):
 
 def test_colors_of_classes_differ():
     for classes in (2, 11, 20, 150):
-        colors = dense.class_colors(classes)
-        assert colors.shape == (classes, 3) and len(np.unique(colors, axis=0)) == classes
+        found = colors.class_colors(classes)
+        assert found.shape == (classes, 3) and len(np.unique(found, axis=0)) == classes
 
 
 def test_painting_by_hand():
     image = np.full((1, 3, 3), 100, np.uint8)
-    colors = np.array([[0, 0, 0], [200, 0, 0]], np.uint8)
-    painted = dense.paint(image, np.array([[0, 1, 255]]), colors, opacity=0.5)
+    two = np.array([[0, 0, 0], [200, 0, 0]], np.uint8)
+    painted = colors.paint(image, np.array([[0, 1, 255]]), two, opacity=0.5)
     np.testing.assert_array_equal(painted[0], [[50, 50, 50], [150, 50, 50], [0, 0, 0]])
 
 
@@ -37,7 +36,7 @@ def test_class_maps_of_images_of_many_sizes(tmp_path):
     images = [photographs(1, size)[0] for size in ((24, 40), (40, 24))]
     maps = [np.full(image.shape[:2], label, np.uint8) for label, image in enumerate(images)]
     path = dense.masks(images, {"truth": maps, "found": maps}, ["sky", "road"], tmp_path / "m.png", title="Masks")
-    for color in dense.class_colors(2):
+    for color in colors.class_colors(2):
         assert holds(path, color), "the legend shows every class that occurs"
     assert not list(tmp_path.glob(".*")), "nothing temporary is left"
 
@@ -64,7 +63,7 @@ def test_strips_and_gifs(tmp_path):
     strip = video.strips([("dog", frames, masks)], tmp_path / "s.png", title="Objects")
     assert min(pixels(strip).shape[:2]) > 50
     with Image.open(video.gif(frames, [masks, masks], tmp_path / "g.gif")) as film:
-        assert film.n_frames == 4 and film.size[1] == video.GIF_HEIGHT and film.info["loop"] == 0
+        assert film.n_frames == 4 and film.size[0] == 2 * PANEL + 3 * GAP and film.info["loop"] == 0
 
 
 def test_boxes_found_and_true(tmp_path):
@@ -83,8 +82,3 @@ def test_matches_right_wrong_and_unjudged(tmp_path):
     assert holds(judged, (0x00, 0x9E, 0x73)) and holds(judged, (0xD5, 0x5E, 0x00))
     path = matches.matches([(*images, points, points, None)], ["pair"], tmp_path / "u.png", title="Matches")
     assert holds(path, (0x00, 0x72, 0xB2)) and not holds(path, (0xD5, 0x5E, 0x00))
-
-
-def test_a_page_without_pictures_is_one_line():
-    with pytest.raises(ValueError, match="no picture"):
-        page([], title="Nothing")

@@ -1,13 +1,10 @@
-"""Pictures of the evaluation tasks: each is a PNG of a sensible size, for the odd cases too."""
+"""Charts of the evaluation tasks: each is a PNG of a sensible size, for the odd cases too."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
+from dino_jax.pictures.charts import over_setting, spread
 from dino_jax.pictures.confusion import MOST, confusion, worst_classes
-from dino_jax.pictures.examples import RIGHT, WRONG, Example, examples
-from dino_jax.pictures.rates import over_setting
-from dino_jax.pictures.spectrum import spread
 
 
 def pixels(path):
@@ -22,18 +19,6 @@ def color(name):
 
 def has(path, name):
     return (pixels(path) == color(name)).all(axis=1).any()
-
-
-def test_examples_are_framed_as_right_or_wrong(tmp_path):
-    grey = np.full((20, 30, 3), 128, np.uint8)
-    rows = [("one", [Example(grey), Example(grey, "caption", right=True)]), ("two", [Example(grey)])]
-    path = examples(rows, tmp_path / "examples.png", title="A title that is longer than the two images are wide")
-    assert has(path, RIGHT)
-    assert not has(path, WRONG)
-    assert has(examples([("", [Example(grey, right=False)])], tmp_path / "wrong.png", title=""), WRONG)
-    with pytest.raises(ValueError, match="no image to draw"):
-        examples([("text", [])], tmp_path / "none.png", title="")
-    assert not (tmp_path / "none.png").exists()
 
 
 def test_confusion_leaves_out_absent_classes_and_shows_the_worst(tmp_path):
