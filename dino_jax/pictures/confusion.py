@@ -44,16 +44,17 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike,
     count = shares.shape[1]
     figure = Figure(figsize=(count * CELL, len(worst) * CELL), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_title(title, loc="left", size=12, weight="bold", pad=24)
     note = "rows: truth, columns: prediction, % of the row"
     if np.count_nonzero(totals) > len(worst):
         note += f"; worst {len(worst)}"
-    axes.annotate(note, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", size=8, color=GREY)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     labels = [names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…" for index in predicted]
     axes.set_xticks(range(count), [*labels, "others"][:count], rotation=90, size=8)
     axes.set_yticks(range(len(worst)), labels[: len(worst)], size=8)
     axes.tick_params(length=0)
+    left, inch = figure.get_tightbbox().x0 / figure.get_figwidth(), 1 / figure.get_figheight()  # the names begin left
+    figure.text(left, 1 + 0.4 * inch, title, size=12, weight="bold")
+    figure.text(left, 1 + 0.15 * inch, note, size=8, color=GREY)
     for row in range(len(worst)):
         for column in range(count):
             if shares[row, column] >= 0.5:

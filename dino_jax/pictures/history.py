@@ -134,9 +134,12 @@ def _draw(axes: Axes, panel: Panel, series: Mapping[str, np.ndarray]) -> None:
 def _scale(axes: Axes, values: np.ndarray, *, log: bool) -> None:
     """Chooses the range and the tick labels of both axes."""
     values = values[np.isfinite(values)]
-    if log and len(values) and values.min() > 0:
+    # Of ticks at 1, 2 and 5, a smaller range might hold none.
+    if log and len(values) and values.max() > 5 * values.min() > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        # Where the locator leaves powers of 10 out, it may not be asked for ticks between them: it draws none at all.
+        wide = values.max() > 100 * values.min()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif len(values) and values.min() == values.max() != 0:
         axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
