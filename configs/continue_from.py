@@ -39,7 +39,6 @@ def get_config(variant: str = "dinov3_vits16"):
         c.remat = "matmuls"
     else:  # a convolutional network, without masks and attention
         ibot = 0.0
-        c.log.pictures = False
     # Fewer prototypes than for ImageNet: thousands of images cannot fill 65,536.
     c.dino_head = config.head(prototypes=8192, gain=gain)
     c.ibot_head = config.head(prototypes=8192, gain=gain)

@@ -17,7 +17,6 @@ def get_config():
     c = transformer.get_config()
     c.model = config.model("dino_resnet50")
     c.remat = "none"
-    c.log.pictures = False  # they show the attention of transformers
     batch = 512
     transformer.set_phase(
         c,

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from dino_jax.data.sources import Source
 from dino_jax.metrics import read_metrics
+from dino_jax.phases import in_order
 from dino_jax.progress import table
 from dino_jax.scores import Scores
-from dino_jax.state import Networks, Params, TrainState, teacher_weights
+from dino_jax.state import Networks, Params, TrainState, student_weights, teacher_weights
 
 
 class Report:
@@ -72,20 +73,19 @@ class Report:
         return "teacher as loaded" if self.config.init.weights else "untrained teacher"
 
     def draw(self, state: TrainState, records: list[dict[str, Any]], final: dict[str, Any]) -> list[Path]:
-        """Draws the pictures of the run into pictures/, see `gallery.draw`."""
+        """Draws the pictures of the run into pictures/, see `gallery`."""
         from dino_jax import gallery  # with it comes matplotlib, which the start of a run need not wait for
 
-        return gallery.draw(
-            self.config,
-            self.networks,
-            self.mesh,
-            self.scores.patches,
-            self.held_out or self.source,
-            state,
-            records,
-            final,
-            self.folder / "pictures",
-        )
+        folder = self.folder / "pictures"
+        weights = {"student": student_weights(state), "EMA teacher": teacher_weights(state)}
+        if state.gram_teacher is not None:
+            weights["Gram teacher"] = state.gram_teacher
+        models = {name: self.scores.extractor(params) for name, params in weights.items()}
+        source = self.held_out or self.source
+        drawn = gallery.draw_features(models, source, self.mesh, folder, size=self.config.eval.size)
+        if jax.process_index() == 0:
+            drawn += gallery.draw_curves(in_order(self.config), records, final, folder)
+        return drawn
 
     def show(self, results: dict[str, float], drawn: list[Path], problem: str) -> None:
         """Prints the table, and where the numbers and pictures are, or why there are none."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dino_jax import sharding
+from dino_jax import sharding, views
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
@@ -63,7 +63,7 @@ class Scores:
         self.seconds = 0.0
         self._last_dense: tuple[jax.Array, float] | None = None
         where = sharding.replicated(mesh)
-        self._patches = jax.jit(lambda model, images: model(model.normalize(images))["patches"], out_shardings=where)
+        self._patches = jax.jit(views.patches, out_shardings=where)
 
     def due(self, step: int) -> bool:
         """Tells whether any protocol is due after `step` completed steps."""
@@ -154,10 +154,11 @@ class Scores:
 
     def _features(self, params: Params, source: Source | None, *outputs: str) -> dict[str, np.ndarray]:
         assert source is not None
-        size, model = self.config.eval.size, self._extractor(params)
+        size, model = self.config.eval.size, self.extractor(params)
         return extract_features(model, source, size=size, outputs=outputs, batch_size=BATCH, mesh=self.mesh)
 
-    def _extractor(self, params: Params) -> Extractor:
+    def extractor(self, params: Params) -> Extractor:
+        """Returns the network with a backbone's weights, in the form of `state.teacher_weights`."""
         # The name is static under jit: a constant avoids compiling again.
         data = self.config.data
         params = dict(params)
@@ -174,7 +175,7 @@ class Scores:
 
     def patches(self, params: Params, images: np.ndarray) -> np.ndarray:
         """Returns patches float32 `(images, rows, columns, dim)` of uint8 images `(images, height, width, 3)`."""
-        model, parts = self._extractor(params), []
+        model, parts = self.extractor(params), []
         size = min(DENSE_BATCH, len(images))
         size += -size % sharding.data_shards(self.mesh)
         for start in range(0, len(images), size):

@@ -191,6 +191,12 @@ def teacher_weights(state: TrainState) -> Params:
     return state.teacher["backbone"] | ({} if stats is None else {STATS: stats["teacher"]})
 
 
+def student_weights(state: TrainState) -> Params:
+    """Returns the same of the student's backbone."""
+    stats = state.batch_stats
+    return state.student["backbone"] | ({} if stats is None else {STATS: stats["student"]})
+
+
 def with_backbone(state: TrainState, params: Params) -> TrainState:
     """Returns the state with copies of a backbone's weights, in the form of `teacher_weights`, in both networks."""
     params = dict(params)

@@ -179,8 +179,6 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
         for key, size in sizes.items():
             if size < patch:
                 yield f"{key} = {size} is less than the {patch} px of a patch: enlarge it"
-    if c.log.pictures:
-        yield "log.pictures shows attention, which only a transformer has: set it to False"
 
 
 def _phase_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:

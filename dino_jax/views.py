@@ -76,7 +76,7 @@ def open_some(
 
 def patch_features(model: Extractor, image: np.ndarray) -> np.ndarray:
     """Returns the patch features of one image `(height, width, channels)`, float32 `(rows, columns, dim)`."""
-    return np.asarray(_patches(model, image[None])[0], np.float32)
+    return np.asarray(patches(model, image[None])[0], np.float32)
 
 
 def cls_attention(model: Extractor, image: np.ndarray) -> Attention:
@@ -85,7 +85,7 @@ def cls_attention(model: Extractor, image: np.ndarray) -> Attention:
     Raises:
       ValueError: for a network without attention.
     """
-    weights = np.asarray(_first_row(model, image[None])[0], np.float32)
+    weights = np.asarray(cls_row(model, image[None])[0], np.float32)
     rows, columns = (side // model.patch_size for side in image.shape[:2])
     prefix = weights.shape[1] - rows * columns
     shares = np.stack([weights[:, 0], weights[:, 1:prefix].sum(1), weights[:, prefix:].sum(1)], axis=1)
@@ -93,12 +93,14 @@ def cls_attention(model: Extractor, image: np.ndarray) -> Attention:
 
 
 @jax.jit
-def _patches(model: Extractor, images: Array) -> Array:
+def patches(model: Extractor, images: Array) -> Array:
+    """Returns the patch features `(batch, rows, columns, dim)` of images as they are read."""
     return model(model.normalize(images))["patches"]
 
 
 @jax.jit
-def _first_row(model: Extractor, images: Array) -> Array:
+def cls_row(model: Extractor, images: Array) -> Array:
+    """Returns the attention of CLS to all tokens in the last block, `(batch, heads, tokens)`, of images as they are."""
     return model.attention(model.normalize(images), queries=1)[:, :, 0]
 
 

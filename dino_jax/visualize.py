@@ -13,8 +13,8 @@ from dino_jax.data.sources import Source
 from dino_jax.data.subset import middles
 from dino_jax.models import Extractor
 from dino_jax.pictures import film
-from dino_jax.pictures.colors import glow, heat, paint_components
-from dino_jax.pictures.components import Components, shared_components
+from dino_jax.pictures.colors import glow, heat
+from dino_jax.pictures.components import shared_components
 from dino_jax.pictures.page import in_rows, overview, page, save
 from dino_jax.pictures.similarity import similarity_page
 from dino_jax.views import Attention, cls_attention, open_some, patch_features, photographs, sequences
@@ -79,7 +79,8 @@ def draw_pca(model: Extractor, source: Source, options: argparse.Namespace) -> l
     components = shared_components(grids, foreground=options.foreground)
     pairs = []
     for (name, image), grid in zip(opened, grids, strict=True):
-        pairs.append((name, [_shown(image), _components(image, grid, components)]))
+        height, width = image.shape[:2]
+        pairs.append((name, [_shown(image), components.paint(grid, height=height, width=width)]))
     paths = _named_files(options.out / "pca", pairs)
     for path, (_, pair) in zip(paths, pairs, strict=True):
         save(page([[("", picture) for picture in pair]]), path)
@@ -119,9 +120,10 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     high = float(np.percentile(np.stack(maps), PEAK))
     frames = []
     for image, weights, grid in zip(opened, maps, grids, strict=True):
-        shown = _shown(image)
-        panels = [shown, glow(shown, weights, high=high), _components(image, grid, components)]
-        frames.append(page(in_rows([("", panel) for panel in panels], 3 if image.shape[1] < 900 else 1)))
+        shown, (height, width) = _shown(image), image.shape[:2]
+        painted = components.paint(grid, height=height, width=width)
+        panels = [shown, glow(shown, weights, high=high), painted]
+        frames.append(page(in_rows([("", panel) for panel in panels], 3 if width < 900 else 1)))
     stem = f"video-{name.replace('/', '-') or _name_of(Path(options.images))}"
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
@@ -147,11 +149,6 @@ def attention_sheet(image: np.ndarray, attention: Attention) -> np.ndarray:
 def _shares(shares: np.ndarray) -> str:
     cls, registers, patches = (f"{share:.0%}" for share in shares)
     return f"patches {patches}, registers {registers}, CLS {cls}" if shares[1] else f"patches {patches}, CLS {cls}"
-
-
-def _components(image: np.ndarray, grid: np.ndarray, components: Components) -> np.ndarray:
-    height, width = image.shape[:2]
-    return paint_components(components.colors(grid), components.foreground(grid), height=height, width=width)
 
 
 def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dino_jax.pictures.colors import paint_components
+
 PERCENTILES = (1.0, 99.0)  # of a component become 0 and 1
 # A foreground of fewer patches than this, or of nearly all of them, says that there is no background to take away.
 LEAST_PATCHES = 12
@@ -39,6 +41,10 @@ class Components:
         if self.axis is None:
             return np.ones(grid.shape[:2], bool)
         return np.asarray(grid, np.float64) @ self.axis > self.threshold
+
+    def paint(self, grid: np.ndarray, *, height: int, width: int) -> np.ndarray:
+        """Draws features `(rows, columns, dim)` as colours on a dark background, uint8 `(height, width, 3)`."""
+        return paint_components(self.colors(grid), self.foreground(grid), height=height, width=width)
 
 
 def shared_components(grids: Sequence[np.ndarray], *, foreground: bool = False) -> Components:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dino_jax.pictures.colors import heat, paint_components, scale
+from dino_jax.pictures.colors import heat, scale
 from dino_jax.pictures.components import shared_components
 from dino_jax.pictures.page import PANEL, in_rows, outline, overview, page, save, to_width
 
@@ -37,10 +37,8 @@ def pca(
     images, features = _checked("pca", images, features)
     components = shared_components(list(features))
     height, width = images.shape[1:3]
-    pairs = []
-    for image, grid in zip(images, features, strict=True):
-        foreground = components.foreground(grid)
-        pairs.append([image, paint_components(components.colors(grid), foreground, height=height, width=width)])
+    painted = [components.paint(grid, height=height, width=width) for grid in features]
+    pairs = zip(images, painted, strict=True)
     named = list(zip(names or [""] * len(images), pairs, strict=True))
     return save(overview(named, title="First three principal components of the patch features"), path)
 
