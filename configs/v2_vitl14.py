@@ -58,7 +58,8 @@ def set_phases(c, *, per_gpu):
             "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=30 * EPOCH),
         },
     )
-    # All schedules of the first phase, compressed, with a lower learning rate; how much lower is not published.
+    # The schedules of the first phase, compressed, but for the teacher's temperature, which stays at its end, and the
+    # last layer, which is not frozen again; with a lower learning rate: how much lower is not published.
     steps = 10_000
     high_resolution = config.following(
         pretrain,

@@ -2,8 +2,8 @@
 
 Paper: DINOv3 (arXiv 2508.10104), sections 3, 4 and 5.1; the three phases of the public configurations.
 Hardware: 256 accelerators with 80 GB or more (16 images each); the published run took 61,440 H100-hours. A step takes
-  57 GB of an H100, or 10 GB (15 with the Gram teacher) with --config.remat=full, which computes each block twice: the
-  third phase, of 2.6 times as many patches per device, needs that (a restart may change it).
+  57 GB of an H100, or 9 GB (15 with the Gram teacher) with --config.remat=full, which computes each block twice: the
+  third phase, whose largest crops have 4.5 times as many patches per device, needs that (a restart may change it).
 Time and score: not run; those figures are the compiler's (docs/results.md).
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_7b.py --workdir DIR
   --config.data.path=IMAGES
@@ -77,7 +77,7 @@ def get_config():
             "local_size": 112,
             "mixture": ((0.3, 768, 112, 1152), (0.3, 768, 160, 1152), (0.05, 768, 224, 1152), (0.05, 768, 336, 1152)),
         },
-        masks={"group_size": 8},  # of the batch of one in 256 devices
+        masks={"group_size": 8},  # of the batch of one in 256 devices, which are the most with this value
         # The 7B's own teacher, as the phase begins.
         gram={"teacher": "ema", "crop_size": 768, "refresh_every": 0, "first_refresh": 0, "max_refreshes": 0},
         schedules={

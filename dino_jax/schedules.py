@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmupCosine:
-    """A line from `start` to `peak`, a cosine from `peak` to `end`, then `end` for ever (DINOv2 and DINOv3).
+    """A line from `start` to `peak`, a cosine from `peak` to `end`, then `end` for ever (DINOv3).
 
     The warm-up leaves out its end point, so that step `warmup` is the first at `peak`; the cosine includes its own,
     so that its last step is exactly `end`.
@@ -53,7 +53,7 @@ class WarmupCosine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosineSchedule:
-    """Zeros, a line from `start` to `base`, a cosine from `base` towards `end` (DINO, and DINOv2's first form).
+    """Zeros, a line from `start` to `base`, a cosine from `base` towards `end` (DINO, DINOv2, and DINOv3's first form).
 
     Differs from `WarmupCosine` at the seams: the warm-up includes its end point, so that `base` appears twice, and
     the cosine stops one step short of `end`, which is reached at step `total`.

@@ -18,12 +18,20 @@ ALIGNMENT = 8  # the padded bound of a group's masked patches is a multiple of t
 def group_targets(*, crops: int, patches: int, ratio: tuple[float, float], probability: float) -> np.ndarray:
     """Returns the numbers of masked patches of a group's masked crops, int64 (masked crops,), before shuffling.
 
-    int(crops * probability) crops are masked; their ratios are the upper ends of as many equal parts of `ratio`.
-    The float32 arithmetic is the reference's: it decides the rounding.
+    int(crops * probability) crops are masked; their ratios are the upper ends of as many equal parts of `ratio`, in the
+    float32 of the reference, which decides the rounding.
     """
     masked = int(crops * probability)
-    ratios = np.linspace(*ratio, masked + 1).astype(np.float32)[1:]
-    return (np.float32(patches) * ratios).astype(np.int64)
+    return (np.float32(patches) * linspace(*ratio, masked + 1)[1:]).astype(np.int64)
+
+
+def linspace(first: float, last: float, count: int) -> np.ndarray:
+    """Returns what `torch.linspace` does, float32 (count,): from both ends to the middle, each rounded once."""
+    low, high = np.float32(first), np.float32(last)
+    step = np.float64((high - low) / np.float32(max(count - 1, 1)))
+    index = np.arange(count)
+    upwards, downwards = np.float64(low) + step * index, np.float64(high) - step * (count - 1 - index)
+    return np.where(index < count // 2, upwards, downwards).astype(np.float32)
 
 
 def draw_masks(

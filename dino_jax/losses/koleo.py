@@ -39,7 +39,7 @@ def koleo_loss(x: jax.Array, *, topk: int, group_size: int | None = None) -> jax
     neighbours = _nearest(jax.lax.stop_gradient(x), topk=topk)
     difference = x[:, :, None] - jax.vmap(lambda group, index: group[index])(x, neighbours)
     # The difference of near-duplicates is rounding noise. The references follow it with a gradient of 1e7 that drowns
-    # the rest of the batch; here they have the same value and no gradient.
+    # the rest of the batch; here they count as exact duplicates and have no gradient.
     duplicate = jnp.sum(difference * difference, axis=-1, keepdims=True) < RESOLUTION**2
     difference = jnp.where(duplicate, 0.0, difference) + EPS
     distance = jnp.sqrt(jnp.sum(difference * difference, axis=-1))

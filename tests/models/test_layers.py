@@ -72,3 +72,34 @@ def test_gelu_is_exact_with_its_gradient(dtype, tolerance):
     np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact, atol=tolerance)
     theirs = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x.astype(jnp.float32))
     np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x).astype(np.float32), theirs, atol=tolerance)
+
+
+@pytest.mark.parametrize(("rate", "shards", "kept"), [(0.3, 1, 5), (0.3, 2, 2), (0.9, 2, 1)])
+def test_stochastic_depth_runs_a_subset_of_each_shard(rate, shards, kept):
+    """A branch that adds 1 shows which samples it ran on, and by how much its result was raised."""
+    x, size = jnp.zeros((8, 3, 2)), 8 // shards
+    seen = []
+
+    def branch(rows):
+        seen.append(rows.shape)
+        return jnp.ones_like(rows)
+
+    def add(key):
+        return layers.residual_on_subset(branch, x, key, rate=rate, shards=shards)
+
+    added = np.asarray(jax.vmap(add)(jax.random.split(jax.random.key(0), 200)))
+    assert seen == [(shards * kept, 3, 2)]
+    np.testing.assert_allclose(np.unique(added), [0, size / kept], rtol=1e-6)
+    assert (added == added[..., :1, :1]).all()  # a sample is kept or skipped as a whole
+    counts = (added[..., 0, 0] > 0).reshape(200, shards, size).sum(-1)
+    assert (counts == kept).all()
+    # Every sample is kept as often as any other: a share of kept / size, give or take four standard deviations.
+    share = kept / size
+    assert np.abs((added[..., 0, 0] > 0).mean(0) - share).max() < 4 * (share * (1 - share) / 200) ** 0.5
+
+
+def test_stochastic_depth_gives_each_sample_its_own_update():
+    x = jnp.arange(8.0)[:, None, None] * jnp.ones((8, 2, 1))
+    y = layers.residual_on_subset(lambda rows: 10 * rows, x, jax.random.key(1), rate=0.5, shards=2)
+    ratio = np.asarray(y[1:] / x[1:])
+    assert set(np.unique(ratio.round(4))) == {1, 21}  # 1 + 10 * 4 / 2

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.models import VARIANTS, VisionTransformer, intermediate_layers, last_attention
+from dino_jax.models import VARIANTS, VisionTransformer, intermediate_layers, last_attention, rope
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
@@ -185,6 +185,22 @@ def test_rope_augmentation_and_drop_path_only_act_in_training(small):
     rngs = {"rope": jax.random.key(2), "drop_path": jax.random.key(3)}
     other = tokens(noisy, params, images, train=True, rngs=rngs)["cls"]
     assert np.abs(plain - other).max() > 1e-3
+
+
+def test_rope_is_drawn_once_for_each_size_of_crops(small, monkeypatch):
+    """Not for every block or image: equal images stay equal."""
+    model, params, images = small
+    keys, augment = [], rope.augment
+    monkeypatch.setattr(rope, "augment", lambda coords, key, **box: keys.append(key) or augment(coords, key, **box))
+    pair = jnp.stack([images[0], images[0]])
+    crops = {"global": pair, "local": pair[:, :8, :8]}
+    noisy = model.clone(rope_rescale=2.0, rope_shift=0.5)
+    out = noisy.apply({"params": params}, crops, train=True, rngs={"rope": jax.random.key(2)})
+    assert len(keys) == 2
+    assert (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()
+    for group, plain in ((out[name], tokens(model, params, crops[name])) for name in ("global", "local")):
+        np.testing.assert_allclose(group["patches"][0], group["patches"][1], atol=1e-6)
+        assert np.abs(group["patches"] - plain["patches"]).max() > 1e-5
 
 
 def test_bfloat16_stays_near_float32(small):
