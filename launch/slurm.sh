@@ -11,7 +11,7 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
 # Five minutes before the time limit, and before a more urgent job takes the nodes, SIGTERM makes the run save and stop.
-# A preempted job is queued again and continues; after the time limit, submit it again.
+# A job that was stopped before the end of the run is queued again and continues.
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
 set -euo pipefail
@@ -21,3 +21,6 @@ shift 2
 # JAX reads the rest (coordinator, process number, local GPU) from Slurm's variables.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun no longer takes from the job
 DINO_JAX_DISTRIBUTED=1 srun --kill-on-bad-exit=1 python -m dino_jax.main --workdir "$workdir" --config "$recipe" "$@"
+if [ ! -e "$workdir/results.json" ]; then  # written at the end
+  scontrol requeue "$SLURM_JOB_ID"
+fi
