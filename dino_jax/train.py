@@ -133,7 +133,11 @@ class Trainer:
         self.augment = jax.jit(functools.partial(augment, **options))
         self.key = jax.random.key(config.seed)
         self.bad_images = BadImages(
-            workdir.path, source, most=config.data.max_bad_share, process_index=jax.process_index()
+            workdir.path,
+            source,
+            most=config.data.max_bad_share,
+            process_index=jax.process_index(),
+            note=self.progress.note,
         )
 
     def run(self) -> dict[str, float]:

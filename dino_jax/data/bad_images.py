@@ -1,6 +1,7 @@
 """The record of images that could not be decoded: listed in the workdir, and a limit to how many are tolerated."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dino_jax.data.sources import Source
 # The share is not judged before this many images have been drawn (or all of them, if there are fewer): one early bad
 # image says nothing.
 LEAST_DRAWS = 1000
+Note = Callable[[str], None]
 
 
 class BadImages:
@@ -22,7 +24,7 @@ class BadImages:
     The file outlives restarts; the share is that of the images drawn since the last start.
     """
 
-    def __init__(self, workdir: Path, source: Source, *, most: float, process_index: int = 0):
+    def __init__(self, workdir: Path, source: Source, *, most: float, process_index: int = 0, note: Note = print):
         """Reads what earlier starts found.
 
         Args:
@@ -30,10 +32,11 @@ class BadImages:
           source: the images that are trained on.
           most: the largest share of bad images that does not stop the run.
           process_index: of this training process.
+          note: takes a line for the user, at the first image that is replaced.
         """
         self.file = workdir / (f"bad_images_{process_index}.jsonl" if process_index else "bad_images.jsonl")
         self._source = source
-        self._most = most
+        self._most, self._note = most, note
         self._drawn = 0
         self._replaced = 0
         self._listed: dict[str, dict[str, Any]] = {}  # by name: an index may move when files are added
@@ -62,10 +65,13 @@ class BadImages:
         self._replaced += len(bad)
         new = {self._source.name(index): index for index in bad if self._source.name(index) not in self._listed}
         if new:
+            known = bool(self._listed)
             self._listed |= {
                 name: {"id": index, "name": name, "reason": why(self._source, index)} for name, index in new.items()
             }
             self._write()
+            if not known:
+                self._note(f"{self._example()} cannot be used, another image takes its place; see {self.file}")
         if (ids == NOTHING_READABLE).any():
             raise ValueError(
                 f"almost no image can be read: {ATTEMPTS} draws in a row failed; see {self.file}, for example "

@@ -32,17 +32,21 @@ def listed(workdir):
 
 def test_each_bad_image_is_listed_once_with_its_reason_across_restarts(source, tmp_path):
     workdir = tmp_path / "run"
-    first = BadImages(workdir, source, most=0.5)
+    notes = []
+    first = BadImages(workdir, source, most=0.5, note=notes.append)
     first.update(*batch())
     assert not (workdir / "bad_images.jsonl").exists()
     first.update(*batch(7, 7))
     first.update(*batch(7))
     assert listed(workdir) == [{"id": 7, "name": "07.png", "reason": "the file is empty"}]
-    again = BadImages(workdir, source, most=0.5)
+    (note,) = notes
+    assert note.startswith("07.png (the file is empty) cannot be used, another image takes its place; see ")
+    again = BadImages(workdir, source, most=0.5, note=notes.append)
     again.update(*batch(3, 7))
     again.update(*batch(11))
     assert [entry["name"] for entry in listed(workdir)] == ["07.png", "03.png", "11.png"]
     assert len(again) == 3
+    assert len(notes) == 1
     assert [file.name for file in workdir.iterdir()] == ["bad_images.jsonl"]
 
 
