@@ -62,6 +62,8 @@ class Report:
             try:
                 drawn = self.draw(state, records, final)
             except (OSError, ValueError) as error:  # the numbers are worth having without them
+                if isinstance(error, ValueError) and jax.process_count() > 1:  # of its images: the others have gone on
+                    raise
                 problem = f"the pictures could not be drawn ({error}): fix that and run the same command to draw them"
         results |= {"train/step": int(state.step), "time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
