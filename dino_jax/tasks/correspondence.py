@@ -55,13 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="warps",
         help="warps: find points in a distorted copy, PCK; videos: find an object's points in later frames",
     )
-    parser.add_argument(
-        "--year",
-        type=int,
-        choices=[2016, 2017],
-        default=2017,
-        help="year of DAVIS; 2016 has one object, 2017 several",
-    )
+    patches.add_year(parser)
     parser.add_argument(
         "--other", type=Path, metavar="IMAGE", help="match the image --data with this one, and draw the matches"
     )

@@ -61,13 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     layouts = "VOC (boxes), DAVIS, <sequence>/{frames,masks}, or images/ and masks/ of one object each, 0 elsewhere: "
     layouts += "a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=480)
-    parser.add_argument(
-        "--year",
-        type=int,
-        choices=[2016, 2017],
-        default=2017,
-        help="year of DAVIS; 2016 has one object, 2017 several",
-    )
+    patches.add_year(parser)
     text = "cosine above which patches are joined; in transformers, that of their keys in the last attention"
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help=text)
 

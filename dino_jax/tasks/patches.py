@@ -123,6 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, data: str, size: int, batc
     parser.add_argument("--pixels", action="store_true", help="also evaluate raw pixels as features")
 
 
+def add_year(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses among the layouts of DAVIS."""
+    text = "year of DAVIS; 2016 has one object, 2017 several"
+    parser.add_argument("--year", type=int, choices=[2016, 2017], default=2017, help=text)
+
+
 def check(options: argparse.Namespace, *positive: str) -> None:
     """Raises ValueError for numbers that cannot be, of the shared options and those named."""
     for name in ("batch_size", "limit", *positive):

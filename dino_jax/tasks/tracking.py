@@ -26,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     layouts = "DAVIS, or <sequence>/{frames,masks}: a folder, tar or tar.gz"
     patches.add_arguments(parser, data=layouts, size=480, batch_size=8)
-    parser.add_argument(
-        "--year",
-        type=int,
-        choices=[2016, 2017],
-        default=2017,
-        help="year of DAVIS; 2016 has one object, 2017 several",
-    )
+    patches.add_year(parser)
     parser.add_argument(
         "--context", type=int, default=7, help="number of preceding frames that vote, besides the first"
     )
