@@ -118,9 +118,10 @@ def without_gram(c, budget):
 
 
 def dinov2(c, budget):
-    """Sets learned positions and weight-normalised heads."""
+    """Sets learned positions, weight-normalised heads and masks of drawn sizes."""
     set_networks(c, budget, "dinov2_vits14", gain="trained", layer_scale=1.0, pos_grid=positions(budget))
-    config.set_phases(c, pretrain=pretraining(budget, steps=total_steps(budget), end=1e-5))
+    pretrain = pretraining(budget, steps=total_steps(budget), end=1e-5)
+    config.set_phases(c, pretrain=config.following(pretrain, masks={"sizes": "drawn"}))
 
 
 def dino(c, budget):

@@ -65,6 +65,7 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
         mask_ratio=tuple(masks.ratio),
         mask_probability=masks.probability if phase.options.loss.ibot else 0.0,
         mask_group_size=masks.group_size,
+        mask_sizes=masks.sizes,
         mask_circular_shift=masks.circular_shift,
         workers=config.data.workers,
         process_index=jax.process_index(),

@@ -147,6 +147,8 @@ def phase(**changes: Any) -> ConfigDict:
     p.masks = ConfigDict()
     p.masks.probability = 0.5  # share of the global crops that are masked
     p.masks.ratio = (0.1, 0.5)  # smallest and largest share of masked patches
+    # fixed: the same in every group (DINOv3) | drawn: each from its part of the ratio, filled by blocks alone (DINOv2).
+    p.masks.sizes = "fixed"
     p.masks.circular_shift = False  # roll each mask round the edges of its crop
     p.masks.group_size = 16  # samples over which the mask sizes are spread evenly; divides each device's batch
 

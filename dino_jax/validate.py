@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple] = {
 }
 PHASE_CHOICES: dict[str, tuple] = {
     "targets": ("sinkhorn_knopp", "centering"),
+    "masks.sizes": ("fixed", "drawn"),
     "optim.name": ("adamw", "sgd"),
     "optim.clip": ("module", "tensor"),
     "gram.remove_negatives": ("none", "both", "teacher"),

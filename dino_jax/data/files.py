@@ -1,14 +1,12 @@
 """The files of a data set by name, whether it is a folder, a tar or a small tar.gz."""
 
-import io
 import os
 import re
-import tarfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from dino_jax.data.tar import gunzip, is_gzip
+from dino_jax.data.folder import FolderFiles
+from dino_jax.data.tar import TarFiles
 
 # Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
 LABELS = re.compile(r"^(masks|depth|annotations|segmentation.*|.*annot|.*labels)$")
@@ -21,7 +19,7 @@ def is_label(name: str) -> bool:
 
 
 class Files(Protocol):
-    """A fixed set of files.
+    """A fixed set of files. Picklable: worker processes open their own.
 
     Attributes:
       path: the folder or archive.
@@ -32,7 +30,11 @@ class Files(Protocol):
     names: tuple[str, ...]
 
     def read(self, name: str) -> bytes:
-        """Returns a file's bytes."""
+        """Returns a file's bytes.
+
+        Raises:
+          OSError: it cannot be read.
+        """
 
 
 def open_files(path: str | os.PathLike) -> Files:
@@ -45,67 +47,6 @@ def open_files(path: str | os.PathLike) -> Files:
     if not place.exists():
         raise ValueError(f"{place} does not exist: give a folder, a tar or a tar.gz")
     return FolderFiles(place) if place.is_dir() else TarFiles(place)
-
-
-class FolderFiles:
-    """The files below a folder."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.names = tuple(sorted(names_below(path)))
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-
-class TarFiles:
-    """The members of an archive; a tar.gz is held in memory."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._bytes = gunzip(path) if is_gzip(path) else None
-        try:
-            # "r:" refuses other compressions, in which a member's offset is not its place in the file.
-            file = None if self._bytes is None else io.BytesIO(self._bytes)
-            with tarfile.open(path, "r:", fileobj=file) as archive:
-                members = [member for member in archive if member.isfile()]
-        except tarfile.TarError as error:
-            raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
-        self._places = {member.name.removeprefix("./"): (member.offset_data, member.size) for member in members}
-        self.names = _visible(self._places)
-
-    def read(self, name: str) -> bytes:
-        offset, size = self._places[name]
-        if self._bytes is not None:
-            return self._bytes[offset : offset + size]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-
-def names_below(folder: Path) -> Iterator[str]:
-    """Yields the paths of the files below `folder`, relative to it, hidden ones left out.
-
-    Links are followed, but no folder is visited twice.
-
-    Raises:
-      ValueError: when a folder cannot be listed.
-    """
-
-    def fail(error: OSError) -> None:
-        raise ValueError(f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it away")
-
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        place = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if place == "." else f"{place}/"
-        yield from (prefix + file for file in files if not file.startswith("."))
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -160,7 +101,3 @@ def paired(
                 f"{here[missing[0]]}{more} has no {missing_one} of the same name: add it or remove the {ours}"
             )
     return [(first[key], second[key]) for key in sorted(first)]
-
-
-def _visible(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(name for name in names if not any(part.startswith(".") for part in name.split("/"))))

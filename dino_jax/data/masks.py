@@ -1,13 +1,16 @@
-"""Block masks of the patch grid for iBOT, with the statistics of DINOv3 and counts that are known beforehand.
+"""Block masks of the patch grid for iBOT, with the statistics of DINOv2 and DINOv3.
 
-A mask group is a fixed number of consecutive samples. Each group masks the same number of its global crops, with
-the same targets, dealt out anew: so the number of masked patches is a constant of the configuration, and so are the
-shapes the networks compile for.
+A mask group is a fixed number of consecutive samples. Each group masks the same number of its global crops, up to the
+same targets, dealt out anew: so the most patches it masks are a constant of the configuration, and so are the shapes
+the networks compile for.
 """
 
 import math
+from typing import Any, Literal
 
 import numpy as np
+
+Sizes = Literal["fixed", "drawn"]
 
 MIN_BLOCK_AREA = 4  # patches; BEiT and DINOv2/v3
 ASPECT = (0.3, 1 / 0.3)  # height / width of a block, log-uniform
@@ -16,13 +19,21 @@ ALIGNMENT = 8  # the padded bound of a group's masked patches is a multiple of t
 
 
 def group_targets(*, crops: int, patches: int, ratio: tuple[float, float], probability: float) -> np.ndarray:
-    """Returns the numbers of masked patches of a group's masked crops, int64 (masked crops,), before shuffling.
+    """Returns the most masked patches of each of a group's masked crops, int64 (masked crops,), before shuffling.
 
     int(crops * probability) crops are masked; their ratios are the upper ends of as many equal parts of `ratio`, in the
     float32 of the reference, which decides the rounding.
     """
     masked = int(crops * probability)
     return (np.float32(patches) * linspace(*ratio, masked + 1)[1:]).astype(np.int64)
+
+
+def drawn_targets(
+    rng: np.random.Generator, *, crops: int, patches: int, ratio: tuple[float, float], probability: float
+) -> np.ndarray:
+    """Returns targets as `group_targets` does, but each ratio drawn from its part, not at its end (DINOv2)."""
+    ends = linspace(*ratio, int(crops * probability) + 1).astype(np.float64)
+    return (patches * rng.uniform(ends[:-1], ends[1:])).astype(np.int64)
 
 
 def linspace(first: float, last: float, count: int) -> np.ndarray:
@@ -41,6 +52,7 @@ def draw_masks(
     grid: tuple[int, int],
     ratio: tuple[float, float],
     probability: float,
+    sizes: Sizes = "fixed",
     circular_shift: bool = False,
 ) -> dict[str, np.ndarray]:
     """Draws the masks of one group (iBOT, section 3.2; DINOv2, section 4).
@@ -51,47 +63,44 @@ def draw_masks(
       grid: rows and columns of patches in a global crop.
       ratio: range of the masked share of a masked crop.
       probability: share of the crops that are masked.
+      sizes: "fixed", every group's masks have the sizes of `group_targets` exactly (DINOv3), or "drawn", those of
+        `drawn_targets` or, where blocks do not fill them, less (DINOv2).
       circular_shift: rolls each mask by any number of rows and columns, round the edges.
 
     Returns:
       "masks" bool (crops, patches); "mask_indices" int32 (bound,), positions of the masked patches in the flattened
-      masks, 0 on padding; "mask_weights" float32 (bound,), one over the masked patches of that crop, 0 on padding.
+      masks, 0 on padding; "mask_weights" float32 (bound,), one over the masked patches of that crop, 0 on padding. The
+      bound depends on the arguments alone.
     """
     patches = grid[0] * grid[1]
+    options: dict[str, Any] = {"crops": crops, "patches": patches, "ratio": ratio, "probability": probability}
+    most = group_targets(**options)
+    draw, chosen = (block_mask, most) if sizes == "fixed" else (blocks_only, drawn_targets(rng, **options))
     targets = np.zeros(crops, np.int64)
-    drawn = group_targets(crops=crops, patches=patches, ratio=ratio, probability=probability)
-    targets[: len(drawn)] = drawn
-    masks = np.stack([block_mask(rng, grid=grid, target=int(target)) for target in rng.permutation(targets)])
+    targets[: len(chosen)] = chosen
+    masks = np.stack([draw(rng, grid=grid, target=int(target)) for target in rng.permutation(targets)])
     if circular_shift:
         masks = np.stack([np.roll(mask, rng.integers(grid), axis=(0, 1)) for mask in masks])
-    return {"masks": masks.reshape(crops, patches), **_pack(masks.reshape(crops, patches))}
+    masks = masks.reshape(crops, patches)
+    return {"masks": masks, **_pack(masks, bound=int(most.sum()))}
 
 
 def block_mask(rng: np.random.Generator, *, grid: tuple[int, int], target: int) -> np.ndarray:
-    """Masks exactly `target` patches: rectangles while they fit, then single patches (DINOv3).
-
-    DINOv2 is `add_blocks` alone, which may stop short of its target.
-
-    Returns:
-      bool (rows, columns).
-    """
-    mask = np.zeros(grid, bool)
-    missing = target - add_blocks(rng, mask, target=target)
+    """Masks exactly `target` patches, bool (rows, columns): blocks while they fit, then single patches (DINOv3)."""
+    mask = blocks_only(rng, grid=grid, target=target)
     free = np.flatnonzero(~mask)
-    mask.reshape(-1)[rng.choice(free, missing, replace=False)] = True
+    mask.reshape(-1)[rng.choice(free, target - np.count_nonzero(mask), replace=False)] = True
     return mask
 
 
-def add_blocks(rng: np.random.Generator, mask: np.ndarray, *, target: int) -> int:
-    """Adds rectangles to `mask` (rows, columns) in place until `target` patches are masked or none fits any more.
+def blocks_only(rng: np.random.Generator, *, grid: tuple[int, int], target: int) -> np.ndarray:
+    """Masks rectangles until `target` patches are masked or none fits any more, bool (rows, columns) (DINOv2).
 
     A block's area is uniform between 4 and what is missing, at most half of the rows; it must be smaller than the grid
     in both directions and must not overshoot.
-
-    Returns:
-      the number of patches masked.
     """
-    rows, columns = mask.shape
+    mask = np.zeros(grid, bool)
+    rows, columns = grid
     largest = rows // 2 * columns
     count, failures = 0, 0
     while count < target and failures < ATTEMPTS:
@@ -109,14 +118,14 @@ def add_blocks(rng: np.random.Generator, mask: np.ndarray, *, target: int) -> in
         if 0 < added <= room:
             block[...] = True
             count, failures = count + added, 0
-    return count
+    return mask
 
 
-def _pack(masks: np.ndarray) -> dict[str, np.ndarray]:
-    """Lists the masked patches of masks (crops, patches), padded to a multiple of 8."""
+def _pack(masks: np.ndarray, *, bound: int) -> dict[str, np.ndarray]:
+    """Lists the masked patches of masks (crops, patches), padded to `bound`, rounded up to a multiple of 8."""
     counts = masks.sum(1)
     indices = np.flatnonzero(masks)
-    padding = (0, -len(indices) % ALIGNMENT)
+    padding = (0, bound + -bound % ALIGNMENT - len(indices))
     weights = np.repeat(1 / np.maximum(counts, 1), counts)
     return {
         "mask_indices": np.pad(indices, padding).astype(np.int32),

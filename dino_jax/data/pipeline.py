@@ -16,6 +16,7 @@ from absl import flags
 from dino_jax.data import fit
 from dino_jax.data.crops import GLOBAL_NUMBER, multi_crop
 from dino_jax.data.decode import BadImage
+from dino_jax.data.masks import Sizes as MaskSizes
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import read_batches
 from dino_jax.data.sources import Source
@@ -44,6 +45,7 @@ def train_batches(
     mask_ratio: tuple[float, float],
     mask_probability: float,
     mask_group_size: int,
+    mask_sizes: MaskSizes = "fixed",
     mask_circular_shift: bool = False,
     gram_size: int = 0,
     mixture: Sequence[tuple[float, int, int, int]] = (),
@@ -64,8 +66,8 @@ def train_batches(
       mixture: further (share of the batches, global_size, local_size, gram_size); each batch has one of all sizes.
       patch_size: side of a patch in pixels; divides every `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
-      mask_circular_shift: see `masks.draw_masks`.
-      mask_group_size: consecutive samples that share a fixed number of masked patches; divides a process's batch.
+      mask_sizes, mask_circular_shift: see `masks.draw_masks`.
+      mask_group_size: consecutive samples over which the sizes of masks are spread; divides a process's batch.
       workers: processes that prepare batches; 0 for one thread of this process.
       process_index, process_count: of the training processes.
 
@@ -98,6 +100,7 @@ def train_batches(
         crops=mask_group_size * GLOBAL_NUMBER,
         ratio=mask_ratio,
         probability=mask_probability,
+        sizes=mask_sizes,
         circular_shift=mask_circular_shift,
     )
     images = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()

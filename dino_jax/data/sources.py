@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dino_jax.data.arrayrecord import EXTENSIONS, ArrayRecordSource
-from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
-from dino_jax.data.folder import FolderSource
+from dino_jax.data.decode import BadImage, decode
+from dino_jax.data.images import is_image, open_folder, open_tar
 from dino_jax.data.packaged import PackagedSource
-from dino_jax.data.tar import TarSource
 
 TRIED = 16  # images that may be unreadable before a source counts as one without labels
 SOURCES = ("folder", "tar", "arrayrecord")
@@ -68,8 +67,8 @@ def open_source(source: str, path: str) -> Source:
     if not place.exists():
         raise ValueError(f"{place} does not exist")
     if source == "folder":
-        return FolderSource(place)
-    return TarSource(place) if source == "tar" else ArrayRecordSource(place)
+        return open_folder(place)
+    return open_tar(place) if source == "tar" else ArrayRecordSource(place)
 
 
 def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
@@ -77,7 +76,7 @@ def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
 
     Args:
       path: the place, or "packaged" for the photographs that come with scikit-image.
-      decode: turns a file or its bytes into an array.
+      decode: turns the bytes of a file into an array.
 
     Raises:
       ValueError: a path that is missing, or one without images.
@@ -89,6 +88,6 @@ def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
         raise ValueError(f"{place} does not exist: give a folder of images, a tar or an .array_record file")
     if place.suffix in EXTENSIONS or (place.is_dir() and any(file.suffix in EXTENSIONS for file in place.iterdir())):
         return ArrayRecordSource(place, decode=decode)
-    if place.is_dir() or place.name.lower().endswith(IMAGE_EXTENSIONS):
-        return FolderSource(place, decode=decode)
-    return TarSource(place, decode=decode)
+    if place.is_dir() or is_image(place.name):
+        return open_folder(place, decode=decode)
+    return open_tar(place, decode=decode)

@@ -14,12 +14,6 @@ def draw(grid, target, number=2000, function=masks.block_mask):
     return np.stack([function(rng, grid=(grid, grid), target=target) for _ in range(number)])
 
 
-def blocks_only(rng, *, grid, target):
-    mask = np.zeros(grid, bool)
-    masks.add_blocks(rng, mask, target=target)
-    return mask
-
-
 def components(mask):
     """Counts the 4-connected components of a mask and its isolated cells."""
     left, sizes = {tuple(cell) for cell in np.argwhere(mask).tolist()}, []
@@ -74,7 +68,7 @@ def test_statistics_equal_the_reference(golden, grid):
 def test_blocks_alone_stop_short_as_often_as_dinov2(golden, grid):
     file = golden("v2_masking_stats.npz")
     for target in file[f"grid{grid}/targets"].tolist():
-        counts = draw(grid, target, function=blocks_only).sum((1, 2))
+        counts = draw(grid, target, function=masks.blocks_only).sum((1, 2))
         mean, deviation, _, most = file[f"grid{grid}/target{target}/count_mean_std_min_max"]
         assert counts.max() <= most == target
         assert abs(counts.mean() - mean) <= 4 * max(deviation, counts.std()) * np.sqrt(2 / len(counts))
@@ -94,6 +88,37 @@ def test_counts_equal_the_reference_collate(golden):
     for counts in file["collate/masked_counts_200_batches"]:
         np.testing.assert_array_equal(np.sort(counts)[-len(targets) :], targets)
         assert counts.sum() == targets.sum()
+
+
+@pytest.mark.golden
+def test_drawn_counts_have_the_statistics_of_dinov2s_collate(golden):
+    file = golden("v2_masking_stats.npz")
+    recorded = np.sort(file["collate/masked_counts_200_batches"])
+    crops, patches = 2 * file.config["B"], int(file["collate/N_tokens"])
+    options = {
+        "crops": crops,
+        "grid": (file.config["grid"], patches // file.config["grid"]),
+        "ratio": tuple(file.config["mask_ratio"]),
+        "probability": file.config["mask_probability"],
+        "sizes": "drawn",
+    }
+    groups = [masks.draw_masks(np.random.default_rng(seed), **options) for seed in range(len(recorded))]
+    drawn = np.sort([group["masks"].sum(1) for group in groups])
+
+    bound = file["collate/int_N_times_prob_max"].sum()
+    for group, counts in zip(groups, drawn, strict=True):
+        assert len(group["mask_indices"]) == bound + -bound % masks.ALIGNMENT
+        np.testing.assert_array_equal(group["mask_indices"][: counts.sum()], np.flatnonzero(group["masks"]))
+        assert (group["mask_weights"][counts.sum() :] == 0).all()
+    # A crop's size is uniform in its interval, so its mean over the batches has the standard error of that: 4.5 sigma
+    # for the largest of as many scores as there are crops. The spread of n uniform numbers has an error of
+    # 0.45 / sqrt(n) of itself, twice here: 4.5 sigma again.
+    unmasked = crops - len(file["collate/int_N_times_prob_max"])
+    assert not drawn[:, :unmasked].any() and not recorded[:, :unmasked].any()
+    ours, theirs = drawn[:, unmasked:], recorded[:, unmasked:]
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / len(recorded))
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * error).all()
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=3 / np.sqrt(len(recorded)))
 
 
 def test_the_published_recipe_masks_1274_patches_of_32_crops():

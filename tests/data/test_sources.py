@@ -72,10 +72,31 @@ def archive(request, tmp_path, folder):
 
 def test_tar_is_read_at_random(archive):
     source = open_source("tar", str(archive))
-    assert [source.name(i) for i in range(len(source))] == ["./a/0.png", "./b/2.PNG"]
+    assert [source.name(i) for i in range(len(source))] == ["a/0.png", "b/2.PNG"]
     assert [source[i]["label"] for i in (0, 1)] == [0, 1] and source.class_names == ("a", "b")
     np.testing.assert_array_equal(source[1]["image"], photograph(seed=0))
     check(source)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["cats/1.png", "dogs/2.png"], ("cats", "dogs")),
+        (["set/train/cats/1.png", "set/train/dogs/more/2.png"], ("cats", "dogs")),
+        (["set/cats/1.png", "set/cats/2.png"], ("cats",)),
+        (["set/cats/1.png", "set/2.png"], ("cats",)),
+        (["1.png", "2.png"], ()),
+    ],
+)
+def test_the_top_folder_of_a_tar_is_no_class(tmp_path, names, classes):
+    (tmp_path / "image.png").write_bytes(encode(photograph()))
+    with tarfile.open(tmp_path / "images.tar", "w") as file:
+        for name in names:
+            file.add(tmp_path / "image.png", name)
+    source = open_source("tar", str(tmp_path / "images.tar"))
+    assert source.class_names == classes
+    labels = {source.name(i): source[i]["label"] for i in range(len(source))}
+    assert labels[names[0]] == (0 if classes else -1)
 
 
 def test_damaged_archives_are_refused_in_one_line(archive, tmp_path, monkeypatch):

@@ -1,0 +1,98 @@
+"""Images in a folder or an archive, nested in any way; first-level folders, if there are any, are the classes."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
+from dino_jax.data.files import Files
+from dino_jax.data.folder import FolderFiles
+from dino_jax.data.tar import TarFiles
+
+
+def is_image(name: str) -> bool:
+    """Tells an image by the end of its name."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+class ImageFiles:
+    """Images by their names in a folder or archive.
+
+    An image's class is the first folder of its name; in an archive, the first below a folder that holds everything.
+    """
+
+    def __init__(self, files: Files, names: Iterable[str], *, decode: Callable[[bytes], np.ndarray] = decode):
+        """Labels the images; `decode` turns the bytes of a file into an array.
+
+        Raises:
+          ValueError: without images.
+        """
+        self._files, self._names, self._decode = files, tuple(names), decode
+        if not self._names:
+            raise ValueError(f"no images found in {files.path} (looked for {' '.join(IMAGE_EXTENSIONS)})")
+        top = _top_folder(self._names) if isinstance(files, TarFiles) else ""
+        classes = [_first_folder(name.removeprefix(top)) for name in self._names]
+        self.class_names = tuple(sorted(set(classes) - {""}))
+        labels = {class_name: label for label, class_name in enumerate(self.class_names)}
+        self._labels = [labels.get(class_name, -1) for class_name in classes]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            encoded = self._files.read(self._names[index])
+        except OSError as error:
+            raise BadImage(f"{type(error).__name__}: {error}") from None
+        return {"image": self._decode(encoded), "label": self._labels[index], "id": index}
+
+    def name(self, index: int) -> str:
+        """Returns the path of image `index` in the folder or archive."""
+        return self._names[index]
+
+
+def open_folder(folder: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> ImageFiles:
+    """Opens all images below a folder, or a single image.
+
+    Raises:
+      ValueError: not a folder, or one without images.
+    """
+    if folder.is_file() and is_image(folder.name):
+        return ImageFiles(FolderFiles(folder.parent), [folder.name], decode=decode)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the one that holds the images")
+    files = FolderFiles(folder)
+    return ImageFiles(files, filter(is_image, files.names), decode=decode)
+
+
+def open_tar(path: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> ImageFiles:
+    """Opens all images of a tar or tar.gz.
+
+    Raises:
+      ValueError: not a tar, without images, or a tar.gz that is too large for memory.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: set data.source=folder, or give the archive")
+    files = TarFiles(path)
+    return ImageFiles(files, filter(is_image, files.names), decode=decode)
+
+
+def _top_folder(names: tuple[str, ...]) -> str:
+    """Returns the folder that holds all images and at least one folder of them, with its slash, or ""."""
+    # What the first and the last name in alphabetical order share, all share.
+    shared = os.path.commonpath([_folder(min(names)), _folder(max(names))])
+    if all(_folder(name) == shared for name in names):
+        shared = _folder(shared)
+    return f"{shared}/" if shared else ""
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _first_folder(name: str) -> str:
+    """Returns the first folder of a relative path, or "" for an image at the top."""
+    return name.split("/", 1)[0] if "/" in name else ""
