@@ -1,0 +1,154 @@
+"""What must hold in a whole configuration, and between its phases."""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from dino_jax.models import ConvNext, VisionTransformer, network_class
+from dino_jax.phases import by_size
+from dino_jax.validate.phase import phase_problems
+from dino_jax.validate.rules import ABOVE_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, SHARE, Rule, check, multiple, values
+
+CHOICES: dict[str, tuple] = {
+    "precision": ("float32", "bfloat16"),
+    "remat": ("none", "matmuls", "full"),
+    "data.source": ("packaged", "folder", "tar", "arrayrecord"),
+    "model.ffn": ("mlp", "swiglu"),
+    "dino_head.gain": ("none", "frozen", "trained"),
+    "ibot_head.gain": ("none", "frozen", "trained"),
+    "model.norm": ("layernorm", "rmsnorm"),
+    "model.attention": ("xla", "cudnn"),
+    "model.in_channels": (3,),  # what photographs and their augmentation have
+}
+RULES: tuple[Rule, ...] = (
+    (
+        *ABOVE_0,
+        "model.patch_size model.width model.depth model.heads model.ffn_ratio model.ffn_align model.norm_epsilon "
+        "model.rope_base dino_head.prototypes dino_head.hidden "
+        "dino_head.bottleneck ibot_head.prototypes ibot_head.hidden ibot_head.bottleneck data.window_size "
+        "data.windows_per_photograph checkpoint.every checkpoint.keep_last log.every log.health_every nonfinite_limit "
+        "eval.size eval.knn.k eval.knn.images eval.dense.images eval.quality.images",
+    ),
+    (
+        *NOT_NEGATIVE,
+        "model.registers model.rope_shift data.workers checkpoint.keep_every eval.knn.every eval.dense.every "
+        "eval.quality.every",
+    ),
+    (lambda v: 0 <= v < 2**32, "0 or more and below 2**32", "seed"),
+    (*AT_LEAST_1, "model.rope_jitter model.rope_rescale"),
+    (*SHARE, "data.max_bad_share"),
+    (*BELOW_1, "model.drop_path"),
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the values of a recipe and how they fit together.
+
+    Raises:
+      ValueError: naming the key, its value, what is allowed and the fix; the first problem found.
+    """
+    for problem in _problems(config):
+        raise ValueError(problem)
+
+
+def _problems(c: ConfigDict) -> Iterator[str]:
+    yield from values(c, "", CHOICES, RULES)
+    for key in ("path", "test_path"):
+        if c.data.source == "packaged" and c.data[key]:
+            yield (
+                f"data.{key} = {c.data[key]!r} has no effect with data.source = 'packaged', the photographs of an "
+                "installed package: set data.source to folder, tar or arrayrecord"
+            )
+    yield from check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
+    yield from _model_problems(c)
+    if not c.phase_order:
+        yield "phase_order is empty: a recipe needs at least one phase, see dino_jax.config.set_phases"
+    for name in c.phase_order:
+        if name not in c.phases:
+            yield f"phase_order names {name!r}, but phases holds {', '.join(sorted(c.phases)) or 'none'}"
+    every, kept = c.checkpoint.every, c.checkpoint.keep_every
+    if kept > 0 and every > 0 and kept % every:
+        yield (
+            f"checkpoint.keep_every = {kept} is not a multiple of checkpoint.every = {every}, at whose multiples "
+            f"checkpoints are saved: use {max(every, round(kept / every) * every)}"
+        )
+    yield from _problems_of_phases(c)
+    yield from _problems_between(c, [c.phases[name] for name in c.phase_order])
+
+
+def _model_problems(c: ConfigDict) -> Iterator[str]:
+    if network_class(c.model) is VisionTransformer:
+        yield from multiple("eval.size", c.eval.size, c.model.patch_size)
+        if c.model.width % c.model.heads:
+            yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
+        if c.model.width * c.model.ffn_ratio < 2:
+            yield (
+                f"model.ffn_ratio = {c.model.ffn_ratio:g} leaves the feed-forward layer without a channel: raise it, "
+                "4 is usual"
+            )
+    if "rope_base" in c.model and c.model.width // c.model.heads % 4:
+        yield (
+            f"model.width = {c.model.width} over model.heads = {c.model.heads} must be a multiple of 4, "
+            "which axial RoPE needs"
+        )
+
+
+def _problems_of_phases(c: ConfigDict) -> Iterator[str]:
+    known_snapshots = {"gram_teacher/0"} if c.init.weights else set()
+    start = 0
+    for name in c.phase_order:
+        p = c.phases[name]
+        yield from phase_problems(name, p, c.model.get("patch_size", 1), known_snapshots)
+        if p.gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
+            yield (
+                f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their "
+                "dense score: set snapshot_every of such a phase, and eval.dense.path to labelled images"
+            )
+        every = range(p.snapshot_every, p.steps + 1, p.snapshot_every) if p.snapshot_every else ()
+        known_snapshots |= {f"gram_teacher/{start + step}" for step in (*p.snapshot_steps, *every)}
+        start += p.steps
+
+
+def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
+    """Finds what each phase may have, but not together with the others or with the networks."""
+    with_ibot = any(p.loss.ibot for p in phases)
+    if c.share_head and not with_ibot:
+        yield "share_head = True has no effect with loss.ibot = 0 in all phases: change one of them"
+    if with_ibot and not c.share_head and (c.dino_head.gain == "frozen") != (c.ibot_head.gain == "frozen"):
+        yield (
+            f"dino_head.gain = {c.dino_head.gain!r} and ibot_head.gain = {c.ibot_head.gain!r}: freeze both or none, as "
+            "a trained gain decays and a frozen one must not"
+        )
+    if network_class(c.model) is not VisionTransformer:
+        yield from _convolutional_problems(c, phases)
+    if with_ibot and not c.model.get("masking", True):
+        yield "loss.ibot needs a mask token, which model.masking = False does not have: change one of them"
+    for name, p in zip(c.phase_order, phases, strict=True):
+        weight = p.schedules.gram_weight
+        if p.gram.teacher != "none" and not max(weight.start, weight.peak, weight.end):
+            yield (
+                f"phases.{name}.gram.teacher = {p.gram.teacher!r} has no effect with schedules.gram_weight = 0: "
+                "change one of them"
+            )
+    names = [p.optim.name for p in phases]
+    if len(set(names)) > 1:
+        yield f"optim.name differs between phases ({', '.join(names)}): moments pass from one to the next, use one"
+
+
+def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
+    """Finds what only a transformer can do."""
+    if any(p.loss.ibot for p in phases):
+        yield "loss.ibot needs a transformer, whose patches can be masked: set it to 0 in all phases"
+    if any(p.gram.teacher != "none" for p in phases):
+        yield "gram.teacher needs a transformer: set it to 'none' in all phases"
+    if c.remat != "none":
+        yield f"remat = {c.remat!r} needs a transformer: set it to 'none'"
+    if network_class(c.model) is ConvNext:
+        patch = ConvNext(**c.model.to_dict()).patch_size
+        sizes = {"eval.size": c.eval.size}
+        for name, p in zip(c.phase_order, phases, strict=True):
+            for key in ("global_size", "local_size"):
+                sizes[f"phases.{name}.crops.{key}"] = min(sized.crops[key] for _, sized in by_size(p))
+        for key, size in sizes.items():
+            if size < patch:
+                yield f"{key} = {size} is less than the {patch} px of a patch: enlarge it"
