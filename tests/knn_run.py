@@ -11,7 +11,7 @@ import numpy as np
 
 from dino_jax import sharding
 from dino_jax.data.sources import open_path
-from dino_jax.evals.knn import neighbours
+from dino_jax.evals.neighbours import neighbours
 from dino_jax.extraction import extract_features
 from dino_jax.tasks.classes import nearest
 from tests.tiny_model import tiny_model

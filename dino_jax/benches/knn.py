@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dino_jax.data.reading import processors
-from dino_jax.evals.knn import neighbours
+from dino_jax.evals.neighbours import neighbours
 from dino_jax.progress import table
 
 SIDES = ("ours", "faiss", "scikit-learn")

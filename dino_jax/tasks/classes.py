@@ -11,7 +11,7 @@ from dino_jax import sharding
 from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled, open_labelled
 from dino_jax.data.sources import Source
-from dino_jax.evals.knn import neighbours
+from dino_jax.evals.neighbours import neighbours
 from dino_jax.extraction import Features, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
@@ -97,7 +97,7 @@ def check_classes(data: Labelled, labels: np.ndarray, options: argparse.Namespac
 
 
 def nearest(train_features: np.ndarray, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds neighbours as `evals.knn.neighbours`, the queries spread over the devices of this process."""
+    """Finds neighbours as `evals.neighbours.neighbours`, the queries spread over the devices of this process."""
     mesh = sharding.make_mesh(devices=jax.local_devices())
     parts = sharding.data_shards(mesh)
     if parts == 1:

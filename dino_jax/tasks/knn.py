@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dino_jax.data.labelled import Labelled
-from dino_jax.evals.knn import KS, TEMPERATURE, check_ks, few_shot, raw_pixels, vote
+from dino_jax.evals.knn import KS, TEMPERATURE, few_shot, raw_pixels, vote
+from dino_jax.evals.neighbours import check_ks
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from dino_jax.evals.knn import TEMPERATURE, few_shot, knn, neighbours, raw_pixels, vote
+from dino_jax.evals.knn import TEMPERATURE, few_shot, knn, raw_pixels, vote
+from dino_jax.evals.neighbours import neighbours
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +59,6 @@ def test_ties_go_to_the_earlier_sample_and_the_lower_label(block):
     # All are equally near: k = 1 sees label 3, k = 3 a tie of 1, 2 and 3, k = 4 two votes for 2, k = 5 a tie of 1, 2.
     for k, winner in ((1, 3), (3, 1), (4, 2), (5, 1)):
         assert knn(train, labels, np.ones((1, 3)), np.array([winner]), ks=(k,), block=block) == {k: 1.0}
-
-
-@pytest.mark.parametrize(("count", "k", "chunk"), [(997, 5, 1000), (997, 60, 100), (64, 64, 1000), (500, 3, 7)])
-def test_group_maxima_find_the_exact_neighbours(count, k, chunk):
-    """Beside a stable sort of all similarities, where most of them tie."""
-    rng = np.random.default_rng(count + k)
-    # Rows of 16 signs have norm 4, so every cosine is an exact multiple of 1/8.
-    rows = rng.choice([-1.0, 1.0], (count + 33, 16))
-    train, queries = rows[:count], rows[count:]
-    cosines, indices = neighbours(train, queries, k=k, chunk=chunk, block=10)
-    similarities = queries @ train.T / 16
-    expected = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(indices, expected)
-    np.testing.assert_array_equal(cosines, np.take_along_axis(similarities, expected, axis=1))
-    assert indices.dtype == np.int32
 
 
 def test_temperatures_and_ks_in_one_pass_equal_single_votes(clusters):
