@@ -1,7 +1,8 @@
 """Images in ArrayRecord files.
 
 A record is the label as a signed 64-bit little-endian integer (-1 unknown) followed by the encoded image, a JPEG for
-example, unchanged. `write` makes such a file.
+example, unchanged. `write` makes such a file. `classes.txt` beside the files names the labels, that of label 0 in its
+first line; without it, classes have no names.
 """
 
 import struct
@@ -15,6 +16,7 @@ import numpy as np
 from dino_jax.data.decode import BadImage, decode
 
 LABEL = struct.Struct("<q")
+CLASSES = "classes.txt"
 EXTENSIONS = (".array_record", ".arrayrecord")
 
 
@@ -25,10 +27,10 @@ class ArrayRecordSource:
         """Opens the files; `decode` turns the image of a record into an array.
 
         Raises:
-          ValueError: array_record is not installed, or there are no records.
+          ValueError: array_record is not installed, there are no records, or a class is listed twice.
         """
         self._files = [str(path.absolute())] if path.is_file() else _files(path)
-        self.class_names: tuple[str, ...] = ()
+        self.class_names = _class_names(path.parent if path.is_file() else path)
         self._decode = decode
         try:
             self._length = len(self._records) if self._files else 0
@@ -45,6 +47,8 @@ class ArrayRecordSource:
         if len(record) < LABEL.size:
             raise BadImage(f"a record of {len(record)} bytes has no label")
         (label,) = LABEL.unpack_from(record)
+        if self.class_names and label >= len(self.class_names):
+            raise BadImage(f"its label is {label}, but {CLASSES} names {len(self.class_names)} classes, from 0 on")
         return {"image": self._decode(record[LABEL.size :]), "label": label, "id": index}
 
     def name(self, index: int) -> str:
@@ -66,6 +70,16 @@ def write(path: Path, samples: Iterable[tuple[bytes, int]]) -> None:
     for encoded, label in samples:
         writer.write(LABEL.pack(label) + encoded)
     writer.close()
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Reads the names of the classes, none where they are not listed."""
+    listed = folder / CLASSES
+    names = tuple(listed.read_text().splitlines()) if listed.is_file() else ()
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{listed} names {twice!r} twice: each line is the name of one class")
+    return names
 
 
 def _files(folder: Path) -> list[str]:

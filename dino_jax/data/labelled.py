@@ -24,7 +24,7 @@ class Labelled:
 
 
 def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -> Labelled:
-    """Opens training and test images whose folders are their classes.
+    """Opens training and test images whose folders are their classes, or ArrayRecords of named classes.
 
     Args:
       path: training images (see `open_path`), or a folder with `train` and `val` or `test`, as ImageNet is laid out.
@@ -39,9 +39,12 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
     names = train.class_names
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no class folders"
-        raise ValueError(f"{train_place} holds {found}: classification needs <class>/<image> with two classes or more")
+        raise ValueError(
+            f"{train_place} holds {found}: classification needs <class>/<image> with two classes or more, or "
+            "ArrayRecords with classes.txt beside them"
+        )
     if not test.class_names:
-        raise ValueError(f"{test_place} holds images without a class: put them into class folders, as in {train_place}")
+        raise ValueError(f"{test_place} holds images without a class: name their classes as in {train_place}")
     test = with_classes(test, names, place=test_place, other=train_place)
     if limit is not None:
         if limit < 2:

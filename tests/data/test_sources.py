@@ -12,6 +12,7 @@ import pytest
 from dino_jax.data import arrayrecord, tar
 from dino_jax.data.decode import BadImage
 from dino_jax.data.files import open_files
+from dino_jax.data.labelled import open_labelled
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
 from dino_jax.data.sources import has_labels, open_source
 from tests.data.images import encode, photograph
@@ -176,6 +177,25 @@ def test_arrayrecord_round_trip(tmp_path):
     (tmp_path / "bad.array_record").write_bytes(b"no record" * 100)
     with pytest.raises(ValueError, match="not a readable ArrayRecord"):
         open_source("arrayrecord", str(tmp_path / "bad.array_record"))
+
+
+def test_classes_of_arrayrecords_have_the_names_that_are_listed(tmp_path):
+    pytest.importorskip("array_record")
+    image = encode(photograph())
+    arrayrecord.write(tmp_path / "train.array_record", [(image, 0), (image, 1)])
+    arrayrecord.write(tmp_path / "test.array_record", [(image, 1), (image, -1), (image, 2)])
+    train, test = (str(tmp_path / f"{name}.array_record") for name in ("train", "test"))
+    with pytest.raises(ValueError, match=r"no class folders: .* or ArrayRecords with classes\.txt"):
+        open_labelled(train, test)
+    (tmp_path / "classes.txt").write_text("cat\na dog\n")
+    data = open_labelled(train, test)
+    assert data.class_names == ("cat", "a dog")
+    assert [data.train[0]["label"], data.test[0]["label"], data.test[1]["label"]] == [0, 1, -1]
+    with pytest.raises(BadImage, match=r"its label is 2, but classes\.txt names 2 classes"):
+        data.test[2]
+    (tmp_path / "classes.txt").write_text("cat\ncat\n")
+    with pytest.raises(ValueError, match="names 'cat' twice"):
+        open_labelled(train, test)
 
 
 def test_arrayrecord_says_what_to_install(tmp_path, monkeypatch):
