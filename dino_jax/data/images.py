@@ -1,6 +1,8 @@
 """Images in a folder or an archive, nested in any way; first-level folders, if there are any, are the classes."""
 
+import errno
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.files import Files
 from dino_jax.data.folder import FolderFiles
 from dino_jax.data.tar import TarFiles
+
+# What a file system that is away for a moment answers, and how long to wait for it, in seconds: an image that is
+# replaced by another one would change the run.
+AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+PAUSES = (0.5, 2.0, 8.0)
 
 
 def is_image(name: str) -> bool:
@@ -44,7 +51,7 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            encoded = self._files.read(self._names[index])
+            encoded = _read(self._files, self._names[index])
         except OSError as error:
             raise BadImage(f"{type(error).__name__}: {error}") from None
         return {"image": self._decode(encoded), "label": self._labels[index], "id": index}
@@ -78,6 +85,18 @@ def open_tar(path: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> I
         raise ValueError(f"{path} is a folder: set data.source=folder, or give the archive")
     files = TarFiles(path)
     return ImageFiles(files, filter(is_image, files.names), decode=decode)
+
+
+def _read(files: Files, name: str) -> bytes:
+    """Reads a file, again after each of the pauses while its file system is away."""
+    for pause in PAUSES:
+        try:
+            return files.read(name)
+        except OSError as error:
+            if error.errno not in AWAY:
+                raise
+            time.sleep(pause)
+    return files.read(name)
 
 
 def _top_folder(names: tuple[str, ...]) -> str:

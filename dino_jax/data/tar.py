@@ -45,9 +45,14 @@ class TarFiles:
 
     def read(self, name: str) -> bytes:
         offset, size = self._places[name]
-        if self._bytes is None:
-            return os.pread(self._file.fileno(), size, offset)  # no seek: threads share the file
-        return self._bytes[offset : offset + size]
+        if self._bytes is not None:
+            return self._bytes[offset : offset + size]
+        file = self._file
+        try:
+            return os.pread(file.fileno(), size, offset)  # no seek: threads share the file
+        except OSError:
+            self.__dict__.pop("_file", None)  # a network file system may want it to be opened anew
+            raise
 
     @cached_property
     def _file(self) -> io.BufferedReader:

@@ -1,6 +1,7 @@
 """The four kinds of sources, and what is said when they cannot be opened."""
 
 import builtins
+import errno
 import gzip
 import os
 import pickle
@@ -9,9 +10,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from dino_jax.data import arrayrecord, tar
+from dino_jax.data import arrayrecord, images, tar
 from dino_jax.data.decode import BadImage
 from dino_jax.data.files import open_files
+from dino_jax.data.folder import FolderFiles
 from dino_jax.data.labelled import open_labelled
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
 from dino_jax.data.sources import has_labels, open_source
@@ -98,6 +100,49 @@ def test_the_top_folder_of_a_tar_is_no_class(tmp_path, names, classes):
     assert source.class_names == classes
     labels = {source.name(i): source[i]["label"] for i in range(len(source))}
     assert labels[names[0]] == (0 if classes else -1)
+
+
+def test_a_file_system_that_is_away_for_a_moment_is_waited_for(folder, monkeypatch):
+    source = open_source("folder", str(folder))
+    expected, read = source[0]["image"], FolderFiles.read
+    answers, waited = [], []
+
+    def flaky(files, name):
+        if answers:
+            raise OSError(answers.pop(0), "the server does not answer")
+        return read(files, name)
+
+    monkeypatch.setattr(FolderFiles, "read", flaky)
+    monkeypatch.setattr(images.time, "sleep", waited.append)
+    answers += [errno.ESTALE, errno.EIO]
+    np.testing.assert_array_equal(source[0]["image"], expected)
+    assert waited == [0.5, 2.0]
+    answers += [errno.EIO] * 4
+    with pytest.raises(BadImage, match=r"OSError: .*does not answer"):
+        source[0]
+    assert waited[2:] == [0.5, 2.0, 8.0]
+    answers += [errno.EACCES]
+    with pytest.raises(BadImage, match="PermissionError"):
+        source[0]
+    assert len(waited) == 5
+
+
+def test_a_tar_is_opened_anew_after_an_error(folder, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "images.tar", "w") as file:
+        file.add(folder / "a", "a")
+    source, read = open_source("tar", str(tmp_path / "images.tar")), os.pread
+    expected, answers = source[0]["image"], [errno.ESTALE]
+
+    def flaky(descriptor, size, offset):
+        if answers:
+            raise OSError(answers.pop(), "stale file handle")
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", flaky)
+    monkeypatch.setattr(images.time, "sleep", lambda _: None)
+    opened = source._files._file
+    np.testing.assert_array_equal(source[0]["image"], expected)
+    assert source._files._file is not opened
 
 
 def test_damaged_archives_are_refused_in_one_line(archive, tmp_path, monkeypatch):
