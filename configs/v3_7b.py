@@ -2,8 +2,8 @@
 
 Paper: DINOv3 (arXiv 2508.10104), sections 3, 4 and 5.1; the three phases of the public configurations.
 Hardware: 256 accelerators with 80 GB or more (16 images each); the published run took 61,440 H100-hours. A step takes
-  57 GB of an H100, or 9 GB (15 with the Gram teacher) with --config.remat=full, which computes each block twice: the
-  third phase, whose largest crops have 4.5 times as many patches per device, needs that (a restart may change it).
+  57 GB of an H100, in the third phase 31 to 45, where each block is computed twice; so does --config.remat=full in the
+  others, which then need 9 and 15 GB.
 Time and score: not run; those figures are the compiler's (docs/results.md).
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_7b.py --workdir DIR
   --config.data.path=IMAGES
@@ -72,6 +72,7 @@ def get_config():
         gram,
         steps=30_000,  # of the public configuration; the paper writes 10,000
         batch_size=2048,
+        remat="full",
         crops={
             "global_size": 512,  # 3 batches in 10
             "local_size": 112,

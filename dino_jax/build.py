@@ -1,5 +1,6 @@
 """Makes the objects of a run from its configuration; models, losses, data and the step know nothing of ConfigDict."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -113,6 +114,8 @@ def optimizer(phase: ConfigDict) -> optax.GradientTransformationExtraArgs:
 def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
     """Builds the step of a phase."""
     gram = phase.gram
+    if phase.remat:
+        networks = dataclasses.replace(networks, backbone=networks.backbone.clone(remat=phase.remat))
     objective = Objective(
         student_temperature=phase.student_temperature,
         targets=phase.targets,

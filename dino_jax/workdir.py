@@ -112,9 +112,7 @@ class Workdir:
             changed = [key for key in differing if key.startswith("phases.") and not key.startswith(fixed)]
             differing = [key for key in differing if key not in changed and key != "phase_order"]
         choosing = any(now[f"phases.{name}.gram.teacher"] == "best_dense" for name in now["phase_order"])
-        differing = [
-            key for key in differing if not key.startswith(FREE) or (choosing and key.startswith(OF_DENSE_SCORES))
-        ]
+        differing = [key for key in differing if not _is_free(key) or (choosing and key.startswith(OF_DENSE_SCORES))]
         if differing:
             raise ValueError(
                 f"--workdir {self.path} belongs to a run with another config "
@@ -214,6 +212,11 @@ def _parts(values: dict[str, Any]) -> set[str]:
         if values[f"{phase}targets"] == "centering":
             parts |= {f"centers of {head} scores" for head in heads}
     return parts
+
+
+def _is_free(key: str) -> bool:
+    """Tells whether a value does not change what a run trains."""
+    return key.startswith(FREE) or (key.startswith("phases.") and key.endswith(".remat"))
 
 
 def _differs(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:

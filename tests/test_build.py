@@ -5,6 +5,17 @@ from tests.data.test_labelled import write
 from tests.tiny_recipe import get_config
 
 
+def test_a_phase_may_recompute_more_than_the_run(monkeypatch):
+    monkeypatch.setattr(build, "make_train_step", lambda networks, *_, **__: networks.backbone)
+    config = get_config()
+    config.remat = "matmuls"
+    config.phases["gram"].remat = "full"
+    networks = build.networks(config, shards=1)
+    backbones = {name: build.train_step(networks, config.phases[name], seed=0) for name in config.phase_order}
+    assert {name: backbone.remat for name, backbone in backbones.items()} == {"pretrain": "matmuls", "gram": "full"}
+    assert backbones["gram"].clone(remat="matmuls") == networks.backbone
+
+
 def config_of(tmp_path, test_classes):
     c = get_config()
     c.data.path = str(write(tmp_path / "train", ["a", "b", "c"]))

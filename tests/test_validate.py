@@ -151,6 +151,7 @@ def test_ibot_needs_a_mask_token():
         ({"phases.pretrain.loss.ibot": 1.0}, "loss.ibot needs a transformer, whose patches can be masked"),
         ({"phases.pretrain.gram.teacher": "ema"}, "gram.teacher needs a transformer"),
         ({"remat": "full"}, "remat = 'full' needs a transformer"),
+        ({"phases.pretrain.remat": "full"}, "phases.pretrain.remat = 'full' needs a transformer"),
         (
             {"phases.pretrain.crops.local_size": 4},
             "phases.pretrain.crops.local_size = 4 is less than the 8 px of a patch",

@@ -98,6 +98,15 @@ def save(workdir, step):
     (workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").touch()
 
 
+def test_what_a_begun_phase_recomputes_may_change(tmp_path):
+    config = get_config()
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+        save(tmp_path, 3)
+        config.phases["pretrain"].remat = config.phases["gram"].remat = config.remat = "full"
+        assert workdir.adopt(config) == "phases.gram.remat: '' there, 'full' now"
+
+
 @pytest.mark.parametrize(("saved", "free"), [(0, True), (8, True), (9, False)])
 def test_phases_to_come_may_change(tmp_path, saved, free):
     """The tiny recipe's second phase begins after step 8."""

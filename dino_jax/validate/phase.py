@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from dino_jax.phases import by_size
-from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, SHARE, Rule, multiple, values
+from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, REMATS, SHARE, Rule, multiple, values
 
 CHOICES: dict[str, tuple] = {
+    "remat": ("", *REMATS),
     "targets": ("sinkhorn_knopp", "centering"),
     "masks.sizes": ("fixed", "drawn"),
     "optim.name": ("adamw", "sgd"),

@@ -7,11 +7,22 @@ from ml_collections import ConfigDict
 from dino_jax.models import ConvNext, VisionTransformer, network_class
 from dino_jax.phases import by_size
 from dino_jax.validate.phase import phase_problems
-from dino_jax.validate.rules import ABOVE_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, SHARE, Rule, check, multiple, values
+from dino_jax.validate.rules import (
+    ABOVE_0,
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    REMATS,
+    SHARE,
+    Rule,
+    check,
+    multiple,
+    values,
+)
 
 CHOICES: dict[str, tuple] = {
     "precision": ("float32", "bfloat16"),
-    "remat": ("none", "matmuls", "full"),
+    "remat": REMATS,
     "data.source": ("packaged", "folder", "tar", "arrayrecord"),
     "model.ffn": ("mlp", "swiglu"),
     "dino_head.gain": ("none", "frozen", "trained"),
@@ -141,8 +152,10 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
         yield "loss.ibot needs a transformer, whose patches can be masked: set it to 0 in all phases"
     if any(p.gram.teacher != "none" for p in phases):
         yield "gram.teacher needs a transformer: set it to 'none' in all phases"
-    if c.remat != "none":
-        yield f"remat = {c.remat!r} needs a transformer: set it to 'none'"
+    named = {"remat": c.remat} | {f"phases.{name}.remat": c.phases[name].remat for name in c.phase_order}
+    for key, remat in named.items():
+        if remat not in ("", "none"):
+            yield f"{key} = {remat!r} needs a transformer: set it to 'none'"
     if network_class(c.model) is ConvNext:
         patch = ConvNext(**c.model.to_dict()).patch_size
         sizes = {"eval.size": c.eval.size}
