@@ -235,18 +235,21 @@ def crop_terms(
 
 def gram_terms(student: Array, teacher: Array, masks: Array | None, objective: Objective) -> dict[str, Array]:
     """Computes the Gram term, and with `gram_stats` those over masked and unmasked patches, which carry no gradient."""
+    negatives = objective.gram_remove_negatives
     subsets = {"all": None} if masks is None else {"all": None, "masked": masks, "unmasked": ~masks}
     terms = {
         "gram": gram_loss(
             student,
             teacher,
             image_level=objective.gram_image_level,
-            remove_negatives=objective.gram_remove_negatives,
+            remove_negatives=negatives,
             token_mask=subsets[objective.gram_tokens],
         )
     }
     if objective.gram_stats:
         for name in ("masked", "unmasked"):
             fixed = jax.lax.stop_gradient(student)
-            terms[f"gram_{name}"] = gram_loss(fixed, teacher, image_level=False, token_mask=subsets[name])
+            terms[f"gram_{name}"] = gram_loss(
+                fixed, teacher, image_level=False, remove_negatives=negatives, token_mask=subsets[name]
+            )
     return terms

@@ -69,7 +69,16 @@ def test_the_tiny_recipe_is_valid():
                 "phases.gram.gram.remove_negatives": "both",
                 "phases.gram.batch_size": 2048,
             },
-            "compares all 65,536 patches of a batch with each other, but at most 32,768 can be",
+            "gram.image_level = False with remove_negatives = 'both' compares all 65,536 patches of a batch with each "
+            "other, but at most 32,768 can be",
+        ),
+        (
+            {
+                "phases.gram.gram.stats": True,
+                "phases.gram.gram.remove_negatives": "both",
+                "phases.gram.batch_size": 2048,
+            },
+            "gram.stats = True with remove_negatives = 'both' compares all 65,536 patches",
         ),
         ({"model.rope_base": -5.0}, "model.rope_base = -5.0 must be above 0"),
         ({"model.ffn": "swiglu", "model.ffn_align": 0}, "model.ffn_align = 0 must be above 0"),

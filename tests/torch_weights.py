@@ -19,7 +19,7 @@ def to_path(name: str) -> tuple[tuple[str, ...], int | None]:
     for old, new in RENAMED.items():
         name = name.replace(old, new)
     name = re.sub(r"head\.mlp\.weight|head\.mlp\.bias", lambda m: m[0].replace("mlp.", "mlp_0."), name)
-    name = re.sub(r"mlp\.(\d)\.", lambda m: f"mlp_{int(m[1]) // 2}.", name)
+    name = re.sub(r"mlp\.(\d+)\.", lambda m: f"mlp_{int(m[1]) // 2}.", name)
     if re.search(r"norm\w*\.weight$", name):
         name = name.removesuffix("weight") + "scale"
     name = re.sub(r"\.weight$", ".kernel", name)
@@ -99,6 +99,11 @@ def assert_trees_close(
             assert_trees_close(actual[key], value, relative=relative, absolute=absolute, prefix=f"{prefix}/{key}")
         else:
             assert_close(actual[key], value, relative=relative, absolute=absolute, name=f"{prefix}/{key}")
+
+
+def sum_tolerance(outputs_and_cotangents) -> float:
+    """Returns the allowed error of a sum of products, in which most may cancel: 1e-6 of the sum of their sizes."""
+    return 1e-6 * float(sum(np.abs(np.asarray(x) * cotangent).sum() for x, cotangent in outputs_and_cotangents))
 
 
 def assert_close(actual, expected, *, relative: float = 0.0, absolute: float = 0.0, name: str = "") -> None:

@@ -165,9 +165,10 @@ def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[
             "have"
         )
     patches = 2 * p.batch_size * (p.crops.global_size // patch) ** 2
-    if not p.gram.image_level and p.gram.remove_negatives != "none" and patches > MOST_PATCHES_COMPARED:
+    over_batch = "image_level = False" if not p.gram.image_level else "stats = True" if p.gram.stats else ""
+    if over_batch and p.gram.remove_negatives != "none" and patches > MOST_PATCHES_COMPARED:
         yield (
-            f"{prefix}image_level = False with remove_negatives = {p.gram.remove_negatives!r} compares all {patches:,} "
+            f"{prefix}{over_batch} with remove_negatives = {p.gram.remove_negatives!r} compares all {patches:,} "
             f"patches of a batch with each other, but at most {MOST_PATCHES_COMPARED:,} can be: change one of them"
         )
     if p.gram.max_refreshes and not p.gram.refresh_every:

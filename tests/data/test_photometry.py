@@ -51,7 +51,7 @@ def test_operations_match_torchvision(golden, name):
             result = apply(getattr(photometry, operation), image, *arguments)
             np.testing.assert_allclose(result, file[path], atol=2e-6)
             compared += 1
-    assert compared >= 2
+    assert compared
 
 
 @pytest.mark.golden

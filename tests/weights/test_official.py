@@ -75,7 +75,9 @@ def test_full_checkpoints_of_dino(golden, tmp_path):
     torch.save(full, tmp_path / "checkpoint.pth")
     for branch, tensors in (("teacher", teacher), ("student", student)):
         backbone = {n.removeprefix("backbone."): x.numpy() for n, x in tensors.items() if n.startswith("backbone.")}
-        weights = assert_backbone_of(tmp_path / "checkpoint.pth", backbone, branch=branch, heads=2)
+        weights = assert_backbone_of(
+            tmp_path / "checkpoint.pth", backbone, branch=branch, heads=recorded.config["heads"]
+        )
         assert weights.manifest.counts()["skipped"] == len(tensors) - len(backbone)
 
 
@@ -83,6 +85,7 @@ def test_full_checkpoints_of_dino(golden, tmp_path):
 @pytest.mark.parametrize("nesting", ["teacher", "flat", "wrapped", "chunks"])
 def test_training_checkpoints_of_dinov2_and_dinov3(golden, nesting, tmp_path):
     recorded = golden("v3_train_a.npz" if nesting != "chunks" else "v2_train_a.npz")
+    heads = recorded.config["golden_vit" if nesting != "chunks" else "golden"]["heads"]
     teacher = recorded.under("init/teacher/")
     backbone = {n.removeprefix("backbone."): x for n, x in teacher.items() if n.startswith("backbone.")}
     content = {"teacher": teacher, "iteration": {}}
@@ -93,7 +96,7 @@ def test_training_checkpoints_of_dinov2_and_dinov3(golden, nesting, tmp_path):
     if nesting == "chunks":
         content = {"teacher": {n.replace(".blocks.", ".blocks.0."): x for n, x in teacher.items()}}
     pth_writer.write(tmp_path / "teacher_checkpoint.pth", content)
-    assert_backbone_of(tmp_path / "teacher_checkpoint.pth", backbone, heads=2)
+    assert_backbone_of(tmp_path / "teacher_checkpoint.pth", backbone, heads=heads)
 
 
 @pytest.mark.parametrize("name", ["dino_vits8", "dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16plus"])
