@@ -8,34 +8,29 @@ import pytest
 from dino_jax import optim, sharding
 from dino_jax import state as states
 from dino_jax.models import PrototypeHead, ResNet, VisionTransformer
+from dino_jax.models.variants import TRANSFORMER
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
 from dino_jax.step import make_train_step
 from tests.test_step import batch_of, objective
 from tests.torch_weights import assert_close, assert_trees_close, tree
 
-# A few roundings of 6e-8 per step, on losses that fall to a tenth within four large steps. The weights, which follow
-# from the same gradients, are held to the recorded noise floor.
-METRIC, GRADIENT_NORM = 1e-5, 1e-5
+# A few roundings of 6e-8 at the first step. Adam turns roundings of tiny gradients into whole steps: half an ulp on the
+# weights moves later losses by up to 1.2e-5 of themselves and gradient norms by 4.1e-5, measured on 16 runs of a plain
+# PyTorch form of these steps.
+FIRST, LATER = 5e-6, 5e-5
 
 
 def vit(small: dict, **options) -> VisionTransformer:
     """Builds the small backbone of a golden file."""
-    return VisionTransformer(
-        patch_size=small["p"],
-        width=small["D"],
-        depth=small["depth"],
-        heads=small["heads"],
-        ffn="mlp",
-        ffn_ratio=4.0,
-        ffn_align=8,
-        norm="layernorm",
-        norm_epsilon=1e-6,
-        qkv_bias=True,
-        in_channels=3,
-        pos_grid=small.get("img", small.get("G")) // small["p"],
-        **options,
-    )
+    sizes = {
+        "patch_size": small["p"],
+        "width": small["D"],
+        "depth": small["depth"],
+        "heads": small["heads"],
+        "pos_grid": small.get("img", small.get("G")) // small["p"],
+    }
+    return VisionTransformer(**TRANSFORMER | sizes | options)
 
 
 def start_of(g, optimizer, networks: Networks, centered: tuple[str, ...]) -> TrainState:
@@ -80,6 +75,8 @@ def hyper_of(schedule: dict, i: int, *, temperature: float, rests: bool = False)
 
 def without_key_bias(params: dict) -> dict:
     """Sets the key part of the qkv biases to 0: its gradient is mathematically 0, Adam makes steps of its rounding."""
+    if "bias" not in params["backbone"]["blocks"]["attn"]["qkv"]:
+        return params
     bias = np.array(params["backbone"]["blocks"]["attn"]["qkv"]["bias"])
     width = bias.shape[-1] // 3
     bias[:, width : 2 * width] = 0
@@ -108,7 +105,14 @@ def test_dino(golden):
     """Centering, no masks, no iBOT head, clipping per tensor, a resting last layer, a frozen gain."""
     g = golden("v1_train.npz")
     c = g.config
-    head = PrototypeHead(prototypes=c["K"], hidden=c["hid"], bottleneck=c["bott"], mlp_layers=c["nl"], gain="frozen")
+    layers = sum(name.endswith("weight") for name in g.under("init/student/head.mlp."))
+    head = PrototypeHead(
+        prototypes=c["K"],
+        hidden=c["hid"],
+        bottleneck=c["bott"],
+        mlp_layers=layers,
+        gain="frozen" if c["norm_last"] else "trained",
+    )
     networks = Networks(vit(c, registers=0, layer_scale=0.0, masking=False, pos_offset=0.1), head)
     assert c["eps"] == optim.EPS
     optimizer = optim.adamw(*c["betas"])
@@ -123,19 +127,22 @@ def test_dino(golden):
     )
     state, schedule = start_of(g, optimizer, networks, ("dino",)), g.under("schedule/")
     modules = np.array([name.split(".")[0] for name in g["info/grad_norm_param_names"]])
-    epoch = c["niter_per_ep"]
+    epoch, warmup = c["niter_per_ep"], c["warmup_teacher_temp_epochs"]
+    temperatures = np.linspace(c["warmup_teacher_temp"], c["teacher_temp"], warmup)
     for i, expected in enumerate(g["metrics/loss"]):
-        temperature = c["warmup_teacher_temp"] if i < c["warmup_teacher_temp_epochs"] * epoch else c["teacher_temp"]
-        crops = [np.moveaxis(g[f"batch{i}/crop{j}"], 1, -1) for j in range(2 + 3)]
+        temperature = temperatures[i // epoch] if i // epoch < warmup else c["teacher_temp"]
+        number = len(g.under(f"batch{i}/crop"))
+        crops = [np.moveaxis(g[f"batch{i}/crop{j}"], 1, -1) for j in range(number)]
         batch = {"global_crops": np.stack(crops[:2], axis=1), "local_crops": np.stack(crops[2:], axis=1)}
         rests = i < c["freeze_last_layer"] * epoch
         state, metrics, finite = step(state, batch, hyper_of(schedule, i, temperature=temperature, rests=rests))
         assert np.asarray(finite).all()
-        assert_close(metrics["loss/total"], expected, relative=METRIC, name=f"step {i} loss")
+        relative = LATER if i else FIRST
+        assert_close(metrics["loss/total"], expected, relative=relative, name=f"step {i} loss")
         assert_close(state.centers["dino"], g["metrics/center"][i, 0], absolute=1e-7, relative=2e-6, name="center")
         for module, ours in (("backbone", "backbone"), ("head", "dino_head")):
             norm = np.linalg.norm(g["metrics/grad_norm_per_param"][i][modules == module])
-            assert_close(metrics[f"grad_norm/{ours}"], norm, relative=GRADIENT_NORM, name=f"step {i} {ours}")
+            assert_close(metrics[f"grad_norm/{ours}"], norm, relative=relative, name=f"step {i} {ours}")
         check_parameters(g, i, state)
 
 
@@ -162,6 +169,10 @@ def test_dinov2(golden, name):
     ]
     backbone = vit(
         small,
+        ffn={"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}[student["ffn_layer"]],
+        qkv_bias=student["qkv_bias"],
+        proj_bias=student["proj_bias"],
+        ffn_bias=student["ffn_bias"],
         registers=student["num_register_tokens"],
         layer_scale=student["layerscale"],
         pos_offset=student["interpolate_offset"],
@@ -194,17 +205,20 @@ def test_dinov2(golden, name):
     }
     for i in range(len(g["metrics/ibot_loss"])):
         batch = batch_of(g.under(f"batch{i}/"), small["B"])
-        temperature = temperatures[min(i, len(temperatures) - 1)]
+        temperature = temperatures[i] if i < len(temperatures) else config["teacher"]["teacher_temp"]
+        relative = LATER if i else FIRST
         state, metrics, finite = step(state, batch, hyper_of(schedule, i, temperature=temperature))
         assert np.asarray(finite).all()
         for theirs, (ours, share) in reported.items():
-            assert_close(share * metrics[ours], g[f"metrics/{theirs}"][i], relative=METRIC, name=f"step {i} {ours}")
+            if f"metrics/{theirs}" in g:  # a term of weight 0 is not computed
+                expected = g[f"metrics/{theirs}"][i]
+                assert_close(share * metrics[ours], expected, relative=relative, name=f"step {i} {ours}")
         for module, norm in zip(g["info/grad_norm_submodules"], g["metrics/grad_norms"][i], strict=True):
-            assert_close(metrics[f"grad_norm/{module}"], norm, relative=GRADIENT_NORM, name=f"step {i} {module}")
+            assert_close(metrics[f"grad_norm/{module}"], norm, relative=relative, name=f"step {i} {module}")
         check_parameters(g, i, state)
     if targets == "centering":
         for head in ("dino", "ibot"):
-            center = g[f"out/{head}_center_after_4_updates"].ravel()
+            center = g[f"out/{head}_center_after_{i + 1}_updates"].ravel()
             assert_close(state.centers[head], center, absolute=1e-7, relative=1e-5, name=f"{head} center")
 
 

@@ -9,7 +9,7 @@ from dino_jax.models import VisionTransformer, intermediate_layers, last_attenti
 from dino_jax.models.variants import DINO, DINOV2
 from dino_jax.models.vit import last_keys
 from tests.conftest import golden_names
-from tests.torch_weights import assert_close, assert_trees_close, tree
+from tests.torch_weights import assert_close, assert_trees_close, sum_tolerance, tree
 
 FORWARD = 1e-5  # largest error relative to each array's scale: a few float32 roundings per block
 GRADIENT = 1e-4
@@ -52,7 +52,7 @@ def dinov2(config: dict) -> VisionTransformer:
             "depth": config["depth"],
             "heads": config["num_heads"],
             "registers": config["num_register_tokens"],
-            "ffn": {"mlp": "mlp", "swiglufused": "swiglu"}[config["ffn_layer"]],
+            "ffn": {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}[config["ffn_layer"]],
             "ffn_ratio": config["mlp_ratio"],
             "layer_scale": config["init_values"] or 0.0,
             "qkv_bias": config["qkv_bias"],
@@ -136,7 +136,7 @@ def test_dino_last_attention(golden, name):
     model, params = dino(g.config), tree(g.under("param/"))
     run = jax.jit(lambda p, x: last_attention(model, p, x))
     stored = [name for name in g if name.endswith("last_selfattention")]
-    assert len(stored) == 2
+    assert stored
     for attention in stored:
         images = images_of(g)[attention.split("/")[1]]
         assert_close(run(params, images), g[attention], relative=FORWARD, name=attention)
@@ -151,14 +151,16 @@ def test_gradients(golden, name):
     images = images_of(g)[f"{height}x{width}"]
     cotangents = g.under("in/grad_cotangent/") or {"x_norm_clstoken": g["in/grad_cotangent"]}
 
+    def products(out):
+        return [(out[ours], cotangents[theirs]) for ours, theirs in OUTPUTS.items() if theirs in cotangents]
+
     @jax.jit
-    @jax.value_and_grad
     def scalar(p):
         out = model.apply({"params": p}, {"global": images}, train=True)["global"]
-        return sum(jnp.sum(out[ours] * cotangents[theirs]) for ours, theirs in OUTPUTS.items() if theirs in cotangents)
+        return sum(jnp.sum(x * cotangent) for x, cotangent in products(out)), out
 
-    value, grads = scalar(params)
-    assert_close(value, g["out/grad_scalar"], relative=FORWARD)
+    (value, out), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+    assert_close(value, g["out/grad_scalar"], absolute=sum_tolerance(products(out)))
     grads, expected = jax.tree.map(np.asarray, grads), tree(g.under("grad/"))
     if model.masking:  # without a mask the reference has no gradient for its token
         np.testing.assert_array_equal(grads.pop("mask_token"), 0)
