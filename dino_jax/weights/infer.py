@@ -29,6 +29,7 @@ def architecture(state: StateDict, layout: Layout, known: Mapping[str, Any]) -> 
 
     Raises:
       ValueError: when what a transformer's shapes do not show, its heads, is neither known nor published.
+      KeyError: with the name of a tensor that the layout has and the checkpoint lacks.
     """
     if layout.family in ("convnext", "resnet"):
         found = _convolutional(state, layout)
@@ -74,6 +75,8 @@ def _transformer(state: StateDict, layout: Layout) -> Found:
     cls, patch = there["cls_token"], there["patch_embed/kernel"]
     prefix = _block_prefix(layout)
     numbers = {int(match[1]) for name in state if (match := re.match(rf"{prefix}(\d+)\.", name))}
+    if not any(path.startswith("blocks/") for path in there):
+        raise KeyError(next(rule.theirs[0] for rule in layout.rules if "blocks/norm1/scale" in rule.ours).format(i=0))
     out = there.get("blocks/mlp/fc2/kernel", there.get("blocks/mlp/w3/kernel"))
     inner = there.get("blocks/mlp/fc1/kernel", there.get("blocks/mlp/w1/kernel"))
     gated = "blocks/mlp/fc1/kernel" not in there or "blocks/mlp/w1/kernel" in there

@@ -146,6 +146,12 @@ def test_missing_tensors_are_named_and_counted(changed):
     assert "4 missing: blocks.{0..2}.norm2.weight, norm.weight" in changed.message()
 
 
+@pytest.mark.parametrize("name", ["blocks.0.0.", "layers.", "blocks.x"])
+def test_blocks_of_other_names(changed, name):
+    changed.state = {key.replace("blocks.", name): x for key, x in changed.state.items()}
+    assert "looks like official_v3 but lacks 'blocks.0.norm1.weight': fetch it again" in changed.message()
+
+
 def test_unused_tensors_are_an_error(changed):
     changed.state["blocks.1.attn.gate"] = np.zeros(3, np.float32)
     assert "1 unused: blocks.1.attn.gate" in changed.message()
