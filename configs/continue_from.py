@@ -16,12 +16,13 @@ start, peak and end of --config.phases.all.schedules.gram_weight at 2.
 
 from dino_jax import config
 
-# By generation: targets, weights of iBOT and KoLeo, sizes of masks, gain of the prototypes, first temperature of the
-# teacher. Sharp at first: Sinkhorn-Knopp turns the alike scores of new prototypes into uniform targets.
+# By generation: targets, weights of iBOT and KoLeo, whether sizes of masks are drawn, gain of the prototypes, first
+# temperature of the teacher. Sharp at first: Sinkhorn-Knopp turns the alike scores of new prototypes into uniform
+# targets.
 GENERATIONS = {
-    "dino": ("centering", 0.0, 0.0, "fixed", "frozen", 0.04),
-    "dinov2": ("sinkhorn_knopp", 1.0, 0.1, "drawn", "trained", 0.01),
-    "dinov3": ("sinkhorn_knopp", 1.0, 0.1, "fixed", "none", 0.01),
+    "dino": ("centering", 0.0, 0.0, False, "frozen", 0.04),
+    "dinov2": ("sinkhorn_knopp", 1.0, 0.1, True, "trained", 0.01),
+    "dinov3": ("sinkhorn_knopp", 1.0, 0.1, False, "none", 0.01),
 }
 BATCH = 128
 HEADS, ALL = 1000, 10_000  # steps
@@ -31,7 +32,7 @@ def get_config(variant: str = "dinov3_vits16"):
     """Returns the recipe for a model, such as "dinov2_vitb14_reg"."""
     c = config.default()
     c.model = config.model(variant)
-    targets, ibot, koleo, sizes, gain, sharp = GENERATIONS[variant.split("_")[0]]
+    targets, ibot, koleo, drawn_sizes, gain, sharp = GENERATIONS[variant.split("_")[0]]
     patch, layer_decay = 32, 1.0
     if "heads" in c.model:
         patch, layer_decay = c.model.patch_size, 0.8
@@ -50,7 +51,7 @@ def get_config(variant: str = "dinov3_vits16"):
         steps=HEADS,
         batch_size=BATCH,
         crops={"local_size": round(96 / patch) * patch},
-        masks={"sizes": sizes},
+        masks={"drawn_sizes": drawn_sizes},
         targets=targets,
         loss={"ibot": ibot, "koleo": koleo},
         optim={"lr_scaling": "none", "freeze_backbone": -1},

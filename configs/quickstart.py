@@ -81,7 +81,7 @@ def dinov2(c):
         steps=220,
         batch_size=32,
         crops=CROPS,
-        masks={"group_size": 4, "sizes": "drawn"},  # small enough for eight devices
+        masks={"group_size": 4, "drawn_sizes": True},  # small enough for eight devices
         optim=OPTIM,
         schedules={
             "lr": config.schedule(start=0.0, peak=2e-3, end=1e-5, warmup=20),

@@ -67,7 +67,7 @@ def dinov2(c):
     c.model = config.model("dinov2_vits14", layer_scale=1.0, pos_grid=12, **SMALL)
     c.dino_head = config.head(prototypes=4096, gain="trained")
     c.ibot_head = config.head(prototypes=4096, gain="trained")
-    config.set_phases(c, pretrain=pretraining(masks={"sizes": "drawn"}, temperature=SHARP))
+    config.set_phases(c, pretrain=pretraining(masks={"drawn_sizes": True}, temperature=SHARP))
 
 
 def dino(c):

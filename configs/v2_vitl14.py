@@ -47,7 +47,7 @@ def set_phases(c, *, per_gpu):
         steps=500 * EPOCH,
         batch_size=BATCH,
         crops={"local_size": 98},
-        masks={"group_size": per_gpu, "sizes": "drawn"},
+        masks={"group_size": per_gpu, "drawn_sizes": True},
         loss={"koleo_group_size": per_gpu},
         optim={"layer_decay": 1.0, "freeze_last_layer": EPOCH},
         schedules={

@@ -32,7 +32,7 @@ def get_config():
         steps=100 * EPOCH,
         batch_size=BATCH,
         targets="centering",
-        masks={"sizes": "drawn"},
+        masks={"drawn_sizes": True},
         loss={"koleo_group_size": 64},  # the references look for neighbours among the images of one GPU
         optim={"freeze_last_layer": EPOCH},
         schedules={

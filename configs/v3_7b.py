@@ -6,11 +6,11 @@ Hardware: 256 accelerators with 80 GB or more (16 images each); the published ru
   others, which then need 9 and 15 GB.
 Time and score: not run; those figures are the compiler's (docs/results.md).
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_7b.py --workdir DIR
-  --config.data.path=IMAGES
+  --config.data.path=IMAGES --config.data.homogeneous_path=IMAGENET_TRAIN --config.data.test_path=IMAGENET_VAL
 On several TPU slices or GPU clusters joined by a slower network: --config.mesh.data=SLICES.
 
-Differs from the published run: batches are drawn from one set of images (there, one in ten is pure ImageNet-1k), and
-local crops of high resolution have 160 px where theirs have 168, of which whole patches cover 160.
+Differs from the published run: local crops of high resolution have 160 px where theirs have 168, of which whole patches
+cover 160.
 """
 
 from dino_jax import config
@@ -25,6 +25,7 @@ def get_config():
     c.remat = "matmuls"
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    c.data.homogeneous_share = 0.1  # of batches of ImageNet-1k alone, which data.homogeneous_path names
     c.data.workers = 8  # of each process, of which there is one per host or per GPU
     c.checkpoint.keep_every = 100_000
     c.log.health_every = 1000  # its rank of 4096 features costs seconds

@@ -121,7 +121,7 @@ def dinov2(c, budget):
     """Sets learned positions, weight-normalised heads and masks of drawn sizes."""
     set_networks(c, budget, "dinov2_vits14", gain="trained", layer_scale=1.0, pos_grid=positions(budget))
     pretrain = pretraining(budget, steps=total_steps(budget), end=1e-5)
-    config.set_phases(c, pretrain=config.following(pretrain, masks={"sizes": "drawn"}))
+    config.set_phases(c, pretrain=config.following(pretrain, masks={"drawn_sizes": True}))
 
 
 def dino(c, budget):

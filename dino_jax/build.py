@@ -13,7 +13,8 @@ from dino_jax import optim, schedules
 from dino_jax.data.labelled import with_classes
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import TrainBatches, train_batches
-from dino_jax.data.sources import Source, open_source
+from dino_jax.data.sources import Source, open_path, open_source
+from dino_jax.data.subset import Joined
 from dino_jax.models import Backbone, PrototypeHead, VisionTransformer, network_class
 from dino_jax.objective import Objective
 from dino_jax.phases import Phase
@@ -24,6 +25,8 @@ from dino_jax.step import Step, make_train_step
 
 def sources(config: ConfigDict) -> tuple[Source, Source | None]:
     """Opens the training images and the held-out ones, None if there are none; both number the classes alike.
+
+    Of training images from two places, the classes of `data.homogeneous_path` count.
 
     Raises:
       ValueError: a path is missing or without images, or the held-out ones have a class that is not trained on.
@@ -37,13 +40,17 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
         )
         return seen, held_out
     with naming("data.path"):
-        train = open_source(data.source, data.path)
+        train: Source = open_source(data.source, data.path)
+    if data.homogeneous_path:
+        with naming("data.homogeneous_path"):
+            train = Joined(train, open_path(data.homogeneous_path))
     if not data.test_path:
         return train, None
     with naming("data.test_path"):
         test = open_source(data.source, data.test_path)
     if train.class_names and test.class_names:
-        test = with_classes(test, train.class_names, place=data.test_path, other=data.path)
+        other = data.homogeneous_path or data.path
+        test = with_classes(test, train.class_names, place=data.test_path, other=other)
     return train, test
 
 
@@ -61,12 +68,14 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
         local_number=crops.local_number,
         horizontal_flips=crops.horizontal_flips,
         gram_size=phase.options.gram.crop_size if phase.gram else 0,
+        homogeneous=len(source.second) if isinstance(source, Joined) else 0,
+        homogeneous_share=config.data.homogeneous_share,
         mixture=[(*row[:3], row[3] if phase.gram else 0) for row in crops.mixture],
         patch_size=config.model.get("patch_size", 1),
         mask_ratio=tuple(masks.ratio),
         mask_probability=masks.probability if phase.options.loss.ibot else 0.0,
         mask_group_size=masks.group_size,
-        mask_sizes=masks.sizes,
+        mask_drawn_sizes=masks.drawn_sizes,
         mask_circular_shift=masks.circular_shift,
         workers=config.data.workers,
         process_index=jax.process_index(),

@@ -27,6 +27,8 @@ def default() -> ConfigDict:
     c.data.source = "folder"  # packaged | folder | tar | arrayrecord
     c.data.path = ""  # folder or file; unused by "packaged"
     c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
+    c.data.homogeneous_path = ""  # further images that stay among themselves (DINOv3: ImageNet-1k); "" has none
+    c.data.homogeneous_share = 0.0  # of the batches, those of such images alone
     c.data.window_size = 96  # pixels; of the windows cut from the packaged photographs
     c.data.windows_per_photograph = 512  # in training; a quarter of it held out
     c.data.workers = 0  # processes that decode and crop; 0 uses a thread of the training process
@@ -147,8 +149,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.masks = ConfigDict()
     p.masks.probability = 0.5  # share of the global crops that are masked
     p.masks.ratio = (0.1, 0.5)  # smallest and largest share of masked patches
-    # fixed: the same in every group (DINOv3) | drawn: each from its part of the ratio, filled by blocks alone (DINOv2).
-    p.masks.sizes = "fixed"
+    p.masks.drawn_sizes = False  # each from its part of the ratio, filled by blocks alone (DINOv2); else fixed
     p.masks.circular_shift = False  # roll each mask round the edges of its crop
     p.masks.group_size = 16  # samples over which the mask sizes are spread evenly; divides each device's batch
 

@@ -17,7 +17,7 @@ from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
 from dino_jax.data.reading import USABLE, why
 from dino_jax.data.sources import Source, has_labels
-from dino_jax.data.subset import evenly, part_of
+from dino_jax.data.subset import Joined, evenly, part_of
 from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, neighbour_cosine, rankme, uniformity
 from dino_jax.evals.segmentation import quick_miou
@@ -43,7 +43,8 @@ class Scores:
     def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
         """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
         self.config, self.networks, self.mesh = config, networks, mesh
-        self.voters, self.held_out = part_of(source, config.eval.knn.images), held_out
+        labelled = source.second if isinstance(source, Joined) else source
+        self.voters, self.held_out = part_of(labelled, config.eval.knn.images), held_out
         self.unlabelled = part_of(held_out or source, config.eval.quality.images)
         # Read now, so that what is wrong with them is said before the first step.
         path, count, patch = config.eval.dense.path, config.eval.dense.images, networks.backbone.patch_size
@@ -54,7 +55,7 @@ class Scores:
         if held_out is not None:
             with naming("data.test_path"):
                 check_readable(held_out)
-        self._labelled = held_out is not None and has_labels(held_out) and has_labels(source)
+        self._labelled = held_out is not None and has_labels(held_out) and has_labels(labelled)
         if self._labelled and config.eval.knn.k > len(self.voters):
             raise ValueError(
                 f"eval.knn.k = {config.eval.knn.k} neighbours are more than the {len(self.voters)} images that vote: "

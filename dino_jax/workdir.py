@@ -18,8 +18,8 @@ from dino_jax.recipe import flatten
 # These change where and how fast a run computes, what it reports and what it tolerates, but not what it trains; they
 # may differ when it continues.
 FREE = (
-    *("mesh.", "remat", "model.attention", "data.workers", "data.path", "data.test_path", "data.max_bad_share"),
-    *("checkpoint.", "log.pictures", "nonfinite_limit", "eval."),
+    *("mesh.", "remat", "model.attention", "checkpoint.", "log.pictures", "nonfinite_limit", "eval."),
+    *("data.workers", "data.path", "data.homogeneous_path", "data.test_path", "data.max_bad_share"),
 )
 # Unless a phase takes the snapshot with the best dense score: scores of other images cannot be compared.
 OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images", "eval.size")

@@ -1,6 +1,6 @@
 import pytest
 
-from dino_jax import build
+from dino_jax import build, phases
 from tests.data.test_labelled import write
 from tests.tiny_recipe import get_config
 
@@ -27,6 +27,21 @@ def test_held_out_labels_count_the_training_classes(tmp_path):
     source, held_out = build.sources(config_of(tmp_path, ["b", "c"]))
     assert held_out.class_names == source.class_names == ("a", "b", "c")
     assert [held_out[index]["label"] for index in range(6)] == [1, 1, 1, 2, 2, 2]
+
+
+def test_the_classes_of_images_that_stay_among_themselves_count(tmp_path):
+    c = config_of(tmp_path, ["e"])
+    c.data.homogeneous_path = str(write(tmp_path / "further", ["d", "e"]))
+    c.data.homogeneous_share = 0.25
+    source, held_out = build.sources(c)
+    assert len(source) == 9 + 6 and source.class_names == held_out.class_names == ("d", "e")
+    assert [source[index]["label"] for index in range(15)] == [-1] * 9 + [0] * 3 + [1] * 3
+    assert [source[index]["id"] for index in range(15)] == list(range(15))
+    assert (source.name(8), source.name(9)) == ("c/2.png", "d/0.png")
+    assert held_out[0]["label"] == 1
+    batches = build.batches(c, phases.in_order(c)[0], source)
+    alone = [set(next(batches)["ids"] >= 9) for _ in range(12)]
+    assert alone == [{number % 4 == 3} for number in range(12)]
 
 
 def test_a_class_that_is_not_trained_on_is_one_line(tmp_path):

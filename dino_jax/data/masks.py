@@ -6,11 +6,9 @@ the networks compile for.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-
-Sizes = Literal["fixed", "drawn"]
 
 MIN_BLOCK_AREA = 4  # patches; BEiT and DINOv2/v3
 ASPECT = (0.3, 1 / 0.3)  # height / width of a block, log-uniform
@@ -52,7 +50,7 @@ def draw_masks(
     grid: tuple[int, int],
     ratio: tuple[float, float],
     probability: float,
-    sizes: Sizes = "fixed",
+    drawn_sizes: bool = False,
     circular_shift: bool = False,
 ) -> dict[str, np.ndarray]:
     """Draws the masks of one group (iBOT, section 3.2; DINOv2, section 4).
@@ -63,8 +61,8 @@ def draw_masks(
       grid: rows and columns of patches in a global crop.
       ratio: range of the masked share of a masked crop.
       probability: share of the crops that are masked.
-      sizes: "fixed", every group's masks have the sizes of `group_targets` exactly (DINOv3), or "drawn", those of
-        `drawn_targets` or, where blocks do not fill them, less (DINOv2).
+      drawn_sizes: masks have the sizes of `drawn_targets` or, where blocks do not fill them, less (DINOv2); otherwise
+        those of `group_targets` exactly (DINOv3).
       circular_shift: rolls each mask by any number of rows and columns, round the edges.
 
     Returns:
@@ -75,7 +73,7 @@ def draw_masks(
     patches = grid[0] * grid[1]
     options: dict[str, Any] = {"crops": crops, "patches": patches, "ratio": ratio, "probability": probability}
     most = group_targets(**options)
-    draw, chosen = (block_mask, most) if sizes == "fixed" else (blocks_only, drawn_targets(rng, **options))
+    draw, chosen = (blocks_only, drawn_targets(rng, **options)) if drawn_sizes else (block_mask, most)
     targets = np.zeros(crops, np.int64)
     targets[: len(chosen)] = chosen
     masks = np.stack([draw(rng, grid=grid, target=int(target)) for target in rng.permutation(targets)])

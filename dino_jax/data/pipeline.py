@@ -16,7 +16,6 @@ from absl import flags
 from dino_jax.data import fit
 from dino_jax.data.crops import GLOBAL_NUMBER, multi_crop
 from dino_jax.data.decode import BadImage
-from dino_jax.data.masks import Sizes as MaskSizes
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import read_batches
 from dino_jax.data.sources import Source
@@ -26,6 +25,7 @@ Batch = dict[str, np.ndarray]
 
 ATTEMPTS = 64  # replacements of one unreadable image; this many in a row mean that hardly any image is readable
 NOTHING_READABLE = -1  # the id of a sample for which none of them was
+HOMOGENEOUS_STREAM = 2**32  # added to the seed of batches of images that stay among themselves
 # Each worker holds a batch that is ready and one in the making.
 WORKER_BUFFER = 1
 
@@ -45,10 +45,12 @@ def train_batches(
     mask_ratio: tuple[float, float],
     mask_probability: float,
     mask_group_size: int,
-    mask_sizes: MaskSizes = "fixed",
+    mask_drawn_sizes: bool = False,
     mask_circular_shift: bool = False,
     gram_size: int = 0,
     mixture: Sequence[tuple[float, int, int, int]] = (),
+    homogeneous: int = 0,
+    homogeneous_share: float = 0.0,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -64,9 +66,12 @@ def train_batches(
       seed: of the order, the crops and the masks.
       global_size, ..., horizontal_flips, gram_size: see `crops.multi_crop`.
       mixture: further (share of the batches, global_size, local_size, gram_size); each batch has one of all sizes.
+      homogeneous: how many images at the end of the source stay among themselves: a batch is made of them alone, or of
+        the others alone.
+      homogeneous_share: of the batches, those of the images that stay among themselves, at even distances.
       patch_size: side of a patch in pixels; divides every `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
-      mask_sizes, mask_circular_shift: see `masks.draw_masks`.
+      mask_drawn_sizes, mask_circular_shift: see `masks.draw_masks`.
       mask_group_size: consecutive samples over which the sizes of masks are spread; divides a process's batch.
       workers: processes that prepare batches; 0 for one thread of this process.
       process_index, process_count: of the training processes.
@@ -100,23 +105,34 @@ def train_batches(
         crops=mask_group_size * GLOBAL_NUMBER,
         ratio=mask_ratio,
         probability=mask_probability,
-        sizes=mask_sizes,
+        drawn_sizes=mask_drawn_sizes,
         circular_shift=mask_circular_shift,
     )
-    images = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    if mixture:
-        draw = partial(draw_sizes, seed=seed, sizes=sizes, shares=[1 - sum(shares), *shares])
-        images = images.map_with_index(partial(_number, batch_size=batch_size))
-        samples = images.random_map(partial(_sized_sample, source=source, crop=crop, draw=draw))
-    else:
-        samples = images.random_map(partial(_sample, source=source, crop=partial(crop, **sizes[0]._asdict())))
-    batches = samples.batch(local_batch)
+
+    def batches_of(part: range, seed: int) -> grain.MapDataset:
+        """Returns this process's part of batches of a part of the images."""
+        images = grain.MapDataset.range(part.start, part.stop).seed(seed).shuffle().repeat()
+        if mixture:
+            draw = partial(draw_sizes, seed=seed, sizes=sizes, shares=[1 - sum(shares), *shares])
+            images = images.map_with_index(partial(_number, batch_size=batch_size))
+            samples = images.random_map(partial(_sized_sample, source=source, part=part, crop=crop, draw=draw))
+        else:
+            sized = partial(crop, **sizes[0]._asdict())
+            samples = images.random_map(partial(_sample, source=source, part=part, crop=sized))
+        # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
+        return samples.batch(local_batch).slice(slice(process_index, None, process_count))
+
+    rest = len(source) - homogeneous
+    batches = batches_of(range(rest), seed)
+    if homogeneous:
+        apart = batches_of(range(rest, len(source)), seed + HOMOGENEOUS_STREAM)
+        batches = grain.MapDataset.mix([batches, apart], weights=[1 - homogeneous_share, homogeneous_share])
     if mask_probability:
         groups = local_batch // mask_group_size
-        add = partial(_add_masks, mask=mask, seed=seed, groups=groups, patch_size=patch_size)
+        processes = (process_index, process_count)
+        add = partial(_add_masks, mask=mask, seed=seed, groups=groups, processes=processes, patch_size=patch_size)
         batches = batches.map_with_index(add)
-    # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
-    return TrainBatches(batches.slice(slice(process_index, None, process_count)), workers=workers)
+    return TrainBatches(batches, workers=workers)
 
 
 class Sizes(NamedTuple):
@@ -230,15 +246,21 @@ def _number(position: int, index: int, *, batch_size: int) -> tuple[int, int]:
 
 
 def _sized_sample(
-    numbered: tuple[int, int], rng: np.random.Generator, *, source: Source, crop: Any, draw: Callable[[int], Sizes]
+    numbered: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    source: Source,
+    part: range,
+    crop: Any,
+    draw: Callable[[int], Sizes],
 ) -> Batch:
     """Returns what `_sample` does, in the sizes of the image's batch."""
     index, number = numbered
-    return _sample(index, rng, source=source, crop=partial(crop, **draw(number)._asdict()))
+    return _sample(index, rng, source=source, part=part, crop=partial(crop, **draw(number)._asdict()))
 
 
-def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) -> Batch:
-    """Returns the crops of image `index`, or of another one where it cannot be decoded."""
+def _sample(index: int, rng: np.random.Generator, *, source: Source, part: range, crop: Any) -> Batch:
+    """Returns the crops of image `index`, or of another one of its part where it cannot be decoded."""
     sample, replaced = None, -1
     for _ in range(ATTEMPTS):
         try:
@@ -246,7 +268,7 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
             break
         except BadImage:
             replaced = index if replaced < 0 else replaced
-            index = int(rng.integers(len(source)))
+            index = int(rng.integers(part.start, part.stop))
     if sample is None:  # of which `bad_images` makes an error that lists them
         sample = {"image": np.zeros((8, 8, 3), np.uint8), "label": -1, "id": NOTHING_READABLE}
     return crop(sample["image"], rng) | {
@@ -256,10 +278,19 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, crop: Any) 
     }
 
 
-def _add_masks(index: int, batch: Batch, *, mask: Any, seed: int, groups: int, patch_size: int) -> Batch:
-    """Draws the masks of a batch's groups; a group's number among all groups of the run is its seed."""
+def _add_masks(
+    number: int, batch: Batch, *, mask: Any, seed: int, groups: int, processes: tuple[int, int], patch_size: int
+) -> Batch:
+    """Draws the masks of a batch's groups; a group's number among all groups of the run is its seed.
+
+    Args:
+      number: of the batch.
+      processes: the index of this one, and how many there are.
+    """
+    index, count = processes
+    first = (number * count + index) * groups
     grid = tuple(side // patch_size for side in batch["global_crops"].shape[2:4])
-    drawn = [mask(np.random.default_rng((seed, index * groups + group)), grid=grid) for group in range(groups)]
+    drawn = [mask(np.random.default_rng((seed, group)), grid=grid) for group in range(first, first + groups)]
     masks, indices, weights = (
         np.stack([group[name] for group in drawn]) for name in ("masks", "mask_indices", "mask_weights")
     )

@@ -1,4 +1,4 @@
-"""Some images of a source, and which."""
+"""Some images of a source, and which; two sources as one."""
 
 import dataclasses
 from typing import Any
@@ -28,6 +28,32 @@ class Chosen:
     def name(self, index: int) -> str:
         """Returns the file of an image."""
         return self.source.name(int(self.indices[index]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """The images of `first`, then those of `second`, whose classes alone count."""
+
+    first: Source
+    second: Source
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes of `second`."""
+        return self.second.class_names
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.first):
+            return self.first[index] | {"label": -1}
+        return self.second[index - len(self.first)] | {"id": index}
+
+    def name(self, index: int) -> str:
+        """Returns the file of an image."""
+        first = len(self.first)
+        return self.first.name(index) if index < first else self.second.name(index - first)
 
 
 def part_of(source: Source, limit: int) -> Chosen:

@@ -10,7 +10,6 @@ from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, REMATS, SHAR
 CHOICES: dict[str, tuple] = {
     "remat": ("", *REMATS),
     "targets": ("sinkhorn_knopp", "centering"),
-    "masks.sizes": ("fixed", "drawn"),
     "optim.name": ("adamw", "sgd"),
     "optim.clip": ("module", "tensor"),
     "gram.remove_negatives": ("none", "both", "teacher"),

@@ -48,7 +48,7 @@ RULES: tuple[Rule, ...] = (
     (lambda v: 0 <= v < 2**32, "0 or more and below 2**32", "seed"),
     (*AT_LEAST_1, "model.rope_jitter model.rope_rescale"),
     (*SHARE, "data.max_bad_share"),
-    (*BELOW_1, "model.drop_path"),
+    (*BELOW_1, "model.drop_path data.homogeneous_share"),
 )
 
 
@@ -64,12 +64,17 @@ def validate(config: ConfigDict) -> None:
 
 def _problems(c: ConfigDict) -> Iterator[str]:
     yield from values(c, "", CHOICES, RULES)
-    for key in ("path", "test_path"):
+    for key in ("path", "test_path", "homogeneous_path"):
         if c.data.source == "packaged" and c.data[key]:
             yield (
                 f"data.{key} = {c.data[key]!r} has no effect with data.source = 'packaged', the photographs of an "
                 "installed package: set data.source to folder, tar or arrayrecord"
             )
+    if c.data.homogeneous_path and not c.data.homogeneous_share:
+        yield (
+            f"data.homogeneous_path = {c.data.homogeneous_path!r} has no effect with data.homogeneous_share = 0: set "
+            "the share of the batches that are of these images alone, such as 0.1"
+        )
     yield from check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
     yield from _model_problems(c)
     if not c.phase_order:

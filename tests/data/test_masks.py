@@ -104,7 +104,7 @@ def test_drawn_counts_have_the_statistics_of_dinov2s_collate(golden):
         "grid": (file.config["grid"], patches // file.config["grid"]),
         "ratio": tuple(file.config["mask_ratio"]),
         "probability": file.config["mask_probability"],
-        "sizes": "drawn",
+        "drawn_sizes": True,
     }
     groups = [masks.draw_masks(np.random.default_rng(seed), **options) for seed in range(len(recorded))]
     drawn = np.sort([group["masks"].sum(1) for group in groups])

@@ -113,6 +113,28 @@ def packaged():
     return PackagedSource(split="train", window_size=32, windows_per_photograph=3)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_some_images_stay_among_themselves(processes):
+    source = Squares(30, bad=(2, 25))
+    options = OPTIONS | {"homogeneous": 6, "homogeneous_share": 0.3}
+    parts = [
+        take(train_batches(source, **options, process_index=p, process_count=processes), 40) for p in range(processes)
+    ]
+    whole = [{name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][i]} for i in range(40)]
+    assert_same(take(train_batches(source, **options), 40), whole)
+    alone = [batch["ids"] >= 24 for batch in whole]
+    assert all(ids.all() or not ids.any() for ids in alone) and sum(ids.all() for ids in alone) == 12
+    for batch in whole:  # also what stands in for an unreadable image
+        replaced = batch["replaced"] >= 0
+        assert ((batch["replaced"] >= 24) == (batch["ids"] >= 24))[replaced].all()
+    for share, first in ((False, 0), (True, 24)):
+        ids = np.concatenate([batch["ids"] for batch, a in zip(whole, alone, strict=True) if a.all() == share])
+        assert set(ids) == set(range(first, 30 if share else 24)) - {2, 25}
+    resumed = train_batches(source, **options)
+    resumed.set_state({"batches_taken": 11})
+    assert_same(take(resumed, 5), whole[11:16])
+
+
 def test_without_masks_the_crops_are_the_same(packaged):
     with_masks, without = (
         take(train_batches(packaged, **OPTIONS | {"mask_probability": share}), 2) for share in (0.5, 0.0)
