@@ -6,8 +6,8 @@ Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294) at smal
 Data: tars of <class>/<id>.jpg at data.path and data.test_path; images and masks at eval.dense.path ('' for none).
 Hardware: `gpu`: one accelerator; scores and times: not run. `cpu`: 2 CPU cores, 75 minutes if nothing else runs;
   20-NN accuracy 38.7 % (39.3 at best), where raw pixels have 37.1 % (35.7 % with an unweighted vote) and the untrained
-  network 28.1 %: docs/results.md. `cpu_no_gram` 38.6 % (39.3 at best), `cpu_v2` 40.1 (40.3), `cpu_v1`
-  35.1 (35.6).
+  network 28.1 %: docs/results.md. `cpu_no_gram` 38.6 % (39.3 at best), `cpu_v2` 40.1 (40.3, with
+  masks of fixed sizes), `cpu_v1` 35.1 (35.6).
 Command: python -m dino_jax.main --config configs/v3_imagenette.py:cpu --workdir runs/imagenette \
   --config.data.path=../shared/data/objects-train.tar.gz --config.data.test_path=../shared/data/objects-test.tar.gz
 """

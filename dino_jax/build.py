@@ -123,7 +123,7 @@ def optimizer(phase: ConfigDict) -> optax.GradientTransformationExtraArgs:
 def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
     """Builds the step of a phase."""
     gram = phase.gram
-    if phase.remat:
+    if phase.remat and isinstance(networks.backbone, VisionTransformer):
         networks = dataclasses.replace(networks, backbone=networks.backbone.clone(remat=phase.remat))
     objective = Objective(
         student_temperature=phase.student_temperature,

@@ -153,7 +153,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.masks.circular_shift = False  # roll each mask round the edges of its crop
     p.masks.group_size = 16  # samples over which the mask sizes are spread evenly; divides each device's batch
 
-    p.remat = ""  # "": as the run; or another of what `remat` of the run may be
+    p.remat = ""  # none | matmuls | full; "" takes `remat` of the run
 
     p.student_temperature = 0.1
     p.targets = "sinkhorn_knopp"  # sinkhorn_knopp | centering: how the teacher's scores become probabilities

@@ -1,6 +1,7 @@
 import pytest
 
 from dino_jax import build, phases
+from dino_jax import config as config_lib
 from tests.data.test_labelled import write
 from tests.tiny_recipe import get_config
 
@@ -14,6 +15,14 @@ def test_a_phase_may_recompute_more_than_the_run(monkeypatch):
     backbones = {name: build.train_step(networks, config.phases[name], seed=0) for name in config.phase_order}
     assert {name: backbone.remat for name, backbone in backbones.items()} == {"pretrain": "matmuls", "gram": "full"}
     assert backbones["gram"].clone(remat="matmuls") == networks.backbone
+
+
+def test_a_convolutional_network_recomputes_nothing():
+    config = get_config()
+    config.model = config_lib.model("dino_resnet50")
+    config.phases["pretrain"].remat = "none"
+    networks = build.networks(config, shards=1)
+    build.train_step(networks, config.phases["pretrain"], seed=0)
 
 
 def config_of(tmp_path, test_classes):
@@ -46,6 +55,6 @@ def test_the_classes_of_images_that_stay_among_themselves_count(tmp_path):
 
 def test_a_class_that_is_not_trained_on_is_one_line(tmp_path):
     with pytest.raises(
-        ValueError, match=r"test holds class d, which .*train does not: give the class folders the same names"
+        ValueError, match=r"test holds class d, which .*train does not: give the classes the same names"
     ):
         build.sources(config_of(tmp_path, ["b", "d"]))

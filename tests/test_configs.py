@@ -81,6 +81,8 @@ def test_every_phase_builds_its_schedules(name):
 PUBLISHED = {
     "v3_7b": {
         "precision": "bfloat16",
+        "data.homogeneous_share": 0.1,
+        "phases.pretrain.masks.drawn_sizes": False,
         "model.width": 4096,
         "model.depth": 40,
         "model.heads": 32,
@@ -202,6 +204,7 @@ DINOV2 = {
     "phases.pretrain.loss.koleo": 0.1,
     "phases.pretrain.masks.probability": 0.5,
     "phases.pretrain.masks.ratio": (0.1, 0.5),
+    "phases.pretrain.masks.drawn_sizes": True,
     "phases.pretrain.crops.global_scale": (0.32, 1.0),
     "phases.pretrain.crops.local_scale": (0.05, 0.32),
     "phases.pretrain.optim.clip": "module",

@@ -6,6 +6,7 @@ first line; without it, classes have no names.
 """
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +76,16 @@ def write(path: Path, samples: Iterable[tuple[bytes, int]]) -> None:
 def _class_names(folder: Path) -> tuple[str, ...]:
     """Reads the names of the classes, none where they are not listed."""
     listed = folder / CLASSES
-    names = tuple(listed.read_text().splitlines()) if listed.is_file() else ()
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{listed} names {twice!r} twice: each line is the name of one class")
-    return names
+    if not listed.is_file():
+        return ()
+    try:
+        names = listed.read_text(encoding="utf-8").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listed} is not a text in UTF-8 ({error}): save it anew") from None
+    for name, count in Counter(names).items():
+        if count > 1 or not name.strip():
+            raise ValueError(f"{listed} has {name!r} {count} times: each line is the name of one class, without gaps")
+    return tuple(names)
 
 
 def _files(folder: Path) -> list[str]:

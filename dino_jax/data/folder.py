@@ -1,22 +1,22 @@
 """The files of a folder, nested in any way."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
 class FolderFiles:
     """The files below a folder, hidden files and folders left out."""
 
-    def __init__(self, path: Path):
-        """Lists the folder.
+    def __init__(self, path: Path, names: Iterable[str] | None = None):
+        """Takes the names of the files, or lists the folder.
 
         Raises:
           ValueError: when a folder cannot be listed.
         """
         self.path = path
         self._folder = path.absolute()
-        self.names = tuple(sorted(_names_below(path)))
+        self.names = tuple(sorted(_names_below(path) if names is None else names))
 
     def read(self, name: str) -> bytes:
         return (self._folder / name).read_bytes()

@@ -1,7 +1,7 @@
-"""Images in a folder or an archive, nested in any way; first-level folders, if there are any, are the classes."""
+"""Images in a folder or an archive, nested in any way, and their classes if they have any."""
 
 import errno
-import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,13 +26,21 @@ def is_image(name: str) -> bool:
 
 
 class ImageFiles:
-    """Images by their names in a folder or archive.
+    """Images by their names in a folder or archive."""
 
-    An image's class is the first folder of its name; in an archive, the first below a folder that holds everything.
-    """
+    def __init__(
+        self,
+        files: Files,
+        names: Iterable[str],
+        *,
+        class_of: Callable[[str], str],
+        decode: Callable[[bytes], np.ndarray],
+    ):
+        """Labels the images.
 
-    def __init__(self, files: Files, names: Iterable[str], *, decode: Callable[[bytes], np.ndarray] = decode):
-        """Labels the images; `decode` turns the bytes of a file into an array.
+        Args:
+          class_of: returns the class of a name, "" for none.
+          decode: turns the bytes of a file into an array.
 
         Raises:
           ValueError: without images.
@@ -40,8 +48,7 @@ class ImageFiles:
         self._files, self._names, self._decode = files, tuple(names), decode
         if not self._names:
             raise ValueError(f"no images found in {files.path} (looked for {' '.join(IMAGE_EXTENSIONS)})")
-        top = _top_folder(self._names) if isinstance(files, TarFiles) else ""
-        classes = [_first_folder(name.removeprefix(top)) for name in self._names]
+        classes = [class_of(name) for name in self._names]
         self.class_names = tuple(sorted(set(classes) - {""}))
         labels = {class_name: label for label, class_name in enumerate(self.class_names)}
         self._labels = [labels.get(class_name, -1) for class_name in classes]
@@ -62,21 +69,22 @@ class ImageFiles:
 
 
 def open_folder(folder: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> ImageFiles:
-    """Opens all images below a folder, or a single image.
+    """Opens all images below a folder, whose first-level folders are the classes, or a single image.
 
     Raises:
       ValueError: not a folder, or one without images.
     """
     if folder.is_file() and is_image(folder.name):
-        return ImageFiles(FolderFiles(folder.parent), [folder.name], decode=decode)
+        alone = FolderFiles(folder.parent, [folder.name])
+        return ImageFiles(alone, alone.names, class_of=_first_folder, decode=decode)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one that holds the images")
     files = FolderFiles(folder)
-    return ImageFiles(files, filter(is_image, files.names), decode=decode)
+    return ImageFiles(files, filter(is_image, files.names), class_of=_first_folder, decode=decode)
 
 
 def open_tar(path: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> ImageFiles:
-    """Opens all images of a tar or tar.gz.
+    """Opens all images of a tar or tar.gz; the class is the folder that holds the image, wherever it is.
 
     Raises:
       ValueError: not a tar, without images, or a tar.gz that is too large for memory.
@@ -84,7 +92,7 @@ def open_tar(path: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> I
     if path.is_dir():
         raise ValueError(f"{path} is a folder: set data.source=folder, or give the archive")
     files = TarFiles(path)
-    return ImageFiles(files, filter(is_image, files.names), decode=decode)
+    return ImageFiles(files, filter(is_image, files.names), class_of=_parent, decode=decode)
 
 
 def _read(files: Files, name: str) -> bytes:
@@ -95,23 +103,17 @@ def _read(files: Files, name: str) -> bytes:
         except OSError as error:
             if error.errno not in AWAY:
                 raise
+            if pause == PAUSES[0]:
+                print(f"{name} cannot be read ({error.strerror}): trying for {sum(PAUSES):g} s", file=sys.stderr)
             time.sleep(pause)
     return files.read(name)
-
-
-def _top_folder(names: tuple[str, ...]) -> str:
-    """Returns the folder that holds all images and at least one folder of them, with its slash, or ""."""
-    # What the first and the last name in alphabetical order share, all share.
-    shared = os.path.commonpath([_folder(min(names)), _folder(max(names))])
-    if all(_folder(name) == shared for name in names):
-        shared = _folder(shared)
-    return f"{shared}/" if shared else ""
-
-
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
 
 
 def _first_folder(name: str) -> str:
     """Returns the first folder of a relative path, or "" for an image at the top."""
     return name.split("/", 1)[0] if "/" in name else ""
+
+
+def _parent(name: str) -> str:
+    """Returns the name of the folder that holds an image, or "" for one at the top."""
+    return name.rpartition("/")[0].rpartition("/")[2]

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from dino_jax.data.images import ImageFiles
 from dino_jax.data.sources import Source, open_path
 from dino_jax.data.subset import Chosen, part_of
 
@@ -32,7 +33,7 @@ def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -
       limit: at most this many images of each, spread evenly.
 
     Raises:
-      ValueError: a path is missing, a class is empty, there are fewer than two, or only the test images have it.
+      ValueError: a path is missing, a class folder is empty, there are fewer than two, or only the test images have it.
     """
     train_place, test_place = (path, test_path) if test_path else _splits(path)
     train, test = _open(train_place), _open(test_place)
@@ -64,9 +65,7 @@ def with_classes(source: Source, names: tuple[str, ...], *, place: str, other: s
     """
     unknown = sorted(set(source.class_names) - set(names))
     if unknown:
-        raise ValueError(
-            f"{place} holds class {unknown[0]}, which {other} does not: give the class folders the same names"
-        )
+        raise ValueError(f"{place} holds class {unknown[0]}, which {other} does not: give the classes the same names")
     return Chosen(source, list(range(len(source))), tuple(names.index(name) for name in source.class_names), names)
 
 
@@ -84,7 +83,7 @@ def _splits(path: str) -> tuple[str, str]:
 def _open(path: str) -> Source:
     source = open_path(path)
     place = Path(path).expanduser()
-    if place.is_dir() and source.class_names:
+    if place.is_dir() and isinstance(source, ImageFiles) and source.class_names:
         folders = sorted(f.name for f in place.iterdir() if f.is_dir() and not f.name.startswith("."))
         empty = [name for name in folders if name not in source.class_names]
         if empty:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import posixpath
 import tarfile
 import zlib
 from functools import cached_property
@@ -34,7 +35,7 @@ class TarFiles:
             file = None if self._bytes is None else io.BytesIO(self._bytes)
             with tarfile.open(path, "r:", fileobj=file) as archive:
                 places = {
-                    member.name.removeprefix("./"): (member.offset_data, member.size)
+                    posixpath.normpath(member.name).lstrip("/"): (member.offset_data, member.size)
                     for member in archive
                     if member.isfile()
                 }
@@ -63,7 +64,7 @@ class TarFiles:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    return any(part.startswith(".") and part != ".." for part in name.split("/"))
 
 
 def _is_gzip(path: Path) -> bool:

@@ -146,6 +146,7 @@ def _mixture_problems(key: str, p: ConfigDict, patch: int, known_snapshots: set[
     if rows and sum(row[0] for row in rows) >= 1:
         yield f"{key} = {rows}: the shares must leave some batches to crops.global_size: their sum must be below 1"
     for _, sized in by_size(p)[1:]:
+        yield from values(sized, f"{key}: ", CHOICES, RULES)
         yield from _sized_problems(f"{key}: ", sized, patch, known_snapshots)
 
 

@@ -135,6 +135,22 @@ def test_some_images_stay_among_themselves(processes):
     assert_same(take(resumed, 5), whole[11:16])
 
 
+@pytest.mark.parametrize("options", [{"workers": 2}, {"process_count": 2}])
+def test_masks_of_drawn_sizes_have_one_shape_and_do_not_depend_on_who_draws_them(packaged, options):
+    drawn = OPTIONS | {"mask_drawn_sizes": True}
+    whole = take(train_batches(packaged, **drawn), 6)
+    assert {batch["mask_indices"].shape for batch in whole} == {(2, 24)}
+    counts = {int(batch["masks"][:4].sum()) for batch in whole}
+    assert len(counts) > 1 and max(counts) <= 21  # the sum of the upper ends: 3, 4, 6 and 8 of 16 patches
+    other = train_batches(packaged, **drawn, **options)
+    if "workers" in options:
+        assert_same(take(other, 6), whole)
+    else:
+        half = {name: x[: len(x) // 2] for name, x in whole[0].items()}
+        assert_same(take(other, 1), [half])
+    other.close()
+
+
 def test_without_masks_the_crops_are_the_same(packaged):
     with_masks, without = (
         take(train_batches(packaged, **OPTIONS | {"mask_probability": share}), 2) for share in (0.5, 0.0)

@@ -16,7 +16,7 @@ from dino_jax.data.files import open_files
 from dino_jax.data.folder import FolderFiles
 from dino_jax.data.labelled import open_labelled
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
-from dino_jax.data.sources import has_labels, open_source
+from dino_jax.data.sources import has_labels, open_path, open_source
 from tests.data.images import encode, photograph
 
 
@@ -47,6 +47,13 @@ def test_folder_is_sorted_and_labelled_by_its_first_level(folder):
     assert [source[i]["label"] for i in range(4)] == [0, 0, 1, -1]
     assert source.class_names == ("a", "b")
     np.testing.assert_array_equal(source[2]["image"], photograph(seed=0))
+    check(source)
+
+
+def test_a_single_image_needs_no_list_of_its_folder(folder, monkeypatch):
+    monkeypatch.setattr(os, "walk", None)
+    source = open_path(str(folder / "a" / "0.png"))
+    assert len(source) == 1 and source.name(0) == "0.png" and source[0]["label"] == -1
     check(source)
 
 
@@ -85,13 +92,13 @@ def test_tar_is_read_at_random(archive):
     ("names", "classes"),
     [
         (["cats/1.png", "dogs/2.png"], ("cats", "dogs")),
-        (["set/train/cats/1.png", "set/train/dogs/more/2.png"], ("cats", "dogs")),
-        (["set/cats/1.png", "set/cats/2.png"], ("cats",)),
-        (["set/cats/1.png", "set/2.png"], ("cats",)),
-        (["1.png", "2.png"], ()),
+        (["train/cats/1.png", "val/cats/1.png", "val/dogs/2.png"], ("cats", "dogs")),
+        (["set/cats/1.png", "/set//./dogs/2.png"], ("cats", "dogs")),
+        (["../set/cats/1.png", "set/2.png", "logo.png"], ("cats", "set")),
+        (["1.png", "./.hidden/2.png", "a/.3.png"], ()),
     ],
 )
-def test_the_top_folder_of_a_tar_is_no_class(tmp_path, names, classes):
+def test_the_class_in_a_tar_is_the_folder_of_the_image(tmp_path, names, classes):
     (tmp_path / "image.png").write_bytes(encode(photograph()))
     with tarfile.open(tmp_path / "images.tar", "w") as file:
         for name in names:
@@ -100,9 +107,10 @@ def test_the_top_folder_of_a_tar_is_no_class(tmp_path, names, classes):
     assert source.class_names == classes
     labels = {source.name(i): source[i]["label"] for i in range(len(source))}
     assert labels[names[0]] == (0 if classes else -1)
+    assert len(source) == (len(names) if classes else 1)
 
 
-def test_a_file_system_that_is_away_for_a_moment_is_waited_for(folder, monkeypatch):
+def test_a_file_system_that_is_away_for_a_moment_is_waited_for(folder, monkeypatch, capsys):
     source = open_source("folder", str(folder))
     expected, read = source[0]["image"], FolderFiles.read
     answers, waited = [], []
@@ -117,6 +125,7 @@ def test_a_file_system_that_is_away_for_a_moment_is_waited_for(folder, monkeypat
     answers += [errno.ESTALE, errno.EIO]
     np.testing.assert_array_equal(source[0]["image"], expected)
     assert waited == [0.5, 2.0]
+    assert capsys.readouterr().err == "a/0.png cannot be read (the server does not answer): trying for 10.5 s\n"
     answers += [errno.EIO] * 4
     with pytest.raises(BadImage, match=r"OSError: .*does not answer"):
         source[0]
@@ -238,9 +247,13 @@ def test_classes_of_arrayrecords_have_the_names_that_are_listed(tmp_path):
     assert [data.train[0]["label"], data.test[0]["label"], data.test[1]["label"]] == [0, 1, -1]
     with pytest.raises(BadImage, match=r"its label is 2, but classes\.txt names 2 classes"):
         data.test[2]
-    (tmp_path / "classes.txt").write_text("cat\ncat\n")
-    with pytest.raises(ValueError, match="names 'cat' twice"):
-        open_labelled(train, test)
+    (tmp_path / "originals").mkdir()  # no class without an image
+    assert open_labelled(train, test).class_names == ("cat", "a dog")
+    wrong = ((b"cat\ncat\n", "has 'cat' 2 times"), (b"cat\n\ndog", "has '' 1 times"), (b"\xe9", "is not a text"))
+    for text, words in wrong:
+        (tmp_path / "classes.txt").write_bytes(text)
+        with pytest.raises(ValueError, match=rf"classes\.txt .*{words}"):
+            open_labelled(train, test)
 
 
 def test_arrayrecord_says_what_to_install(tmp_path, monkeypatch):

@@ -85,6 +85,10 @@ def test_the_tiny_recipe_is_valid():
             "data.homogeneous_path = 'imagenet' has no effect with data.homogeneous_share = 0: set the share",
         ),
         ({"data.homogeneous_share": 1.0}, "data.homogeneous_share = 1.0 must be 0 or more and below 1"),
+        *(
+            ({"phases.pretrain.crops.mixture": ((0.3, 24, size, 0),)}, f"crops.mixture: crops.local_size = {size} must")
+            for size in (0, -8)
+        ),
         ({"model.rope_base": -5.0}, "model.rope_base = -5.0 must be above 0"),
         ({"model.ffn": "swiglu", "model.ffn_align": 0}, "model.ffn_align = 0 must be above 0"),
         ({"model.norm_epsilon": -1.0}, "model.norm_epsilon = -1.0 must be above 0"),
