@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dino_jax.data.pipeline import ATTEMPTS, NOTHING_READABLE
 from dino_jax.data.reading import why
+from dino_jax.data.samples import ATTEMPTS, NOTHING_READABLE
 from dino_jax.data.shards import write_whole
 from dino_jax.data.sources import Source
 
@@ -55,7 +55,7 @@ class BadImages:
 
         Args:
           replaced: int (batch,), index of the unreadable image whose place each sample took, else -1.
-          ids: int (batch,), index of the image of each sample, `pipeline.NOTHING_READABLE` where none was found.
+          ids: int (batch,), index of the image of each sample, `samples.NOTHING_READABLE` where none was found.
 
         Raises:
           ValueError: too large a share of the images is bad.

@@ -5,9 +5,9 @@ whole state of the input is that number.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -15,16 +15,12 @@ from absl import flags
 
 from dino_jax.data import fit
 from dino_jax.data.crops import GLOBAL_NUMBER, multi_crop
-from dino_jax.data.decode import BadImage
 from dino_jax.data.masks import draw_masks
-from dino_jax.data.reading import read_batches
+from dino_jax.data.reading import Batch, read_batches
+from dino_jax.data.samples import Sizes, samples_of
 from dino_jax.data.sources import Source
 from dino_jax.data.workers import initialize_worker, signals_held_back
 
-Batch = dict[str, np.ndarray]
-
-ATTEMPTS = 64  # replacements of one unreadable image; this many in a row mean that hardly any image is readable
-NOTHING_READABLE = -1  # the id of a sample for which none of them was
 HOMOGENEOUS_STREAM = 2**32  # added to the seed of batches of images that stay among themselves
 # Each worker holds a batch that is ready and one in the making.
 WORKER_BUFFER = 1
@@ -92,7 +88,6 @@ def train_batches(
     for side in (size.global_size for size in sizes):
         if side % patch_size:
             raise ValueError(f"global crops of {side} px are not a multiple of the patch, {patch_size} px")
-    shares = [share for share, *_ in mixture]
     crop = partial(
         multi_crop,
         global_scale=global_scale,
@@ -109,43 +104,22 @@ def train_batches(
         circular_shift=mask_circular_shift,
     )
 
-    def batches_of(part: range, seed: int) -> grain.MapDataset:
-        """Returns this process's part of batches of a part of the images."""
-        images = grain.MapDataset.range(part.start, part.stop).seed(seed).shuffle().repeat()
-        if mixture:
-            draw = partial(draw_sizes, seed=seed, sizes=sizes, shares=[1 - sum(shares), *shares])
-            images = images.map_with_index(partial(_number, batch_size=batch_size))
-            samples = images.random_map(partial(_sized_sample, source=source, part=part, crop=crop, draw=draw))
-        else:
-            sized = partial(crop, **sizes[0]._asdict())
-            samples = images.random_map(partial(_sample, source=source, part=part, crop=sized))
-        # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
-        return samples.batch(local_batch).slice(slice(process_index, None, process_count))
-
+    shares = [1 - sum(share for share, *_ in mixture), *(share for share, *_ in mixture)]
+    options: dict[str, Any] = {"batch_size": batch_size, "crop": crop, "sizes": sizes, "shares": shares}
+    # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
+    mine = slice(process_index, None, process_count)
     rest = len(source) - homogeneous
-    batches = batches_of(range(rest), seed)
+    batches = samples_of(source, range(rest), seed=seed, **options).batch(local_batch).slice(mine)
     if homogeneous:
-        apart = batches_of(range(rest, len(source)), seed + HOMOGENEOUS_STREAM)
-        batches = grain.MapDataset.mix([batches, apart], weights=[1 - homogeneous_share, homogeneous_share])
+        apart = samples_of(source, range(rest, len(source)), seed=seed + HOMOGENEOUS_STREAM, **options)
+        weights = [1 - homogeneous_share, homogeneous_share]
+        batches = grain.MapDataset.mix([batches, apart.batch(local_batch).slice(mine)], weights=weights)
     if mask_probability:
         groups = local_batch // mask_group_size
         processes = (process_index, process_count)
         add = partial(_add_masks, mask=mask, seed=seed, groups=groups, processes=processes, patch_size=patch_size)
         batches = batches.map_with_index(add)
     return TrainBatches(batches, workers=workers)
-
-
-class Sizes(NamedTuple):
-    """The sides of a batch's crops in pixels, 0 for no Gram crops."""
-
-    global_size: int
-    local_size: int
-    gram_size: int
-
-
-def draw_sizes(number: int, *, seed: int, sizes: Sequence[Sizes], shares: Sequence[float]) -> Sizes:
-    """Draws the sizes of a global batch by its number, each with the probability of its share (DINOv3, section 5.1)."""
-    return sizes[np.random.default_rng((seed, number, len(sizes))).choice(len(sizes), p=shares)]
 
 
 class TrainBatches(grain.DatasetIterator):
@@ -238,44 +212,6 @@ def _local_batch(source: Source, batch_size: int, process_count: int, mask_group
             f"({batch_size} over {process_count} processes)"
         )
     return local_batch
-
-
-def _number(position: int, index: int, *, batch_size: int) -> tuple[int, int]:
-    """Returns an image's index with the number of its global batch."""
-    return index, position // batch_size
-
-
-def _sized_sample(
-    numbered: tuple[int, int],
-    rng: np.random.Generator,
-    *,
-    source: Source,
-    part: range,
-    crop: Any,
-    draw: Callable[[int], Sizes],
-) -> Batch:
-    """Returns what `_sample` does, in the sizes of the image's batch."""
-    index, number = numbered
-    return _sample(index, rng, source=source, part=part, crop=partial(crop, **draw(number)._asdict()))
-
-
-def _sample(index: int, rng: np.random.Generator, *, source: Source, part: range, crop: Any) -> Batch:
-    """Returns the crops of image `index`, or of another one of its part where it cannot be decoded."""
-    sample, replaced = None, -1
-    for _ in range(ATTEMPTS):
-        try:
-            sample = source[index]
-            break
-        except BadImage:
-            replaced = index if replaced < 0 else replaced
-            index = int(rng.integers(part.start, part.stop))
-    if sample is None:  # of which `bad_images` makes an error that lists them
-        sample = {"image": np.zeros((8, 8, 3), np.uint8), "label": -1, "id": NOTHING_READABLE}
-    return crop(sample["image"], rng) | {
-        "labels": np.int32(sample["label"]),
-        "ids": np.int32(sample["id"]),
-        "replaced": np.int32(replaced),
-    }
 
 
 def _add_masks(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dino_jax.data.bad_images import BadImages
-from dino_jax.data.pipeline import NOTHING_READABLE
+from dino_jax.data.samples import NOTHING_READABLE
 from dino_jax.data.sources import open_source
 from tests.data.images import encode, photograph
 

@@ -16,7 +16,8 @@ import pytest
 
 from dino_jax.data.decode import BadImage
 from dino_jax.data.packaged import PackagedSource
-from dino_jax.data.pipeline import NOTHING_READABLE, eval_batches, train_batches
+from dino_jax.data.pipeline import eval_batches, train_batches
+from dino_jax.data.samples import NOTHING_READABLE
 from dino_jax.data.sources import open_source
 from tests.data.images import encode, photograph
 
