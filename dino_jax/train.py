@@ -71,6 +71,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
             if changed:
                 print(f"settings changed for phases that have not started: {changed}", file=sys.stderr)
             print(f"{len(source):,} training images", file=sys.stderr)
+            if config.data.homogeneous_share and not config.data.homogeneous_path:
+                print("no data.homogeneous_path: all batches are of the images of data.path", file=sys.stderr)
             if dark := darkness(source):
                 print(f"data.path: {dark}", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
