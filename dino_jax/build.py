@@ -26,7 +26,7 @@ from dino_jax.step import Step, make_train_step
 def sources(config: ConfigDict) -> tuple[Source, Source | None]:
     """Opens the training images and the held-out ones, None if there are none; both number the classes alike.
 
-    Of training images from two places, the classes of `data.homogeneous_path` count.
+    Of training images from two places, the classes of `data.homogeneous_path` count, if it has any.
 
     Raises:
       ValueError: a path is missing or without images, or the held-out ones have a class that is not trained on.
@@ -49,7 +49,8 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
     with naming("data.test_path"):
         test = open_source(data.source, data.test_path)
     if train.class_names and test.class_names:
-        other = data.homogeneous_path or data.path
+        second = isinstance(train, Joined) and train.labelled is train.second
+        other = data.homogeneous_path if second else data.path
         test = with_classes(test, train.class_names, place=data.test_path, other=other)
     return train, test
 

@@ -43,7 +43,7 @@ class Scores:
     def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
         """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
         self.config, self.networks, self.mesh = config, networks, mesh
-        labelled = source.second if isinstance(source, Joined) else source
+        labelled = source.labelled if isinstance(source, Joined) else source
         self.voters, self.held_out = part_of(labelled, config.eval.knn.images), held_out
         self.unlabelled = part_of(held_out or source, config.eval.quality.images)
         # Read now, so that what is wrong with them is said before the first step.

@@ -48,6 +48,11 @@ def test_the_classes_of_images_that_stay_among_themselves_count(tmp_path):
     assert [source[index]["id"] for index in range(15)] == list(range(15))
     assert (source.name(8), source.name(9)) == ("c/2.png", "d/0.png")
     assert held_out[0]["label"] == 1
+    c.data.homogeneous_path = str(tmp_path / "further" / "d")  # without classes
+    c.data.test_path = str(write(tmp_path / "other", ["b"]))
+    unnamed, held_out = build.sources(c)
+    assert unnamed.class_names == held_out.class_names == ("a", "b", "c") and held_out[0]["label"] == 1
+    assert [unnamed[index]["label"] for index in (0, 8, 9, 11)] == [0, 2, -1, -1]
     batches = build.batches(c, phases.in_order(c)[0], source)
     alone = [set(next(batches)["ids"] >= 9) for _ in range(12)]
     assert alone == [{number % 4 == 3} for number in range(12)]

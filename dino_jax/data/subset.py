@@ -32,23 +32,28 @@ class Chosen:
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """The images of `first`, then those of `second`, whose classes alone count."""
+    """The images of `first`, then those of `second`; the labels are those of `labelled`, the others have none."""
 
     first: Source
     second: Source
 
     @property
+    def labelled(self) -> Source:
+        """The second if its classes have names, else the first."""
+        return self.second if self.second.class_names else self.first
+
+    @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes of `second`."""
-        return self.second.class_names
+        """Names of the classes of `labelled`."""
+        return self.labelled.class_names
 
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index < len(self.first):
-            return self.first[index] | {"label": -1}
-        return self.second[index - len(self.first)] | {"id": index}
+        part, before = (self.first, 0) if index < len(self.first) else (self.second, len(self.first))
+        sample = part[index - before] | {"id": index}
+        return sample if part is self.labelled else sample | {"label": -1}
 
     def name(self, index: int) -> str:
         """Returns the file of an image."""
