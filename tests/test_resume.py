@@ -25,7 +25,8 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     workdir, expected = tmp_path / "run", lines(uninterrupted)
     stopped = program.train_until("SIGTERM", "recorded", 5, workdir, data__workers=2)
     assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stderr.splitlines()[-1] == "stopped after step 5, saved: run the same command to continue"
+    # After it, Python may warn of the memory that it shared with the workers.
+    assert "stopped after step 5, saved: run the same command to continue" in stopped.stderr.splitlines()
     assert lines(workdir) == expected[:5]
     for where, step, workers, found in (
         ("saving", 6, 0, "5"),  # during a save
