@@ -25,8 +25,9 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     workdir, expected = tmp_path / "run", lines(uninterrupted)
     stopped = program.train_until("SIGTERM", "recorded", 5, workdir, data__workers=2)
     assert stopped.returncode == 0, stopped.stderr
-    # After it, Python may warn of the memory that it shared with the workers.
-    assert "stopped after step 5, saved: run the same command to continue" in stopped.stderr.splitlines()
+    # Python itself may warn of memory that was shared with the workers, when all else is said.
+    said = [line for line in stopped.stderr.splitlines() if "warn" not in line.lower()]
+    assert said[-1] == "stopped after step 5, saved: run the same command to continue"
     assert lines(workdir) == expected[:5]
     for where, step, workers, found in (
         ("saving", 6, 0, "5"),  # during a save

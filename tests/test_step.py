@@ -24,7 +24,7 @@ GOLDENS = golden_runs("v3_train_*.npz")
 # KoLeo, whose gradient is large and turns on differences of nearly equal features; 3.1e-6 was measured. The weights
 # below, which follow from the same gradients, are held to the recorded noise floor.
 # KoLeo, a mean of logarithms, may be near 0: they are rounded by some 1e-7 each.
-METRIC, GRADIENT_NORM, KOLEO = 3e-6, 1e-5, 5e-7
+METRIC, GRADIENT_NORM, KOLEO = 3e-6, 1e-5, 3e-7
 REFERENCE_METRICS = {
     "total_loss": "loss/total",
     "dino_global_crops_loss": "loss/dino_global",

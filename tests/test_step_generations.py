@@ -18,7 +18,7 @@ from tests.torch_weights import assert_close, assert_trees_close, tree
 # A few roundings of 6e-8 at the first step. Adam turns roundings of tiny gradients into whole steps: half an ulp on the
 # weights moves later losses by up to 1.2e-5 of themselves and gradient norms by 4.1e-5, measured on 16 runs of a plain
 # PyTorch form of these steps.
-FIRST, LATER = 5e-6, 5e-5
+FIRST, LATER, LATER_NORM = 5e-6, 2e-5, 5e-5
 
 
 def vit(small: dict, **options) -> VisionTransformer:
@@ -137,12 +137,12 @@ def test_dino(golden):
         rests = i < c["freeze_last_layer"] * epoch
         state, metrics, finite = step(state, batch, hyper_of(schedule, i, temperature=temperature, rests=rests))
         assert np.asarray(finite).all()
-        relative = LATER if i else FIRST
+        relative, of_norm = (LATER, LATER_NORM) if i else (FIRST, FIRST)
         assert_close(metrics["loss/total"], expected, relative=relative, name=f"step {i} loss")
         assert_close(state.centers["dino"], g["metrics/center"][i, 0], absolute=1e-7, relative=2e-6, name="center")
         for module, ours in (("backbone", "backbone"), ("head", "dino_head")):
             norm = np.linalg.norm(g["metrics/grad_norm_per_param"][i][modules == module])
-            assert_close(metrics[f"grad_norm/{ours}"], norm, relative=relative, name=f"step {i} {ours}")
+            assert_close(metrics[f"grad_norm/{ours}"], norm, relative=of_norm, name=f"step {i} {ours}")
         check_parameters(g, i, state)
 
 
@@ -206,7 +206,7 @@ def test_dinov2(golden, name):
     for i in range(len(g["metrics/ibot_loss"])):
         batch = batch_of(g.under(f"batch{i}/"), small["B"])
         temperature = temperatures[i] if i < len(temperatures) else config["teacher"]["teacher_temp"]
-        relative = LATER if i else FIRST
+        relative, of_norm = (LATER, LATER_NORM) if i else (FIRST, FIRST)
         state, metrics, finite = step(state, batch, hyper_of(schedule, i, temperature=temperature))
         assert np.asarray(finite).all()
         for theirs, (ours, share) in reported.items():
@@ -214,7 +214,7 @@ def test_dinov2(golden, name):
                 expected = g[f"metrics/{theirs}"][i]
                 assert_close(share * metrics[ours], expected, relative=relative, name=f"step {i} {ours}")
         for module, norm in zip(g["info/grad_norm_submodules"], g["metrics/grad_norms"][i], strict=True):
-            assert_close(metrics[f"grad_norm/{module}"], norm, relative=relative, name=f"step {i} {module}")
+            assert_close(metrics[f"grad_norm/{module}"], norm, relative=of_norm, name=f"step {i} {module}")
         check_parameters(g, i, state)
     if targets == "centering":
         for head in ("dino", "ibot"):
