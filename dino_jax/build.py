@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dino_jax import optim, schedules
+from dino_jax.data.deep import decoder, sample_type
 from dino_jax.data.labelled import with_classes
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import TrainBatches, train_batches
@@ -39,15 +40,16 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
             for split, count in (("train", number), ("test", max(1, number // 4)))
         )
         return seen, held_out
+    decode = decoder(config.model.in_channels, data.bits)
     with naming("data.path"):
-        train: Source = open_source(data.source, data.path)
+        train: Source = open_source(data.source, data.path, decode=decode)
     if data.homogeneous_path:
         with naming("data.homogeneous_path"):
-            train = Joined(train, open_path(data.homogeneous_path))
+            train = Joined(train, open_path(data.homogeneous_path, decode=decode))
     if not data.test_path:
         return train, None
     with naming("data.test_path"):
-        test = open_source(data.source, data.test_path)
+        test = open_source(data.source, data.test_path, decode=decode)
     if train.class_names and test.class_names:
         second = isinstance(train, Joined) and train.labelled is train.second
         other = data.homogeneous_path if second else data.path
@@ -78,6 +80,8 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
         mask_group_size=masks.group_size,
         mask_drawn_sizes=masks.drawn_sizes,
         mask_circular_shift=masks.circular_shift,
+        channels=config.model.in_channels,
+        dtype=sample_type(config.model.in_channels, config.data.bits),
         workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

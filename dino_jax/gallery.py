@@ -14,6 +14,7 @@ from dino_jax.data.sources import Source
 from dino_jax.data.subset import Chosen, middles
 from dino_jax.models import Extractor, VisionTransformer
 from dino_jax.phases import Phase
+from dino_jax.pictures.colors import visible
 
 SHOWN = 6  # images in a picture
 FINEST_GRID = 24  # patches per side in pictures of small images, which are enlarged to it
@@ -49,6 +50,7 @@ def draw_features(
         weights = row[..., -grid.shape[1] * grid.shape[2] :].reshape(*row.shape[:2], *grid.shape[1:3])
     if jax.process_index() != 0:
         return []
+    images = np.stack([visible(image) for image in images])
     names = [source.class_names[label] if label >= 0 else "" for label in labels] if source.class_names else None
     compared = {name: grids[name] for name in ("student", list(grids)[-1])}
     drawn = [pictures.pca(images, grid, folder / "pca.png", names=names)]

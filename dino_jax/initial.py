@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dino_jax import sharding
-from dino_jax.models import VARIANTS
+from dino_jax.models import VARIANTS, inflate_patch_embed
 from dino_jax.state import Networks, Params
 
 # Reads weights from a path: (model with the attributes `name`, `backbone`, `mean` and `std`, weights in the form of
@@ -39,6 +39,8 @@ def loaded(
 ) -> Params:
     """Reads a backbone's weights to where they belong on the mesh, in the form of `state.teacher_weights`.
 
+    The first layer of weights for three channels is spread over the run's channels, see `models.inflate_patch_embed`.
+
     Args:
       weights: file or folder that `load` reads.
       load: `pretrained.load_on_host`, or anything like it.
@@ -50,8 +52,13 @@ def loaded(
     """
     check_path(weights)
     model, params = load(weights)
-    check_architecture(weights, model, networks.backbone)
-    check_statistics(weights, model, statistics)
+    backbone, channels = networks.backbone, networks.backbone.in_channels
+    if model.backbone.in_channels == 3 != channels:
+        check_architecture(weights, model, backbone.clone(in_channels=3))
+        params = inflate_patch_embed(params, channels)
+    else:
+        check_architecture(weights, model, backbone)
+        check_statistics(weights, model, statistics)
     shapes = jax.eval_shape(networks.backbone_weights, jax.random.key(0))
     check_parameters(weights, model.name, params, shapes)
 

@@ -1,12 +1,10 @@
 """The command-line options by which a command gets its model and its images, and what they stand for."""
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
-from dino_jax.data.decode import decode
-from dino_jax.data.deep import decode_deep
+from dino_jax.data.deep import decoder
 from dino_jax.data.reading import darkness
 from dino_jax.data.sources import Source, open_path
 from dino_jax.models import Extractor
@@ -39,7 +37,8 @@ def load_model(options: argparse.Namespace) -> Extractor:
     """Loads the model named by the options of `add_weights`, or by those of `add_model` and `--dtype` if there are any.
 
     Raises:
-      ValueError: for weights that cannot be loaded, or statistics that do not fit the channels.
+      ValueError: for weights that cannot be loaded, statistics that do not fit the channels, or weights for others
+        than three where there is no --in-chans.
     """
     from dino_jax import pretrained
 
@@ -48,12 +47,16 @@ def load_model(options: argparse.Namespace) -> Extractor:
             f"--weights {options.weights} names an architecture: give the path of weights (--model {options.weights} "
             f"says what they are of), or random:{options.weights}"
         )
-    given = {"in_chans": 3} | {
-        name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)
-    }
+    given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
     given |= {"heads": options.heads} if options.heads is not None else {}
     path = (options.model, options.weights) if options.model else (options.weights,)
-    return pretrained.load(*path, **given)[0]
+    model = pretrained.load(*path, **given)[0]
+    if "in_chans" not in given and model.backbone.in_channels != 3:
+        raise ValueError(
+            f"--weights {options.weights} take {model.backbone.in_channels} channels, but this command reads RGB images: "
+            "`python -m dino_jax.features` and `visualize` read others"
+        )
+    return model
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +93,8 @@ def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
 
 def open_images(options: argparse.Namespace, channels: int) -> Source:
     """Opens the images that the options of `add_images` name, in a number of channels."""
-    if options.bits == 8 and channels != 3:
-        raise ValueError(f"--bits 8 reads RGB only, not {channels} channels: use --bits 16")
-    deep = options.bits == 16 or channels != 3
-    return open_path(options.images, decode=functools.partial(decode_deep, channels=channels) if deep else decode)
+    try:
+        decode = decoder(channels, options.bits or 0)
+    except ValueError as error:
+        raise ValueError(f"--bits {options.bits}: {error}") from None
+    return open_path(options.images, decode=decode)

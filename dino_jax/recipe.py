@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 ALL_PHASES = "phases.all."
+PER_CHANNEL = ("data.mean", "data.std")  # as many numbers as images have channels
 OWN = ("steps", "snapshot_steps", "snapshot_every")  # of a phase; nobody expects the others to follow
 
 
@@ -127,7 +128,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     for parent in parents:
         node = node[parent]
     try:
-        value = _parse(text, flat[key])
+        value = _parse(text, flat[key], any_number=key in PER_CHANNEL)
     except (ValueError, TypeError, SyntaxError):
         kind = type(flat[key]).__name__
         raise ValueError(f"--config.{key}={text}: expected {kind}, such as {flat[key]!r}") from None
@@ -146,7 +147,7 @@ def _nearest(key: str, known: list[str]) -> list[str]:
     )
 
 
-def _parse(text: str, current: Any) -> Any:
+def _parse(text: str, current: Any, *, any_number: bool = False) -> Any:
     if isinstance(current, str):
         return text
     if isinstance(current, bool):
@@ -161,7 +162,7 @@ def _parse(text: str, current: Any) -> Any:
     value = ast.literal_eval(text)
     if isinstance(current, tuple):
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
-        return _like(value, current)
+        return _like(value, current, any_number=any_number)
     return value
 
 
@@ -171,10 +172,10 @@ def _finite(number: float) -> float:
     return number
 
 
-def _like(value: tuple[Any, ...], current: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Makes a tuple's elements of the type of the present ones; of floats (ranges, statistics) the number is fixed."""
+def _like(value: tuple[Any, ...], current: tuple[Any, ...], *, any_number: bool) -> tuple[Any, ...]:
+    """Makes a tuple's elements of the type of the present ones; of floats, such as ranges, the number is fixed."""
     if current and isinstance(current[0], float):
-        if len(value) != len(current):
+        if len(value) != len(current) and not any_number:
             raise ValueError
         return tuple(_finite(float(element)) for element in value)
     if not all(isinstance(element, type(current[0]) if current else int | float | tuple) for element in value):

@@ -22,6 +22,7 @@ from dino_jax.data.bad_images import BadImages
 from dino_jax.data.pipeline import TrainBatches
 from dino_jax.data.reading import darkness
 from dino_jax.data.sources import Source
+from dino_jax.data.statistics import channel_statistics
 from dino_jax.data.subset import part_of
 from dino_jax.gram_teacher import GramTeachers, is_snapshot, restore_snapshot
 from dino_jax.guard import Guard
@@ -61,6 +62,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
     agreement.check(settings(config) | images("training", source) | images("held-out", held_out))
+    check_statistics(config, source)
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
         initial.check_path(config.init.weights)  # before the workdir takes the value on
     with Workdir(folder) as workdir, StopRequest() as stop:
@@ -90,6 +92,18 @@ def images(kind: str, source: Source | None) -> dict[str, Any]:
     some = part_of(source, IMAGES_COMPARED)
     names = [some.name(index) for index in range(len(some))]
     return {f"the {kind} images": (len(source), names, source.class_names)}
+
+
+def check_statistics(config: ConfigDict, source: Source) -> None:
+    """Raises ValueError, with the statistics of the images, unless there is a mean and a deviation of each channel."""
+    data, channels = config.data, config.model.in_channels
+    if len(data.mean) == len(data.std) == channels:
+        return
+    mean, std = (",".join(f"{value:.4g}" for value in values) for values in channel_statistics(source))
+    raise ValueError(
+        f"data.mean has {len(data.mean)} values and data.std {len(data.std)} for model.in_channels = {channels}: these "
+        f"images have --config.data.mean={mean} --config.data.std={std}"
+    )
 
 
 def check_attention(config: ConfigDict, mesh: Mesh) -> None:

@@ -13,7 +13,7 @@ from dino_jax.data.sources import Source
 from dino_jax.data.subset import middles
 from dino_jax.models import Extractor
 from dino_jax.pictures import film
-from dino_jax.pictures.colors import glow, heat
+from dino_jax.pictures.colors import glow, heat, visible
 from dino_jax.pictures.components import shared_components
 from dino_jax.pictures.page import in_rows, overview, page, save
 from dino_jax.pictures.similarity import similarity_page
@@ -80,7 +80,7 @@ def draw_pca(model: Extractor, source: Source, options: argparse.Namespace) -> l
     pairs = []
     for (name, image), grid in zip(opened, grids, strict=True):
         height, width = image.shape[:2]
-        pairs.append((name, [_shown(image), components.paint(grid, height=height, width=width)]))
+        pairs.append((name, [visible(image), components.paint(grid, height=height, width=width)]))
     paths = _named_files(options.out / "pca", pairs)
     for path, (_, pair) in zip(paths, pairs, strict=True):
         save(page([[("", picture) for picture in pair]]), path)
@@ -92,7 +92,7 @@ def draw_attention(model: Extractor, source: Source, options: argparse.Namespace
     opened = _opened(model, source, options)
     paths = _named_files(options.out / "attention", opened)
     for path, (_, image) in zip(paths, opened, strict=True):
-        save(attention_sheet(_shown(image), cls_attention(model, image)), path)
+        save(attention_sheet(visible(image), cls_attention(model, image)), path)
     return paths
 
 
@@ -102,7 +102,7 @@ def draw_similarity(model: Extractor, source: Source, options: argparse.Namespac
     features = [patch_features(model, image) for _, image in opened]
     names = [name for name, _ in opened]
     title = f"Patch similarity, {model.name}"
-    shown = [_shown(image) for _, image in opened]
+    shown = [visible(image) for _, image in opened]
     return [similarity_page(shown, features, options.out / "similarity.html", names=names, title=title)]
 
 
@@ -120,7 +120,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     high = float(np.percentile(np.stack(maps), PEAK))
     frames = []
     for image, weights, grid in zip(opened, maps, grids, strict=True):
-        shown, (height, width) = _shown(image), image.shape[:2]
+        shown, (height, width) = visible(image), image.shape[:2]
         painted = components.paint(grid, height=height, width=width)
         panels = [shown, glow(shown, weights, high=high), painted]
         frames.append(page(in_rows([("", panel) for panel in panels], 3 if width < 900 else 1)))
@@ -165,13 +165,6 @@ def _name_of(path: Path) -> str:
     path = path.expanduser().resolve()
     path = path.parent if path.name == "frames" else path
     return path.name.split(".")[0] or "frames"
-
-
-def _shown(image: np.ndarray) -> np.ndarray:
-    """Returns what a person sees of an image of any channels and bits: uint8 `(height, width, 3)`."""
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def _named_files(folder: Path, named: Sequence[tuple[str, object]]) -> list[Path]:

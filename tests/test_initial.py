@@ -120,7 +120,7 @@ def test_problems_in_one_line(networks, mesh, tmp_path):
     assert "looks like dinov3_vitb16, not like config.model: model.width is 64 there and 32 here" in message(
         path, wide, weights
     )
-    assert "(a VisionTransformer): choose" in message(path, SimpleNamespace(), weights)
+    assert "(a VisionTransformer): choose" in message(path, SimpleNamespace(in_channels=3), weights)
     short = {name: leaf for name, leaf in weights.items() if name != "cls_token"}
     assert "cls_token is absent there and (32,) here" in message(path, networks.backbone, short)
     load = loader(networks.backbone, weights)

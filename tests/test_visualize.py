@@ -195,13 +195,6 @@ def test_images_that_cannot_be_used_are_left_out(draw, folder):
     assert done.error.endswith("error: none of the 3 images can be used: the lines above say why\n")
 
 
-def test_deep_images_are_shown_in_8_bits():
-    deep = np.full((4, 4, 5), 65535, np.uint16)
-    assert visualize._shown(deep).shape == (4, 4, 3)
-    assert (visualize._shown(deep) == 255).all()
-    assert visualize._shown(deep[..., :2]).shape == (4, 4, 3)
-
-
 def test_files_of_the_same_stem_do_not_meet(tmp_path):
     names = ["a.jpg", "a.png", "a-1.png", "b/c.jpg", "a-0.jpg", "a-0.png"]
     files = visualize._named_files(tmp_path, [(name, None) for name in names])

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from dino_jax.data.crops import random_window, resized_crop
+from dino_jax.data.crops import prepared, random_window, resized_crop
 from dino_jax.data.sources import Source
 
 SCALE = (0.08, 1.0)  # of a window's area: torchvision's default, the linear probes of DINO and DINOv2
@@ -14,7 +13,7 @@ SCALE = (0.08, 1.0)  # of a window's area: torchvision's default, the linear pro
 
 @dataclasses.dataclass(frozen=True)
 class Augmented:
-    """One view `(size, size, 3)` of each image of `source`; `seed` and `epoch` say which."""
+    """One view `(size, size, channels)` of each image of `source`; `seed` and `epoch` say which."""
 
     source: Source
     size: int
@@ -33,7 +32,7 @@ class Augmented:
         sample = self.source[index]
         rng = np.random.default_rng((self.seed, self.epoch, index))
         window = random_window(rng, *sample["image"].shape[:2], scale=SCALE)
-        image = resized_crop(Image.fromarray(sample["image"]), window, size=self.size)
+        image = resized_crop(prepared(sample["image"]), window, size=self.size)
         return sample | {"image": image[:, ::-1] if rng.random() < 0.5 else image, "id": index}
 
     def name(self, index: int) -> str:

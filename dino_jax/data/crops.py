@@ -8,6 +8,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from dino_jax.data.fit import is_photograph, resize
+
 RATIO = (3 / 4, 4 / 3)  # width / height of a window: torchvision's RandomResizedCrop default, used by DINO v1 to v3
 ATTEMPTS = 10
 GLOBAL_NUMBER = 2  # of all three generations
@@ -31,7 +33,7 @@ def multi_crop(
     """Cuts the global and local crops of one image (DINO, section 3.1: multi-crop).
 
     Args:
-      image: uint8 (height, width, 3).
+      image: uint8 or uint16 (height, width, channels).
       rng: source of every random choice.
       global_size, local_size: side of the crops in pixels.
       global_scale, local_scale: range of a window's share of the image's area.
@@ -40,23 +42,22 @@ def multi_crop(
       gram_size: side of the Gram teacher's crops, which show the same windows, flipped alike; 0 for none.
 
     Returns:
-      "global_crops" uint8 (2, global_size, global_size, 3); "local_crops" uint8 (local_number,
-      local_size, local_size, 3); "gram_crops" uint8 (2, gram_size, gram_size, 3) if `gram_size`.
+      in the type of the image, "global_crops" (2, global_size, global_size, channels); "local_crops" (local_number,
+      local_size, local_size, channels); "gram_crops" (2, gram_size, gram_size, channels) if `gram_size`.
     """
-    photograph = Image.fromarray(image)
+    ready = prepared(image)
+    shapes = {"global_crops": (GLOBAL_NUMBER, global_size), "local_crops": (local_number, local_size)}
+    shapes |= {"gram_crops": (GLOBAL_NUMBER, gram_size)} if gram_size else {}
     crops = {
-        "global_crops": np.empty((GLOBAL_NUMBER, global_size, global_size, 3), np.uint8),
-        "local_crops": np.empty((local_number, local_size, local_size, 3), np.uint8),
+        name: np.empty((number, size, size, image.shape[2]), image.dtype) for name, (number, size) in shapes.items()
     }
-    if gram_size:
-        crops["gram_crops"] = np.empty((GLOBAL_NUMBER, gram_size, gram_size, 3), np.uint8)
     for kind, scale, number in (("global", global_scale, GLOBAL_NUMBER), ("local", local_scale, local_number)):
         for view in range(number):
             window = random_window(rng, *image.shape[:2], scale=scale)
             flip = horizontal_flips and rng.random() < 0.5
             for name in ("global_crops", "gram_crops") if kind == "global" else ("local_crops",):
                 if name in crops:
-                    crop = resized_crop(photograph, window, size=crops[name].shape[1])
+                    crop = resized_crop(ready, window, size=crops[name].shape[1])
                     crops[name][view] = crop[:, ::-1] if flip else crop
     return crops
 
@@ -78,11 +79,18 @@ def random_window(rng: np.random.Generator, height: int, width: int, *, scale: t
     return (height - window_height) // 2, (width - window_width) // 2, window_height, window_width
 
 
-def resized_crop(image: Image.Image, window: Window, *, size: int) -> np.ndarray:
-    """Resizes a window to uint8 (size, size, 3), bicubic and antialiased.
+def prepared(image: np.ndarray) -> Image.Image | np.ndarray:
+    """Returns an image as `resized_crop` cuts it fastest: of 8 bits and RGB, as an image of Pillow."""
+    return Image.fromarray(image) if is_photograph(image) else image
+
+
+def resized_crop(image: Image.Image | np.ndarray, window: Window, *, size: int) -> np.ndarray:
+    """Resizes a window of a `prepared` image to (size, size, channels), bicubic and antialiased.
 
     The window is cut out first: `resize(box=...)` would let the filter reach pixels outside the window.
     """
     top, left, height, width = window
+    if isinstance(image, np.ndarray):
+        return resize(image[top : top + height, left : left + width], height=size, width=size)
     cut = image.crop((left, top, left + width, top + height))
     return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))

@@ -1,19 +1,41 @@
-"""Decodes images of 16 bits or of any number of channels without loss, for extraction.
+"""Decodes images of 16 bits or of any number of channels without loss.
 
-Training sees 8-bit RGB (`decode`). What is measured with more bits or in more bands, such as X-rays, microscopy and
-satellite images, comes through here whole.
+Photographs are seen as 8-bit RGB (`decode`). What is measured with more bits or in more bands, such as X-rays,
+microscopy and satellite images, comes through here whole.
 """
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dino_jax.data import tiff
-from dino_jax.data.decode import FORMATS, BadImage, check_size
+from dino_jax.data.decode import FORMATS, BadImage, check_size, decode
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def sample_type(channels: int, bits: int = 0) -> type[np.unsignedinteger]:
+    """Returns the type in which a network of so many channels sees images.
+
+    Args:
+      channels: of the network.
+      bits: 8 or 16; 0 takes 8 for three channels, 16 for others.
+
+    Raises:
+      ValueError: for 8 bits of other channels than RGB.
+    """
+    if bits == 8 and channels != 3:
+        raise ValueError(f"8 bits are read of RGB only, not of {channels} channels: use 16")
+    return np.uint16 if bits == 16 or channels != 3 else np.uint8
+
+
+def decoder(channels: int, bits: int = 0) -> Callable[..., np.ndarray]:
+    """Returns what decodes images for a network, to `sample_type` of the same arguments."""
+    return decode if sample_type(channels, bits) is np.uint8 else partial(decode_deep, channels=channels)
 
 
 def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:

@@ -55,11 +55,16 @@ def cut(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
+def is_photograph(image: np.ndarray) -> bool:
+    """Tells whether an image is RGB of 8 bits, which Pillow knows whole."""
+    return image.dtype == np.uint8 and image.shape[2] == 3
+
+
 def resize(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Resizes `(height, width, channels)`, bicubic and antialiased, to the same dtype."""
     if image.shape[:2] == (height, width):
         return image
-    if image.dtype == np.uint8 and image.shape[2] == 3:
+    if is_photograph(image):
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     # Pillow resizes 16-bit samples and other numbers of channels only one channel at a time, as floats.
     channels = [

@@ -1,8 +1,10 @@
 """Colour distortion of crops on the device, under jit: torchvision v2's operations on floats in [0, 1].
 
-Inside, images are planar, (3, ..., height, width): elementwise work on whole rows instead of triplets is several
+Inside, images are planar, (channels, ..., height, width): elementwise work on whole rows instead of triplets is several
 times faster on a CPU and does not pad three channels to 128 lanes on a TPU. Every random number is drawn for the
 full batch, so the result does not depend on how the batch axis is sharded.
+
+Of channels that are not red, green and blue, the grey is their mean, and there is no hue.
 """
 
 from collections.abc import Sequence
@@ -12,30 +14,35 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-GREY = (0.2989, 0.587, 0.114)  # torchvision's luma weights (ITU-R 601)
+GREY = (0.2989, 0.587, 0.114)  # torchvision's luma weights of red, green and blue (ITU-R 601)
 BLUR_RADIUS = 4  # kernel of 9 taps, DINO v2 and v3
 BLUR_SIGMA = (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128 / 255
 
 
 def brightness(image: Array, factor: Array) -> Array:
-    """Scales (3, ..., height, width) by `factor` (...)."""
+    """Scales (channels, ..., height, width) by `factor` (...)."""
     return _clip(image * _per_image(factor))
 
 
 def contrast(image: Array, factor: Array) -> Array:
-    """Moves each pixel of (3, ..., height, width) away from the image's mean grey by `factor` (...)."""
+    """Moves each pixel of (channels, ..., height, width) away from the image's mean grey by `factor` (...)."""
     mean = _grey(image).mean((-2, -1), keepdims=True)
     return _blend(image, mean, factor)
 
 
 def saturation(image: Array, factor: Array) -> Array:
-    """Moves each pixel of (3, ..., height, width) away from its own grey by `factor` (...)."""
+    """Moves each pixel of (channels, ..., height, width) away from its own grey by `factor` (...)."""
     return _blend(image, _grey(image), factor)
 
 
 def hue(image: Array, shift: Array) -> Array:
-    """Turns the colour circle of (3, ..., height, width) by `shift` (...), in turns, through HSV."""
+    """Turns the colour circle of (3, ..., height, width) by `shift` (...), in turns, through HSV.
+
+    Other channels than these three stay as they are.
+    """
+    if len(image) != len(GREY):
+        return image
     red, green, blue = image
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -50,12 +57,12 @@ def hue(image: Array, shift: Array) -> Array:
 
 
 def grayscale(image: Array) -> Array:
-    """Replaces each pixel of (3, ..., height, width) by its grey."""
+    """Replaces each pixel of (channels, ..., height, width) by its grey."""
     return jnp.broadcast_to(_grey(image), image.shape)
 
 
 def gaussian_blur(image: Array, sigma: Array) -> Array:
-    """Blurs (3, ..., height, width) with a 9-tap Gaussian of `sigma` (...) pixels, borders reflected."""
+    """Blurs (channels, ..., height, width) with a 9-tap Gaussian of `sigma` (...) pixels, borders reflected."""
     bell = jnp.exp(-0.5 * (jnp.arange(BLUR_RADIUS + 1) / sigma[..., None]) ** 2)
     weights = bell / (2 * bell.sum(-1, keepdims=True) - 1)  # the centre counts once, the others on both sides
     for axis in (-2, -1):
@@ -72,13 +79,13 @@ def gaussian_blur(image: Array, sigma: Array) -> Array:
 
 
 def solarize(image: Array) -> Array:
-    """Inverts every value of (3, ..., height, width) that is at least 128/255."""
+    """Inverts every value of (channels, ..., height, width) that is at least 128/255."""
     return jnp.where(image >= SOLARIZE_THRESHOLD, 1 - image, image)
 
 
 def normalize(crops: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """Maps uint8 (..., 3) to float32: to [0, 1], minus `mean`, over `std`, per channel."""
-    return _standardize(crops.astype(jnp.float32) / 255, mean, std)
+    """Maps uint8 or uint16 (..., channels) to float32: to [0, 1], minus `mean`, over `std`, per channel."""
+    return _standardize(_unit(crops), mean, std)
 
 
 def distort(
@@ -100,7 +107,7 @@ def distort(
 
     Args:
       key: source of every random choice.
-      crops: uint8 (batch, views, height, width, 3).
+      crops: uint8 or uint16 (batch, views, height, width, channels).
       blur: probability of a Gaussian blur for each view; sigma uniform in 0.1 to 2 pixels.
       solarize: probability of solarisation at 128 for each view.
       brightness, contrast, saturation: factors are uniform in [max(0, 1 - x), 1 + x], per image.
@@ -111,11 +118,11 @@ def distort(
       mean, std: per channel, of values in [0, 1].
 
     Returns:
-      float32 (batch, views, height, width, 3).
+      float32 (batch, views, height, width, channels).
     """
     batch_and_views = crops.shape[:2]
     jitter_key, gray_key, sigma_key, blur_key, solarize_key = jax.random.split(key, 5)
-    image = jnp.moveaxis(crops, -1, 0).astype(jnp.float32) / 255
+    image = _unit(jnp.moveaxis(crops, -1, 0))
     if jitter_probability > 0:
         limits = [(max(0.0, 1 - x), 1 + x) for x in (brightness, contrast, saturation)] + [(-hue, hue)]
         image = _jitter(jitter_key, image, limits=limits, probability=jitter_probability)
@@ -134,7 +141,7 @@ _OPERATIONS = (brightness, contrast, saturation, hue)
 
 
 def _jitter(key: Array, image: Array, *, limits: Sequence[tuple[float, float]], probability: float) -> Array:
-    """Applies the four operations to (3, batch, views, height, width), their order drawn for each view."""
+    """Applies the four operations to (channels, batch, views, height, width), their order drawn for each view."""
     factor_key, order_key, chosen_key = jax.random.split(key, 3)
     low, high = jnp.asarray(limits, jnp.float32).T[:, :, None, None]
     factors = jax.random.uniform(factor_key, (len(_OPERATIONS), *image.shape[1:3]), minval=low, maxval=high)
@@ -155,9 +162,14 @@ def _jitter(key: Array, image: Array, *, limits: Sequence[tuple[float, float]], 
 
 
 def _choose(key: Array, probability: float | Sequence[float], changed: Array, image: Array) -> Array:
-    """Takes each image of (3, batch, views, height, width) from `changed` with `probability`, one or one per view."""
+    """Takes images of (channels, batch, views, height, width) from `changed` with `probability`, one or by view."""
     chosen = jax.random.uniform(key, image.shape[1:3]) < jnp.asarray(probability)
     return jnp.where(_per_image(chosen), changed, image)
+
+
+def _unit(samples: Array) -> Array:
+    """Maps integers to float32 in [0, 1], the largest of their type to 1."""
+    return samples.astype(jnp.float32) / jnp.iinfo(samples.dtype).max
 
 
 def _standardize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
@@ -165,7 +177,7 @@ def _standardize(images: Array, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def _per_image(values: Array) -> Array:
-    """Aligns (...) with (3, ..., height, width)."""
+    """Aligns (...) with (channels, ..., height, width)."""
     return values[..., None, None]
 
 
@@ -175,6 +187,8 @@ def _window(padded: Array, start: int, *, length: int, axis: int) -> Array:
 
 def _grey(image: Array) -> Array:
     """Returns (1, ..., height, width)."""
+    if len(image) != len(GREY):
+        return image.mean(0, keepdims=True)
     return (GREY[0] * image[0] + GREY[1] * image[1] + GREY[2] * image[2])[None]
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from numpy.typing import DTypeLike
 
 from dino_jax.data import fit
 from dino_jax.data.crops import GLOBAL_NUMBER, multi_crop
+from dino_jax.data.decode import MIN_SIDE
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import Batch, read_batches
 from dino_jax.data.samples import Sizes, samples_of
@@ -47,6 +49,8 @@ def train_batches(
     mixture: Sequence[tuple[float, int, int, int]] = (),
     homogeneous: int = 0,
     homogeneous_share: float = 0.0,
+    channels: int = 3,
+    dtype: DTypeLike = np.uint8,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -65,6 +69,7 @@ def train_batches(
       homogeneous: how many images at the end of the source stay among themselves: a batch is made of them alone, or of
         the others alone.
       homogeneous_share: of the batches, those of the images that stay among themselves, at even distances.
+      channels, dtype: of the images.
       patch_size: side of a patch in pixels; divides every `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.
       mask_drawn_sizes, mask_circular_shift: see `masks.draw_masks`.
@@ -74,11 +79,11 @@ def train_batches(
 
     Returns:
       an iterator over dictionaries with a leading batch dimension, that of this process:
-      "global_crops" uint8 (batch, 2, global_size, global_size, 3); "local_crops" uint8 (batch, local_number,
-      local_size, local_size, 3); "gram_crops" uint8 (batch, 2, gram_size, gram_size, 3) if `gram_size`; "masks" bool
-      (batch, 2, patches); "mask_indices" int32 and "mask_weights" float32 (groups, bound), see `masks.draw_masks`;
-      "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the source; "replaced" int32 (batch,), index
-      of the unreadable image whose place the sample took, else -1.
+      in the type of the images, "global_crops" (batch, 2, global_size, global_size, channels), "local_crops" (batch,
+      local_number, local_size, local_size, channels), and "gram_crops" (batch, 2, gram_size, gram_size, channels) if
+      `gram_size`; "masks" bool (batch, 2, patches); "mask_indices" int32 and "mask_weights" float32 (groups, bound),
+      see `masks.draw_masks`; "labels" int32 (batch,), -1 unknown; "ids" int32 (batch,), index in the source;
+      "replaced" int32 (batch,), index of the unreadable image whose place the sample took, else -1.
 
     Raises:
       ValueError: an empty source or a size that does not divide as it must.
@@ -106,6 +111,7 @@ def train_batches(
 
     shares = [1 - sum(share for share, *_ in mixture), *(share for share, *_ in mixture)]
     options: dict[str, Any] = {"batch_size": batch_size, "crop": crop, "sizes": sizes, "shares": shares}
+    options["empty"] = np.zeros((MIN_SIDE, MIN_SIDE, channels), dtype)
     # Whole local batches are dealt to the processes, so that the global batch is the same for any number of them.
     mine = slice(process_index, None, process_count)
     rest = len(source) - homogeneous
@@ -192,7 +198,7 @@ def eval_batches(source: Source, *, size: int, batch_size: int) -> Iterator[Batc
     The shorter side is resized to `size` (bicubic, antialiased) and the centre cut out.
 
     Returns:
-      an iterator over "images" uint8 (batch, size, size, 3); "labels", "ids" int32 (batch,); "valid" bool (batch,),
+      an iterator over "images" (batch, size, size, channels); "labels", "ids" int32 (batch,); "valid" bool (batch,),
       False on the zeros that fill up the last batch and on images that cannot be decoded.
     """
     prepare = partial(fit.centre_crop, size=size)

@@ -37,6 +37,7 @@ def samples_of(
     crop: Any,
     sizes: Sequence[Sizes],
     shares: Sequence[float],
+    empty: np.ndarray,
 ) -> grain.MapDataset:
     """Returns the samples of a part of the images, without end, every epoch in another order.
 
@@ -46,16 +47,18 @@ def samples_of(
       batch_size: images in a global batch, all of which have the same sizes.
       crop: draws the crops of an image, see `crops.multi_crop`.
       sizes, shares: of the crops, and of the batches that have them.
+      empty: what is cropped where no image can be decoded, of the channels and type that images have.
 
     Returns:
       dictionaries of the crops, "labels", "ids" and "replaced", see `pipeline.train_batches`.
     """
     images = grain.MapDataset.range(part.start, part.stop).seed(seed).shuffle().repeat()
+    sample = partial(_sample, source=source, part=part, empty=empty)
     if len(sizes) == 1:
-        return images.random_map(partial(_sample, source=source, part=part, crop=partial(crop, **sizes[0]._asdict())))
+        return images.random_map(partial(sample, crop=partial(crop, **sizes[0]._asdict())))
     draw = partial(draw_sizes, seed=seed, sizes=sizes, shares=shares)
     images = images.map_with_index(partial(_number, batch_size=batch_size))
-    return images.random_map(partial(_sized_sample, source=source, part=part, crop=crop, draw=draw))
+    return images.random_map(partial(_sized_sample, sample=sample, crop=crop, draw=draw))
 
 
 def _number(position: int, index: int, *, batch_size: int) -> tuple[int, int]:
@@ -67,17 +70,18 @@ def _sized_sample(
     numbered: tuple[int, int],
     rng: np.random.Generator,
     *,
-    source: Source,
-    part: range,
+    sample: Callable[..., Batch],
     crop: Any,
     draw: Callable[[int], Sizes],
 ) -> Batch:
-    """Returns what `_sample` does, in the sizes of the image's batch."""
+    """Returns what `sample` does, in the sizes of the image's batch."""
     index, number = numbered
-    return _sample(index, rng, source=source, part=part, crop=partial(crop, **draw(number)._asdict()))
+    return sample(index, rng, crop=partial(crop, **draw(number)._asdict()))
 
 
-def _sample(index: int, rng: np.random.Generator, *, source: Source, part: range, crop: Any) -> Batch:
+def _sample(
+    index: int, rng: np.random.Generator, *, source: Source, part: range, empty: np.ndarray, crop: Any
+) -> Batch:
     """Returns the crops of image `index`, or of another one of its part where it cannot be decoded."""
     sample, replaced = None, -1
     for _ in range(ATTEMPTS):
@@ -88,7 +92,7 @@ def _sample(index: int, rng: np.random.Generator, *, source: Source, part: range
             replaced = index if replaced < 0 else replaced
             index = int(rng.integers(part.start, part.stop))
     if sample is None:  # of which `bad_images` makes an error that lists them
-        sample = {"image": np.zeros((8, 8, 3), np.uint8), "label": -1, "id": NOTHING_READABLE}
+        sample = {"image": empty, "label": -1, "id": NOTHING_READABLE}
     return crop(sample["image"], rng) | {
         "labels": np.int32(sample["label"]),
         "ids": np.int32(sample["id"]),

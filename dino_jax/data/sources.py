@@ -27,7 +27,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns "image" uint8 (height, width, 3), "label" int (-1 unknown) and "id" int (= index).
+        """Returns "image" (height, width, channels), uint8 or uint16, "label" int (-1 unknown) and "id" int (= index).
 
         Raises:
           BadImage: the image cannot be used.
@@ -47,12 +47,13 @@ def has_labels(source: Source) -> bool:
     return False
 
 
-def open_source(source: str, path: str) -> Source:
+def open_source(source: str, path: str, *, decode: Callable[..., Any] = decode) -> Source:
     """Opens the images of a folder or file.
 
     Args:
       source: "folder", "tar" or "arrayrecord".
       path: the folder or file.
+      decode: turns the bytes of a file into an array.
 
     Raises:
       ValueError: an unknown source, a path that is missing, or one without images.
@@ -66,9 +67,8 @@ def open_source(source: str, path: str) -> Source:
     place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f"{place} does not exist")
-    if source == "folder":
-        return open_folder(place)
-    return open_tar(place) if source == "tar" else ArrayRecordSource(place)
+    openers: dict[str, Callable[..., Source]] = {"folder": open_folder, "tar": open_tar}
+    return openers.get(source, ArrayRecordSource)(place, decode=decode)
 
 
 def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:

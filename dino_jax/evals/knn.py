@@ -126,14 +126,20 @@ def few_shot(
 
 
 def raw_pixels(images: Iterable[np.ndarray], *, mean: np.ndarray | None = None) -> np.ndarray:
-    """Turns images, each `(height, width, 3)` uint8, into pixel features `(images, 16 * 16 * 3)` float32.
+    """Turns images `(height, width, channels)`, uint8 or uint16, into features `(images, 16 * 16 * channels)` float32.
 
     Each image is resized to 16 x 16 (Lanczos) and scaled to [0, 1]; `mean`, the mean feature of the training
     images, is then subtracted. Uncentred pixels are all positive, so their cosines mostly compare brightness.
     """
-    small = [np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.LANCZOS)) for image in images]
-    features = np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
+    features = np.stack([_shrunk(image).ravel() for image in images])
     return features if mean is None else features - mean
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """Resizes an image to 16 x 16, channel by channel, and scales it to [0, 1]; float32."""
+    planes = np.moveaxis(image if image.dtype == np.uint8 else image.astype(np.float32), -1, 0)
+    small = [np.asarray(Image.fromarray(plane).resize((16, 16), Image.Resampling.LANCZOS)) for plane in planes]
+    return np.stack(small, axis=-1).astype(np.float32) / np.iinfo(image.dtype).max
 
 
 def check_labels(name: str, features: np.ndarray, labels: np.ndarray) -> None:

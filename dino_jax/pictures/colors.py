@@ -12,6 +12,22 @@ ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
 RIGHT, WRONG = GREEN, VERMILION
 DARK = np.array([14, 14, 18], np.float32)
 VOID = 255
+WHITE = 99.5  # percentile of an image of 16 bits that is drawn white: what is measured seldom fills its range
+
+
+def visible(image: np.ndarray) -> np.ndarray:
+    """Returns what a person sees of an image of any channels and bits: its first three channels, or its first, in grey.
+
+    Args:
+      image: `(height, width, channels)`, uint8, or uint16, which is stretched, see `WHITE`.
+
+    Returns:
+      uint8 `(height, width, 3)`.
+    """
+    shown = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    if shown.dtype == np.uint8:
+        return shown
+    return np.clip(shown * (255 / max(np.percentile(shown, WHITE), 1)), 0, 255).astype(np.uint8)
 
 
 def enlarge(values: np.ndarray, *, height: int, width: int) -> np.ndarray:

@@ -44,4 +44,4 @@ def check(c: ConfigDict, prefix: str, key: str, good: Callable[[Any], bool], all
 
 
 def _one_of(allowed: tuple) -> str:
-    return f"one of {', '.join(allowed)}" if len(allowed) > 1 else str(allowed[0])
+    return f"one of {', '.join(map(str, allowed))}"

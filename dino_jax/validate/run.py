@@ -29,15 +29,15 @@ CHOICES: dict[str, tuple] = {
     "ibot_head.gain": ("none", "frozen", "trained"),
     "model.norm": ("layernorm", "rmsnorm"),
     "model.attention": ("xla", "cudnn"),
-    "model.in_channels": (3,),  # what photographs and their augmentation have
+    "data.bits": (0, 8, 16),
 }
 RULES: tuple[Rule, ...] = (
     (
         *ABOVE_0,
-        "model.patch_size model.width model.depth model.heads model.ffn_ratio model.ffn_align model.norm_epsilon "
-        "model.rope_base dino_head.prototypes dino_head.hidden "
-        "dino_head.bottleneck ibot_head.prototypes ibot_head.hidden ibot_head.bottleneck data.window_size "
-        "data.windows_per_photograph checkpoint.every checkpoint.keep_last log.every log.health_every nonfinite_limit "
+        "model.in_channels model.patch_size model.width model.depth model.heads model.ffn_ratio model.ffn_align "
+        "model.norm_epsilon model.rope_base dino_head.prototypes dino_head.hidden dino_head.bottleneck "
+        "ibot_head.prototypes ibot_head.hidden ibot_head.bottleneck data.window_size data.windows_per_photograph "
+        "checkpoint.every checkpoint.keep_last log.every log.health_every nonfinite_limit "
         "eval.size eval.knn.k eval.knn.images eval.dense.images eval.quality.images",
     ),
     (
@@ -75,7 +75,8 @@ def _problems(c: ConfigDict) -> Iterator[str]:
             f"data.homogeneous_path = {c.data.homogeneous_path!r} has no effect with data.homogeneous_share = 0: set "
             "the share of the batches that are of these images alone, such as 0.1"
         )
-    yield from check(c, "", "data.std", lambda v: min(v) > 0, "above 0 in each channel")
+    yield from _channel_problems(c)
+    yield from check(c, "", "data.std", lambda v: min(v, default=0) > 0, "above 0 in each channel")
     yield from _model_problems(c)
     if not c.phase_order:
         yield "phase_order is empty: a recipe needs at least one phase, see dino_jax.config.set_phases"
@@ -90,6 +91,20 @@ def _problems(c: ConfigDict) -> Iterator[str]:
         )
     yield from _problems_of_phases(c)
     yield from _problems_between(c, [c.phases[name] for name in c.phase_order])
+
+
+def _channel_problems(c: ConfigDict) -> Iterator[str]:
+    """Finds what only RGB images, or those of 8 bits, can do."""
+    channels, bits = c.model.in_channels, c.data.bits
+    if channels != 3 and bits == 8:
+        yield f"data.bits = 8 reads RGB only, not model.in_channels = {channels}: set it to 16 or 0"
+    if c.data.source == "packaged" and (channels != 3 or bits == 16):
+        yield (
+            "data.source = 'packaged' has RGB photographs of 8 bits: with model.in_channels other than 3 or data.bits "
+            "= 16, set it to folder, tar or arrayrecord"
+        )
+    if channels != 3 and c.eval.dense.path:
+        yield f"eval.dense.path reads RGB images, not model.in_channels = {channels}: set it to ''"
 
 
 def _model_problems(c: ConfigDict) -> Iterator[str]:

@@ -73,6 +73,23 @@ def test_one_pixel_by_hand():
     np.testing.assert_allclose(apply(photometry.solarize, pixel), [[[0.2, 0.4, 0.2]]], rtol=1e-6)
 
 
+def test_the_grey_of_other_channels_is_their_mean():
+    bands = np.array([[[51, 102, 204, 255, 0]]], np.uint8)
+    unit, grey = bands / 255, (51 + 102 + 204 + 255) / 5 / 255
+    np.testing.assert_allclose(apply(photometry.grayscale, bands), np.full((1, 1, 5), grey), rtol=1e-6)
+    np.testing.assert_allclose(apply(photometry.saturation, bands, 0.5), 0.5 * unit + 0.5 * grey, rtol=1e-6)
+    np.testing.assert_allclose(apply(photometry.contrast, bands, 0.5), 0.5 * unit + 0.5 * grey, rtol=1e-6)
+    np.testing.assert_allclose(apply(photometry.hue, bands, 0.3), unit, rtol=1e-6)
+
+
+def test_sixteen_bits_are_scaled_to_one():
+    deep = np.array([[[[[0, 65535, 32768]]]]], np.uint16)
+    plain = {"blur": (0.0,), "solarize": (0.0,), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    expected = (deep / 65535 - 0.5) / 0.25
+    np.testing.assert_allclose(photometry.normalize(deep, (0.5,) * 3, (0.25,) * 3), expected, atol=5e-7)
+    np.testing.assert_allclose(distort(deep, **plain), expected, atol=5e-7)
+
+
 @pytest.mark.parametrize("shift", [-0.5, -0.1, 0.0, 0.07, 0.5])
 def test_hue_matches_the_standard_library(shift):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)

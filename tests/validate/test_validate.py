@@ -101,7 +101,11 @@ def test_the_tiny_recipe_is_valid():
         ({"phases.gram.batch_size": 1}, "phases.gram.batch_size = 1 must be 2 or more"),
         ({"phases.gram.crops.global_size": 8}, "global_size = 8 holds a single patch: use 16 or more"),
         ({"data.std": (0.2, 0.0, 0.2)}, "data.std = (0.2, 0.0, 0.2) must be above 0 in each channel"),
-        ({"model.in_channels": 1}, "model.in_channels = 1 must be 3"),
+        ({"model.in_channels": 0}, "model.in_channels = 0 must be above 0"),
+        ({"model.in_channels": 5, "data.bits": 8}, "data.bits = 8 reads RGB only, not model.in_channels = 5"),
+        ({"data.bits": 12}, "data.bits = 12 must be one of 0, 8, 16"),
+        ({"data.source": "packaged", "data.bits": 16}, "data.source = 'packaged' has RGB photographs of 8 bits"),
+        ({"model.in_channels": 4, "eval.dense.path": "x"}, "eval.dense.path reads RGB images"),
         ({"eval.size": 36}, "eval.size = 36 is not a multiple of model.patch_size = 8: use 32"),
         ({"phases.gram.loss.ibot": 0.0, "phases.gram.gram.stats": True}, "need masks, which loss.ibot = 0 does not"),
         (

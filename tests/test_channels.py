@@ -1,0 +1,90 @@
+"""Runs on images of 16 bits and of other channels than red, green and blue."""
+
+import jax
+import numpy as np
+import pytest
+import tifffile
+
+import dino_jax
+from dino_jax import build, config, initial, phases, sharding, train
+from dino_jax.models import inflate_patch_embed
+from tests.test_initial import STATISTICS, loader
+from tests.tiny_recipe import get_config
+
+MEAN, STD = (0.01, 0.02, 0.03, 0.04, 0.05), (0.01,) * 5
+
+
+def write_bands(folder, *, channels=5):
+    """Writes two classes of TIFFs of 12 bits; each channel of an image has one value, but for a corner."""
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        for number in range(4):
+            image = np.broadcast_to(rng.integers(1, 4096, channels), (40, 48, channels)).astype(np.uint16)
+            image[:4, :4] = 0
+            path = folder / label / f"{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig" if channels > 1 else None)
+    return folder
+
+
+def recipe(folder):
+    """Returns a run of three steps on five channels."""
+    c = get_config()
+    c.model.update({"depth": 1, "width": 16, "drop_path": 0.0, "in_channels": 5})
+    c.data.path = c.data.test_path = str(folder)
+    c.data.mean, c.data.std = MEAN, STD
+    config.set_phases(c, pretrain=config.following(c.phases.pretrain, steps=3))
+    return c
+
+
+def test_a_run_on_bands(tmp_path, capsys):
+    c = recipe(write_bands(tmp_path / "bands"))
+    c.log.pictures = True
+    results = train.run(c, tmp_path / "run")
+    assert results["train/step"] == 3
+    assert {"knn/pixels", "knn/trained", "quality/rankme"} <= results.keys()
+    assert (tmp_path / "run" / "pictures" / "cosine.png").exists()
+    assert "the brightest of 8 images reaches" in capsys.readouterr().err
+    model, params = dino_jax.load(tmp_path / "run")
+    assert params["patch_embed"]["kernel"].shape == (8, 8, 5, 16)
+    np.testing.assert_allclose((model.mean, model.std), (MEAN, STD))
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(5, 0), (3, 16), (1, 0)])
+def test_all_bits_reach_the_crops(tmp_path, channels, bits):
+    c = recipe(write_bands(tmp_path, channels=channels))
+    c.model.in_channels, c.data.bits = channels, bits
+    source, _ = build.sources(c)
+    batch = next(build.batches(c, phases.in_order(c)[0], source))
+    for name in ("global_crops", "local_crops"):
+        assert batch[name].dtype == np.uint16
+        assert batch[name].shape[-1] == channels
+        for crops, index in zip(batch[name], batch["ids"], strict=True):
+            value = source[index]["image"][20, 20]
+            np.testing.assert_array_equal(np.median(crops, axis=(1, 2)), np.broadcast_to(value, (len(crops), channels)))
+
+
+def test_without_statistics_they_are_measured(tmp_path):
+    c = recipe(write_bands(tmp_path / "bands"))
+    c.data.mean, c.data.std = (0.5,) * 3, (0.2,) * 3
+    with pytest.raises(ValueError, match=r"data\.mean has 3 values and data.std 3 for model.in_channels = 5") as raised:
+        train.run(c, tmp_path / "run")
+    pixels = np.concatenate([tifffile.imread(file).reshape(-1, 5) for file in sorted(tmp_path.glob("bands/*/*.tif"))])
+    said = str(raised.value).partition("--config.data.mean=")[2].split(" --config.data.std=")
+    expected = (pixels / 65535).mean(0), (pixels / 65535).std(0)
+    np.testing.assert_allclose([np.fromstring(text, sep=",") for text in said], expected, rtol=1e-3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_for_three_channels_are_spread(tmp_path):
+    c = recipe(tmp_path)
+    networks, mesh = build.networks(c, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
+    c.model.in_channels = 3
+    rgb = build.networks(c, shards=1)
+    weights = initial.drawn(rgb, mesh, seed=5)
+    found = initial.loaded(str(tmp_path), networks, mesh, load=loader(rgb.backbone, weights), statistics=(MEAN, STD))
+    jax.tree.map(np.testing.assert_array_equal, found, inflate_patch_embed(weights, 5))
+    assert found["patch_embed"]["kernel"].shape == (8, 8, 5, 16)
+    load = loader(networks.backbone, found)
+    with pytest.raises(ValueError, match=r"model\.in_channels is 5 there and 3 here: set --config.model.in_channels=5"):
+        initial.loaded(str(tmp_path), rgb, mesh, load=load, statistics=STATISTICS)
