@@ -5,7 +5,7 @@ import sys
 
 from dino_jax import command
 from dino_jax.benches import features, knn, step
-from dino_jax.metrics import write_json_atomic
+from dino_jax.data.whole import write_json
 
 VERBS = {
     "step": (step.add_arguments, step.bench_step, "the training step: images/s, FLOP/s, compile time, memory"),
@@ -36,7 +36,7 @@ def start(options: argparse.Namespace) -> None:
     command.check_output(options.json)
     numbers = measure(options)
     if options.json:
-        write_json_atomic(options.json, numbers)
+        write_json(options.json, numbers)
 
 
 if __name__ == "__main__":

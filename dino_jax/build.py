@@ -161,7 +161,7 @@ def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
 
 def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
     """Builds the phase's schedules by the names that the step takes; each counts from the phase's first step."""
-    scale = schedules.scale_learning_rate(1.0, rule=phase.optim.lr_scaling, batch_size=phase.batch_size)
+    scale = schedules.learning_rate_scale(phase.optim.lr_scaling, phase.batch_size)
     built: dict[str, schedules.Schedule] = {}
     for name, s in phase.schedules.items():
         # The references scale the peak and the end of the learning rate, not its start.

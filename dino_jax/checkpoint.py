@@ -30,6 +30,7 @@ OF_THE_MACHINE = (
 )
 
 
+# What an error says, among other words, in a process whose fellow has ended.
 LOST_EACH_OTHER = ("Gloo", "coordination service", "DEADLINE_EXCEEDED", "Connection closed by peer", "Connection reset")
 
 

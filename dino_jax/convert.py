@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_jax import command
-from dino_jax.metrics import write_json_atomic
+from dino_jax.data.whole import write_json
 from dino_jax.weights.files import replacing, same_bits
 from dino_jax.weights.manifest import Manifest
 from dino_jax.weights.store import FORMATS, ManifestError, Weights
@@ -98,7 +98,7 @@ def convert(options: argparse.Namespace) -> None:
     if options.check:
         numbers |= check(weights, options.to, options.out)
     if options.json:
-        write_json_atomic(options.json, numbers | {"seconds": time.monotonic() - started})
+        write_json(options.json, numbers | {"seconds": time.monotonic() - started})
 
 
 def report(manifest: Manifest, verb: str, file: Path | None) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dino_jax import command, model_options
-from dino_jax.metrics import write_json_atomic
+from dino_jax.data.whole import write_json
 from dino_jax.progress import table
-from dino_jax.tasks import TASKS, open_task
+from dino_jax.tasks import ANY_CHANNELS, TASKS, open_task
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,6 +69,12 @@ def start(arguments: list[str]) -> None:
     command.check_output(options.json)
     command.only_our_lines()
     model = model_options.load_model(options)
+    channels = model.backbone.in_channels
+    if channels != 3 and name not in ANY_CHANNELS:
+        raise ValueError(
+            f"--weights {options.weights} take {channels} channels, but {name} reads RGB images; other channels are "
+            f"read by {', '.join(ANY_CHANNELS)}"
+        )
     started = time.monotonic()
     with command.output_folder(options.out), command.output_folder(options.out / name):
         result = task.run(model, options, options.out / name)
@@ -76,7 +82,7 @@ def start(arguments: list[str]) -> None:
     for picture in result.pictures:
         print(f"picture: {picture}")
     if options.json:
-        write_json_atomic(options.json, result.numbers | {f"{name}/seconds": time.monotonic() - started})
+        write_json(options.json, result.numbers | {f"{name}/seconds": time.monotonic() - started})
 
 
 if __name__ == "__main__":

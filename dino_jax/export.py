@@ -11,8 +11,7 @@ import numpy as np
 from jax import Array
 
 from dino_jax import command, export_onnx, model_options
-from dino_jax.data.shards import write_whole
-from dino_jax.metrics import write_json_atomic
+from dino_jax.data.whole import write_json, write_whole
 from dino_jax.models import Extractor
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -85,7 +84,7 @@ def start(options: argparse.Namespace) -> None:
     print(f"{options.out}: {options.out.stat().st_size / 2**20:.0f} MiB, for images of {height} x {width}, {where}")
     print("largest difference to the model: " + ", ".join(f"{n.split('/')[1]} {v:.1e}" for n, v in numbers.items()))
     if options.json:
-        write_json_atomic(options.json, numbers)
+        write_json(options.json, numbers)
 
 
 def to_stablehlo(

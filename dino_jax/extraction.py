@@ -75,7 +75,7 @@ def extract_features(
         done returns at once. All processes must see it. What it holds belongs to these weights, these images and these
         settings; an image whose content changes under its old name is noticed only if it is one of a few samples.
       progress: show a bar on stderr.
-      how: "crop", "squash" or "native", see `fit.fit`; "native" has no "patches" and needs a single process.
+      how: "centre", "crop", "squash" or "native", see `fit.fit`; "native" has no "patches" and needs a single process.
 
     Returns:
       float32 arrays by output; "labels" int32 `(images,)`, -1 unknown; "ids" int32 `(images,)`, index in the source.

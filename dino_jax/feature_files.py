@@ -10,7 +10,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from dino_jax.data.shards import read_npz, write_whole
+from dino_jax.data.shards import read_npz
+from dino_jax.data.whole import write_whole
 
 Features = Mapping[str, np.ndarray]
 SCALARS = ("names", "labels", "ids")

@@ -76,7 +76,7 @@ def write(options: argparse.Namespace) -> None:
     import jax
 
     from dino_jax import sharding
-    from dino_jax.metrics import write_json_atomic
+    from dino_jax.data.whole import write_json
 
     source, model = model_options.open_both(options)
     # Each process works alone, on parts of its own, so that nobody waits for anybody.
@@ -100,7 +100,7 @@ def write(options: argparse.Namespace) -> None:
         process=(jax.process_index(), jax.process_count()),
     )
     if options.json:
-        write_json_atomic(options.json, numbers)
+        write_json(options.json, numbers)
 
 
 def write_parts(
@@ -186,13 +186,13 @@ def read(folder: str | Path) -> dict[str, np.ndarray]:
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings, or makes sure that they are those of the folder."""
-    from dino_jax.metrics import write_json_atomic
+    from dino_jax.data.whole import write_json
 
     file = folder / "features.json"
     settings = json.loads(json.dumps(settings))
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(file, settings)
+        write_json(file, settings)
         return
     try:
         there = json.loads(file.read_text())
@@ -200,7 +200,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{file} is damaged: remove it to continue") from None
     different = [name for name in settings if there.get(name) != settings[name]]
     if different == ["images"] and same_images(there["images"], settings["images"]):  # some were mended
-        write_json_atomic(file, settings)
+        write_json(file, settings)
     elif different:
         shown = f"{different[0]} {there.get(different[0])!r} there, {settings[different[0]]!r} now"
         raise ValueError(f"{folder} holds features of other settings ({shown}): choose another --out")
@@ -231,7 +231,7 @@ def _text(name: str) -> str:
 
 def _list_bad(work: Extraction, mine: range, ids: np.ndarray, folder: Path, process: int) -> int:
     """Writes the list of images that cannot be used, and returns how many there are."""
-    from dino_jax.data.shards import write_whole
+    from dino_jax.data.whole import write_whole
 
     among = [index for number in mine for index in work.images_of(number)]
     bad = list(bad_images(work.source, ids, among, work.prepare))

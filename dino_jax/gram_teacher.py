@@ -11,9 +11,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from dino_jax import checkpoint
+from dino_jax import checkpoint, sharding
 from dino_jax.checksum import opened, sealed, sealed_like
-from dino_jax.metrics import write_json_atomic
+from dino_jax.data.whole import write_json
 from dino_jax.phases import Phase
 from dino_jax.state import Params, TrainState, teacher_weights, with_gram_teacher
 
@@ -53,9 +53,9 @@ class GramTeachers:
     def folder(self, phase: Phase) -> Path:
         """Returns the folder of the snapshot that a phase begins with."""
         if phase.options.gram.teacher == "best_dense":
-            return self.scores_file.parent / str(self.best_dense(phase.first)[0])
-        own = phase.own_snapshot is not None
-        return self.workdir / phase.options.gram.teacher if own else Path(phase.options.gram.teacher).expanduser()
+            return self.snapshot_folder(self.best_dense(phase.first)[0])
+        own = phase.own_snapshot
+        return Path(phase.options.gram.teacher).expanduser() if own is None else self.snapshot_folder(own)
 
     def snapshot_folder(self, step: int) -> Path:
         """Returns where the run keeps the teacher of a step."""
@@ -100,7 +100,7 @@ class GramTeachers:
             score = self.dense_score(weights)
             words = f", dense score {score:.4f}"
             if jax.process_index() == 0:
-                write_json_atomic(self.scores_file, {str(s): v for s, v in (self.scores() | {step: score}).items()})
+                write_json(self.scores_file, {str(s): v for s, v in (self.scores() | {step: score}).items()})
         self.note(f"step {step}: EMA teacher saved as Gram snapshot {folder}{words}")
 
     def scores(self) -> dict[int, float]:
@@ -122,7 +122,7 @@ class GramTeachers:
         """Forgets the scores of snapshots of steps that are to be taken again, which may be with other settings."""
         kept = {str(step): score for step, score in self.scores().items() if step <= after}
         if jax.process_index() == 0 and self.scores_file.exists():
-            write_json_atomic(self.scores_file, kept)
+            write_json(self.scores_file, kept)
 
     def best_dense(self, step: int) -> tuple[int, float]:
         """Returns (step, score) of the snapshot up to `step` whose dense score is highest, the earliest of equals.
@@ -130,7 +130,7 @@ class GramTeachers:
         Raises:
           ValueError: when none has a score.
         """
-        scores = {taken: score for taken, score in sorted(self.scores().items()) if taken <= step}
+        scores = self._scores_until(step)
         if not scores:
             raise ValueError(
                 f"gram.teacher = best_dense: no snapshot up to step {step} has a dense score in {self.scores_file}: "
@@ -142,10 +142,13 @@ class GramTeachers:
     def explain_choice(self, step: int) -> str:
         """Says which snapshot is best, and beside what."""
         best, score = self.best_dense(step)
-        scores = {taken: value for taken, value in self.scores().items() if taken <= step}
+        scores = self._scores_until(step)
         latest = max(scores)
         beside = "the latest" if latest == best else f"the latest, of step {latest}, has {scores[latest]:.4f}"
         return f"best dense features of {len(scores)} snapshots: step {best}, dense score {score:.4f} ({beside})"
+
+    def _scores_until(self, step: int) -> dict[int, float]:
+        return {taken: score for taken, score in sorted(self.scores().items()) if taken <= step}
 
     def describe(self, phase: Phase, step: int) -> str:
         """Says in words which Gram teacher is in use at `step` and when the next one comes."""
@@ -209,23 +212,18 @@ def check_shapes(folder: Path, like: Any) -> None:
     with checkpoint.silent():
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                there = _shapes(checkpointer.metadata(folder.resolve()).item_metadata.tree)
+                there = sharding.shapes_by_path(checkpointer.metadata(folder.resolve()).item_metadata.tree)
         except Exception as error:  # as above
             problem, there = checkpoint.reason(error), None
     if there is None:
         raise ValueError(f"Gram snapshot {folder} cannot be read ({problem}): set gram.teacher to another one")
-    here = _shapes(sealed_like(like))
+    here = sharding.shapes_by_path(sealed_like(like))
     for path in sorted({*there, *here}):
         if there.get(path) != here.get(path):
             raise ValueError(
                 f"Gram snapshot {folder} is of another network ({path} is {there.get(path, 'absent')} there and "
                 f"{here.get(path, 'absent')} here): set gram.teacher to another one"
             )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def is_snapshot(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, rankme
 
@@ -71,8 +72,8 @@ def prototypes(probs: jax.Array, valid: jax.Array | None = None) -> dict[str, ja
 
 def parameter_distance(student: Any, teacher: Any) -> jax.Array:
     """Returns the L2 norm of `student - teacher` over that of `teacher`, for two parameter trees of one structure."""
-    difference = jax.tree.map(lambda s, t: s.astype(jnp.float32) - t.astype(jnp.float32), student, teacher)
-    return _norm(difference) / jnp.maximum(_norm(teacher), jnp.finfo(jnp.float32).tiny)
+    difference = jax.tree.map(jnp.subtract, student, teacher)
+    return optax.tree.norm(difference) / jnp.maximum(optax.tree.norm(teacher), jnp.finfo(jnp.float32).tiny)
 
 
 def measure(
@@ -107,24 +108,18 @@ def measure(
     return {f"health/{name}": value for name, value in values.items()}
 
 
-def diagnose(
-    metrics: Mapping[str, float], history: Sequence[Mapping[str, float]] | None = None, *, warmup_steps: int = 0
-) -> list[str]:
+def diagnose(records: Sequence[Mapping[str, float]], *, warmup_steps: int = 0) -> list[str]:
     """Says in words what looks wrong with a run, and which setting to look at; an empty list when nothing does.
 
     Args:
-      metrics: the latest record with its "step": the names of `measure`, `loss/dino...` terms and
-        `throughput/data_wait_share`, whichever are there.
-      history: the earlier records, oldest first. A warning needs PATIENCE records in a row that agree; with None the
-        latest record is judged alone.
+      records: of the run, each with its "step", the oldest first: the names of `measure`, `loss/dino...` terms and
+        `throughput/data_wait_share`, whichever are there. A warning needs PATIENCE records in a row that agree.
       warmup_steps: no verdict before this step, as every run starts out with uniform outputs and alike features.
     """
-    records = [record for record in (*(history or ()), metrics) if record.get("step", warmup_steps) >= warmup_steps]
-    if metrics.get("step", warmup_steps) < warmup_steps:
-        return []
-    patience = 1 if history is None else PATIENCE
+    records = [record for record in records if record["step"] >= warmup_steps]
+    metrics = records[-1] if records else {}
 
-    def lasts(check: Callable[..., bool], *names: str, count: int = patience) -> bool:
+    def lasts(check: Callable[..., bool], *names: str, count: int = PATIENCE) -> bool:
         """Tells whether `check` holds for the last `count` records that have all of `names`."""
         with_names = [[record[name] for name in names] for record in records if all(name in record for name in names)]
         return len(with_names) >= count and all(check(*values) for values in with_names[-count:])
@@ -184,8 +179,3 @@ def _patches_decay(records: Sequence[Mapping[str, float]]) -> bool:
     cosines = [record["health/patch_cosine"] for record in records if "health/patch_cosine" in record]
     recent, earlier = cosines[-PATIENCE:], cosines[:-PATIENCE]
     return bool(earlier) and min(recent) > max(DECAYED_COSINE, min(earlier) + DECAY_RISE)
-
-
-def _norm(tree: Any) -> jax.Array:
-    """Returns the L2 norm of all leaves together, in float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))

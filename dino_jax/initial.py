@@ -108,10 +108,7 @@ def check_statistics(weights: str, model: Any, statistics: tuple[Sequence[float]
 
 def check_parameters(weights: str, name: str, params: Params, expected: Params) -> None:
     """Raises ValueError when arrays are missing, left over or of another shape."""
-    theirs, ours = (
-        {sharding.path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (params, expected)
-    )
+    theirs, ours = sharding.shapes_by_path(params), sharding.shapes_by_path(expected)
     different = sorted(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
     if different:
         path = different[0]

@@ -17,19 +17,19 @@ from typing import Any
 
 import jax
 
+from dino_jax.data.whole import write_whole
+
 NOTHING_RESTORED = -1
-
-
-def write_json_atomic(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as indented JSON to `path`: a reader or a crash sees the old file or the new one, never a part."""
-    _replace(Path(path), (json.dumps(obj, indent=2) + "\n").encode())
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads a metrics.jsonl: one dict per logged step, "step" an int and every other value a float (null is NaN).
 
-    A last line that was cut by a kill is left out. Raises ValueError, naming the line, when an earlier one is damaged.
+    A file that is not there has none; a last line that was cut by a kill is left out. Raises ValueError, naming the
+    line, when an earlier one is damaged.
     """
+    if not Path(path).exists():
+        return []
     return [{"step": record.pop("step")} | _floats(record) for _, record in _records(Path(path))]
 
 
@@ -44,7 +44,7 @@ class JsonLines:
         if path.exists():
             kept = b"".join(line for line, record in _records(path) if record["step"] <= resume_step)
             if kept != path.read_bytes():
-                _replace(path, kept)
+                write_whole(path, lambda file: file.write(kept))
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
@@ -195,20 +195,6 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 f"{path}: line {number} is damaged: {line[:60]!r}; remove that line to continue with the rest"
             ) from None
         yield line + b"\n", record
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes `content` to a temporary file beside `path` and renames it onto `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}; {path} is unchanged: free space, then run again") from error
 
 
 def _cannot_write(error: OSError, path: Path, step: int) -> OSError:

@@ -37,8 +37,7 @@ def load_model(options: argparse.Namespace) -> Extractor:
     """Loads the model named by the options of `add_weights`, or by those of `add_model` and `--dtype` if there are any.
 
     Raises:
-      ValueError: for weights that cannot be loaded, statistics that do not fit the channels, or weights for others
-        than three where there is no --in-chans.
+      ValueError: for weights that cannot be loaded, or statistics that do not fit the channels.
     """
     from dino_jax import pretrained
 
@@ -50,13 +49,7 @@ def load_model(options: argparse.Namespace) -> Extractor:
     given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
     given |= {"heads": options.heads} if options.heads is not None else {}
     path = (options.model, options.weights) if options.model else (options.weights,)
-    model = pretrained.load(*path, **given)[0]
-    if "in_chans" not in given and model.backbone.in_channels != 3:
-        raise ValueError(
-            f"--weights {options.weights} take {model.backbone.in_channels} channels, but this command reads RGB images: "
-            "`python -m dino_jax.features` and `visualize` read others"
-        )
-    return model
+    return pretrained.load(*path, **given)[0]
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

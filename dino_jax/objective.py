@@ -74,7 +74,7 @@ def masked_rows(patches: Array, indices: Array) -> Array:
 
 
 def teacher_logits(
-    networks: Networks, teacher: Params, batch: Batch, stats: Params | None = None
+    networks: Networks, teacher: Params, batch: Batch, stats: Params | None
 ) -> tuple[dict[str, Array], Params | None]:
     """Runs the teacher on the unmasked global crops.
 
@@ -105,8 +105,7 @@ def targets(
       probabilities, "dino" `(batch, views, prototypes)` and with iBOT "ibot" `(masked patches with padding,
       prototypes)`; with a Gram teacher "gram" `(batch * views, patches, dim)`, its patches on the student's grid.
     """
-    stats = None if state.batch_stats is None else state.batch_stats["teacher"]
-    logits, stats = teacher_logits(networks, state.teacher, batch, stats)
+    logits, stats = teacher_logits(networks, state.teacher, batch, state.stats("teacher"))
     scores = {"dino": logits["dino"]} | ({"ibot": logits["ibot"]} if objective.ibot else {})
     weights = {"ibot": batch["mask_weights"].reshape(-1)} if objective.ibot else {}
     out, centers = probabilities(scores, weights, state.centers, objective, temperature)

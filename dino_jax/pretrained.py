@@ -85,10 +85,8 @@ def load(
         published(text)
         found = read(weights, text, branch=branch, **options)
     found = with_statistics(with_channels(found, in_chans), mean, std)
-    backbone = found.architecture.with_options(dtype=kind).build()
-    params, stats = (jax.tree.map(lambda x: jnp.asarray(x, kind), tree) for tree in (found.tree(), found.stats()))
-    model = Extractor(found.architecture.name, backbone, params, found.mean, found.std, batch_stats=stats)
-    return model, params
+    model = found.extractor(kind)
+    return model, model.params
 
 
 def load_on_host(path: str | Path) -> tuple[Extractor, Tree]:

@@ -1,4 +1,4 @@
-"""What a run writes down and shows while it trains: metrics, health, throughput, k-NN accuracy, progress."""
+"""What a run writes down and shows while it trains: metrics, health, throughput, quality, progress."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -42,12 +42,12 @@ class Recorder:
         self._measure = jax.jit(make_health_step(networks))
         # What looks wrong is told from all records, those before a restart included.
         file = workdir / "metrics.jsonl"
-        earlier = read_metrics(file) if resume_step != NOTHING_RESTORED and file.exists() else []
+        earlier = read_metrics(file) if resume_step != NOTHING_RESTORED else []
         recorded = earlier[-1]["step"] if earlier else 0
         if resume_step - recorded >= 2 * config.log.every:
             progress.note(f"{file} ends at step {recorded}: the records of the steps up to {resume_step} are lost")
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
-        self.throughput = Throughput()
+        self.throughput: Throughput  # of the phase
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._started = time.monotonic()
 
@@ -120,7 +120,7 @@ class Recorder:
         if healthy:
             self._history.append({"step": step} | values | speed)
             warmup = phase.first + phase.options.schedules.lr.warmup
-            for words in health.diagnose(self._history[-1], self._history[:-1], warmup_steps=warmup):
+            for words in health.diagnose(self._history, warmup_steps=warmup):
                 self._progress.note(f"step {step}: {words}")
 
     def sync(self) -> None:
@@ -147,8 +147,7 @@ def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[s
         return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
-        stats = None if state.batch_stats is None else state.batch_stats["teacher"]
-        out, _ = teacher_logits(networks, state.teacher, batch, stats)
+        out, _ = teacher_logits(networks, state.teacher, batch, state.stats("teacher"))
         views = out["cls"].shape[1]
         return health.measure(
             cls=out["cls"][:, 0],

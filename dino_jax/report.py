@@ -1,4 +1,4 @@
-"""What a finished run shows: k-NN accuracy on held-out images, the final table, its pictures and results.json."""
+"""What a finished run shows: the quality of its networks, the final table, its pictures and results.json."""
 
 import resource
 import sys
@@ -15,27 +15,29 @@ from dino_jax.metrics import read_metrics
 from dino_jax.phases import in_order
 from dino_jax.progress import table
 from dino_jax.scores import Scores
-from dino_jax.state import Networks, Params, TrainState, student_weights, teacher_weights
+from dino_jax.state import Params, TrainState, student_weights, teacher_weights
 
 
 class Report:
-    """Evaluates the networks of a run."""
+    """Evaluates the networks of a finished run, and shows them."""
 
     def __init__(
         self,
         config: ConfigDict,
-        networks: Networks,
+        scores: Scores,
         mesh: Mesh,
         folder: Path,
-        source: Source,
-        held_out: Source | None,
+        shown: Source,
         first_backbone: Callable[[], Params],
     ):
-        """Takes what `train.Trainer` has; `first_backbone` returns the backbone with which the run began."""
-        self.config, self.networks, self.mesh, self.folder = config, networks, mesh, folder
-        self.first_backbone = first_backbone
-        self.source, self.held_out = source, held_out
-        self.scores = Scores(config, networks, mesh, source, held_out)
+        """Takes what `train.Trainer` has.
+
+        Args:
+          shown: images of which some are drawn.
+          first_backbone: returns the backbone with which the run began.
+        """
+        self.config, self.scores, self.mesh, self.folder = config, scores, mesh, folder
+        self.shown, self.first_backbone = shown, first_backbone
 
     def finish(self, state: TrainState, *, seconds: Callable[[], float]) -> dict[str, float]:
         """Evaluates a finished run, draws its pictures, prints a table and says where things are.
@@ -49,10 +51,10 @@ class Report:
         """
         scores, teacher = self.scores, teacher_weights(state)
         results = scores.knn_of_pixels()
-        if scores.labelled():
+        if scores.labelled:
             results |= scores.knn(self.first_backbone(), "knn/untrained")
         results |= scores.knn(teacher, "knn/trained") | scores.dense(teacher) | scores.quality(teacher)
-        records = read_metrics(self.folder / "metrics.jsonl") if (self.folder / "metrics.jsonl").exists() else []
+        records = read_metrics(self.folder / "metrics.jsonl")
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
         shown = {"knn/teacher": "knn/trained", "dense/miou": "dense/miou"}
@@ -70,10 +72,6 @@ class Report:
             self.show(results, drawn, problem)
         return results
 
-    def words_for_first(self) -> str:
-        """Says what the backbone was with which the run began."""
-        return "teacher as loaded" if self.config.init.weights else "untrained teacher"
-
     def draw(self, state: TrainState, records: list[dict[str, Any]], final: dict[str, Any]) -> list[Path]:
         """Draws the pictures of the run into pictures/, see `gallery`."""
         from dino_jax import gallery  # with it comes matplotlib, which the start of a run need not wait for
@@ -83,8 +81,7 @@ class Report:
         if state.gram_teacher is not None:
             weights["Gram teacher"] = state.gram_teacher
         models = {name: self.scores.extractor(params) for name, params in weights.items()}
-        source = self.held_out or self.source
-        drawn = gallery.draw_features(models, source, self.mesh, folder, size=self.config.eval.size)
+        drawn = gallery.draw_features(models, self.shown, self.mesh, folder, size=self.config.eval.size)
         if jax.process_index() == 0:
             drawn += gallery.draw_curves(in_order(self.config), records, final, folder)
         return drawn
@@ -94,10 +91,11 @@ class Report:
         print()
         if "knn/trained" in results:
             rows: list[list[str | float]] = [["features", f"{self.config.eval.knn.k}-NN accuracy on held-out images"]]
-            names = {"pixels": "raw pixels", "untrained": self.words_for_first(), "trained": "trained teacher"}
+            first = "teacher as loaded" if self.config.init.weights else "untrained teacher"
+            names = {"pixels": "raw pixels", "untrained": first, "trained": "trained teacher"}
             rows += [[words, f"{100 * results[f'knn/{name}']:.1f} %"] for name, words in names.items()]
             print(table(rows))
-        elif self.held_out is None:
+        elif self.scores.held_out is None:
             print("no k-NN accuracy: set data.test_path to a folder of labelled images to get one")
         else:
             print("no k-NN accuracy: the images have no labels (sub-folders named after classes)")

@@ -118,34 +118,26 @@ class FrozenStart:
         return 0.0 if step < self.steps else self.schedule(step)
 
 
-def scale_learning_rate(rate: float, *, rule: str, batch_size: int) -> float:
-    """Scales a learning rate to the global batch size.
-
-    A recipe's peak and end are scaled, its start is not (DINOv3 code).
+def learning_rate_scale(rule: str, batch_size: int) -> float:
+    """Returns the factor by which a recipe's learning rate is scaled to the global batch size.
 
     Args:
-      rate: the recipe's figure.
-      rule: "none"; "linear_wrt_256", rate * batch / 256; "sqrt_wrt_1024", rate * 4 * sqrt(batch / 1024), where the
-        factor 4 is the references' (four times the figure at batch 1024).
+      rule: "none"; "linear_wrt_256", batch / 256; "sqrt_wrt_1024", 4 * sqrt(batch / 1024), where the factor 4 is the
+        references' (four times the recipe's figure at batch 1024).
       batch_size: images per step over all devices.
-
-    Returns:
-      The rate to use.
 
     Raises:
       ValueError: when the rule is unknown.
     """
     match rule:
         case "none":
-            return rate
+            return 1.0
         case "linear_wrt_256":
-            return rate * batch_size / 256
+            return batch_size / 256
         case "sqrt_wrt_1024":
-            return rate * 4 * math.sqrt(batch_size / 1024)
+            return 4 * math.sqrt(batch_size / 1024)
         case _:
-            raise ValueError(
-                f"scale_learning_rate: rule is {rule!r}; choose 'none', 'linear_wrt_256' or 'sqrt_wrt_1024'."
-            )
+            raise ValueError(f"the rule for learning rates is {rule!r}: use none, linear_wrt_256 or sqrt_wrt_1024")
 
 
 def _cosine(first: float, last: float, angle: float) -> float:

@@ -37,6 +37,8 @@ class Scores:
     """Evaluates backbones of one architecture by the protocols under `eval` of a recipe.
 
     Attributes:
+      held_out: images with which accuracy is measured, if there are any.
+      labelled: whether both training and held-out images have labels.
       seconds: that evaluations while training have taken so far.
     """
 
@@ -55,8 +57,8 @@ class Scores:
         if held_out is not None:
             with naming("data.test_path"):
                 check_readable(held_out)
-        self._labelled = held_out is not None and has_labels(held_out) and has_labels(labelled)
-        if self._labelled and config.eval.knn.k > len(self.voters):
+        self.labelled = held_out is not None and has_labels(held_out) and has_labels(labelled)
+        if self.labelled and config.eval.knn.k > len(self.voters):
             raise ValueError(
                 f"eval.knn.k = {config.eval.knn.k} neighbours are more than the {len(self.voters)} images that vote: "
                 "lower it, or raise eval.knn.images"
@@ -98,22 +100,18 @@ class Scores:
 
     def knn(self, params: Params, name: str = "knn/teacher") -> Numbers:
         """Returns {name: weighted k-NN accuracy} of the CLS features; empty without labels."""
-        if not self.labelled():
+        if not self.labelled:
             return {}
         train, test = (self._features(params, source, "cls") for source in (self.voters, self.held_out))
         return {name: self._accuracy(train["cls"], train["labels"], test["cls"], test["labels"])}
 
     def knn_of_pixels(self) -> Numbers:
         """Returns {"knn/pixels": accuracy} of the images shrunk to 16 x 16, less their mean."""
-        if not self.labelled():
+        if not self.labelled:
             return {}
         (train, labels), (test, truth) = (self._pixels(source) for source in (self.voters, self.held_out))
         mean = train.mean(0)
         return {"knn/pixels": self._accuracy(train - mean, labels, test - mean, truth)}
-
-    def labelled(self) -> bool:
-        """Tells whether both training and held-out images have labels."""
-        return self._labelled
 
     def dense(self, params: Params) -> Numbers:
         """Returns {"dense/miou": mIoU of a linear probe on patches, fitted in closed form}; empty without masks."""

@@ -116,7 +116,12 @@ def _fitting(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -
 
 def path_name(path: tuple[Any, ...]) -> str:
     """Spells a tree path with slashes, as in "student/backbone/blocks/attn/qkv/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every leaf of a tree by its path."""
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def place(batch_arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -82,8 +82,7 @@ class Networks:
 
     def backbone_weights(self, key: Array) -> Params:
         """Draws what a backbone is evaluated with, in the form of `teacher_weights`."""
-        stats = self.batch_stats()
-        return self.init(key)["backbone"] | ({} if stats is None else {STATS: stats})
+        return _with_stats(self.init(key)["backbone"], self.batch_stats())
 
     def batch_stats(self) -> Params | None:
         """Returns the running statistics with which BatchNorm begins, None for a backbone without it."""
@@ -129,6 +128,10 @@ class TrainState:
     gram_teacher: Params | None
     skipped: Array
     skipped_in_row: Array
+
+    def stats(self, network: str) -> Params | None:
+        """Returns BatchNorm's running statistics of the "student" or the "teacher"; None without BatchNorm."""
+        return None if self.batch_stats is None else self.batch_stats[network]
 
 
 def abstract(
@@ -187,14 +190,16 @@ def copy(params: Params) -> Params:
 def teacher_weights(state: TrainState) -> Params:
     """Returns what the teacher's backbone is evaluated with: its parameters, and BatchNorm's running statistics, if
     any, under "batch_stats"."""
-    stats = state.batch_stats
-    return state.teacher["backbone"] | ({} if stats is None else {STATS: stats["teacher"]})
+    return _with_stats(state.teacher["backbone"], state.stats("teacher"))
 
 
 def student_weights(state: TrainState) -> Params:
     """Returns the same of the student's backbone."""
-    stats = state.batch_stats
-    return state.student["backbone"] | ({} if stats is None else {STATS: stats["student"]})
+    return _with_stats(state.student["backbone"], state.stats("student"))
+
+
+def _with_stats(params: Params, stats: Params | None) -> Params:
+    return params if stats is None else params | {STATS: stats}
 
 
 def with_backbone(state: TrainState, params: Params) -> TrainState:

@@ -56,7 +56,7 @@ def make_train_step(
         # 2. Student, losses and gradients.
         rope_key, drop_path_key = jax.random.split(jax.random.fold_in(key, state.step))
         rngs = {"rope": rope_key, "drop_path": drop_path_key}
-        stats = None if state.batch_stats is None else state.batch_stats["student"]
+        stats = state.stats("student")
         differentiate = jax.value_and_grad(
             lambda student: loss_terms(networks, student, stats, batch, target, objective, hyper, rngs), has_aux=True
         )

@@ -32,6 +32,7 @@ from dino_jax.progress import Progress
 from dino_jax.recipe import flatten
 from dino_jax.record import Recorder
 from dino_jax.report import Report
+from dino_jax.scores import Scores
 from dino_jax.state import Networks, Params, TrainState
 from dino_jax.stop import StopRequest
 from dino_jax.validate import validate
@@ -142,8 +143,9 @@ class Trainer:
         self.phases, self.centered = in_order(config), build.centered(config)
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
-        self.report = Report(config, networks, mesh, workdir.path, source, held_out, self.first_backbone)
-        dense_score = self.report.scores.of_snapshot if config.eval.dense.path else None
+        self.scores = Scores(config, networks, mesh, source, held_out)
+        self.report = Report(config, self.scores, mesh, workdir.path, held_out or source, self.first_backbone)
+        dense_score = self.scores.of_snapshot if config.eval.dense.path else None
         self.gram = GramTeachers(workdir.path, mesh, self.progress.note, dense_score)
         options = {"mean": config.data.mean, "std": config.data.std, "dtype": config.precision}
         self.augment = jax.jit(functools.partial(augment, **options))
@@ -276,7 +278,7 @@ class Trainer:
             self.config,
             self.networks,
             self.mesh,
-            self.report.scores,
+            self.scores,
             self.progress,
             workdir=self.workdir.path,
             resume_step=resumed.step if resumed else NOTHING_RESTORED,

@@ -12,7 +12,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dino_jax.metrics import read_metrics, write_json_atomic
+from dino_jax.data.subset import evenly
+from dino_jax.data.whole import write_json
+from dino_jax.metrics import read_metrics
 from dino_jax.recipe import flatten
 
 # These change where and how fast a run computes, what it reports and what it tolerates, but not what it trains; they
@@ -95,7 +97,7 @@ class Workdir:
                     "targets of later phases as they were, or use another workdir"
                 )
         if jax.process_index() == 0:
-            write_json_atomic(file, now)
+            write_json(file, now)
         return words
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], begun: list[str]) -> str:
@@ -143,8 +145,7 @@ class Workdir:
         Raises:
           ValueError: when it has results, or records that must have been followed by a checkpoint.
         """
-        metrics = self.path / "metrics.jsonl"
-        records = read_metrics(metrics) if metrics.exists() else []
+        records = read_metrics(self.path / "metrics.jsonl")
         finished = (self.path / "results.json").exists()
         # The first save is waited for when the second begins.
         if finished or (records and records[-1]["step"] > 2 * self._longest_period):
@@ -172,8 +173,7 @@ class Workdir:
           ValueError: when a run that has begun had other images.
         """
         file = self.path / "images.json"
-        some = {index * count // IMAGES_COMPARED for index in range(IMAGES_COMPARED)}
-        names = "\n".join(name(index) for index in sorted(some)).encode("utf-8", "surrogateescape")
+        names = "\n".join(name(index) for index in evenly(count, IMAGES_COMPARED)).encode("utf-8", "surrogateescape")
         now = {"images": count, "names": zlib.crc32(names)}
         if self.begun() and file.exists():
             try:
@@ -188,12 +188,12 @@ class Workdir:
                     f"or delete {file} to continue with these, in another order"
                 )
         if jax.process_index() == 0:
-            write_json_atomic(file, now)
+            write_json(file, now)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json."""
         if jax.process_index() == 0:
-            write_json_atomic(self.path / "results.json", results)
+            write_json(self.path / "results.json", results)
 
     def __enter__(self) -> "Workdir":
         return self

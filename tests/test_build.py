@@ -45,7 +45,6 @@ def test_the_classes_of_images_that_stay_among_themselves_count(tmp_path):
     source, held_out = build.sources(c)
     assert len(source) == 9 + 6 and source.class_names == held_out.class_names == ("d", "e")
     assert [source[index]["label"] for index in range(15)] == [-1] * 9 + [0] * 3 + [1] * 3
-    assert [source[index]["id"] for index in range(15)] == list(range(15))
     assert (source.name(8), source.name(9)) == ("c/2.png", "d/0.png")
     assert held_out[0]["label"] == 1
     c.data.homogeneous_path = str(tmp_path / "further" / "d")  # without classes

@@ -1,12 +1,15 @@
 """Runs on images of 16 bits and of other channels than red, green and blue."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 import tifffile
 
 import dino_jax
-from dino_jax import build, config, initial, phases, sharding, train
+from dino_jax import build, config, evaluate, initial, phases, sharding, train
 from dino_jax.models import inflate_patch_embed
 from tests.test_initial import STATISTICS, loader
 from tests.tiny_recipe import get_config
@@ -48,6 +51,12 @@ def test_a_run_on_bands(tmp_path, capsys):
     model, params = dino_jax.load(tmp_path / "run")
     assert params["patch_embed"]["kernel"].shape == (8, 8, 5, 16)
     np.testing.assert_allclose((model.mean, model.std), (MEAN, STD))
+    data = ["--data", str(tmp_path / "bands"), "--test", str(tmp_path / "bands"), "--size", "32", "--pixels"]
+    numbers = str(tmp_path / "knn.json")
+    weights = ["--weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--json", numbers]
+    assert evaluate.main(["knn", *weights, *data, "--k", "1"]) == 0
+    found = json.loads(Path(numbers).read_text())
+    assert found["knn/k1_t0.07"] == found["knn/pixels_k1"] == 1  # each image finds itself
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(5, 0), (3, 16), (1, 0)])

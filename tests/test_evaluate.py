@@ -1,5 +1,6 @@
 import argparse
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +21,18 @@ class Planted:
     def run(model, options, folder) -> Result:
         picture = folder / "picture.png"
         picture.write_bytes(b"")
-        return Result({"knn/accuracy": options.k / 10}, [["k", "accuracy"], [options.k, f"{model}"]], [picture])
+        return Result({"knn/accuracy": options.k / 10}, [["k", "accuracy"], [options.k, model.name]], [picture])
 
 
 @pytest.fixture
 def planted(monkeypatch):
     monkeypatch.setattr(evaluate, "open_task", lambda name: Planted)
-    monkeypatch.setattr(pretrained, "load", lambda *names, in_chans, mean, std: (" from ".join(names), None))
+    monkeypatch.setattr(pretrained, "load", lambda *names, mean, std: (model(" from ".join(names)), None))
+
+
+def model(name, channels=3):
+    """Returns what stands in for a loaded network."""
+    return SimpleNamespace(name=name, backbone=SimpleNamespace(in_channels=channels))
 
 
 def test_every_task_has_its_module():
@@ -98,6 +104,14 @@ def test_where_the_numbers_go_is_checked_first(planted, monkeypatch, tmp_path, c
     (tmp_path / "file").touch()
     assert evaluate.main([*arguments, f"{tmp_path}/file/n.json"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_weights_for_other_channels_are_one_line(planted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pretrained, "load", lambda *names, mean, std: (model("M", channels=5), None))
+    assert evaluate.main(["depth", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --weights W take 5 channels, but depth reads RGB images; other channels are read by ")
+    assert err.count("\n") == 1
 
 
 def test_an_architecture_is_no_weights(capsys):

@@ -40,7 +40,7 @@ class Photographs:
         if index == self.bad:
             raise BadImage("not an image")
         shape = self.shapes[index % len(self.shapes)]
-        return {"image": photograph(*shape, seed=self.first_seed + index), "label": index % 2, "id": index}
+        return {"image": photograph(*shape, seed=self.first_seed + index), "label": index % 2}
 
     def name(self, index):
         return f"{index}.jpg"

@@ -54,7 +54,7 @@ def test_override_has_the_type_of_the_key(key, text, value):
         ("phases.gram.schedules.lr.peak", "inf", "expected float"),
         ("log.pictures", "maybe", "expected bool, such as False"),
         ("data.mean", "red", "expected tuple, such as (0.485, 0.456, 0.406)"),
-        ("data.mean", "0.5", "expected tuple"),
+        ("phases.pretrain.crops.global_scale", "0.5", "expected tuple"),
         ("data.mean", "(0.5, 0.5, 'x')", "expected tuple"),
         ("phases.pretrain.snapshot_steps", "(1.5,)", "expected tuple"),
     ],

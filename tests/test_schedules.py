@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dino_jax.schedules import CosineSchedule, FrozenStart, WarmupCosine, scale_learning_rate
+from dino_jax.schedules import CosineSchedule, FrozenStart, WarmupCosine, learning_rate_scale
 from tests.conftest import golden_runs
 
 
@@ -59,11 +59,11 @@ def test_v1_steps_that_do_not_fit(steps):
 
 
 def test_scaling_rules():
-    assert scale_learning_rate(0.5, rule="none", batch_size=64) == 0.5
-    assert scale_learning_rate(0.5, rule="linear_wrt_256", batch_size=64) == 0.125
-    assert scale_learning_rate(5e-5, rule="sqrt_wrt_1024", batch_size=4096) == pytest.approx(4e-4)
-    with pytest.raises(ValueError, match="'cosine'; choose 'none'"):
-        scale_learning_rate(0.5, rule="cosine", batch_size=64)
+    assert learning_rate_scale("none", 64) == 1
+    assert learning_rate_scale("linear_wrt_256", 64) == 0.25
+    assert learning_rate_scale("sqrt_wrt_1024", 4096) == 8
+    with pytest.raises(ValueError, match="'cosine': use none"):
+        learning_rate_scale("cosine", 64)
 
 
 def cosine_schedule(
@@ -170,7 +170,7 @@ def test_golden_of_the_second_form(golden):
             sections=c["schedules"],
             epoch=c["OFFICIAL_EPOCH_LENGTH"],
             total=c["epochs"] * c["OFFICIAL_EPOCH_LENGTH"],
-            factor=scale_learning_rate(1.0, rule=rule, batch_size=c["batch_size_per_gpu"] * c["world_size"]),
+            factor=learning_rate_scale(rule, c["batch_size_per_gpu"] * c["world_size"]),
         )
 
 
@@ -189,7 +189,7 @@ def test_golden_of_the_training_runs(golden, name):
         },
         epoch=epoch,
         total=c["optim"]["epochs"] * epoch,
-        factor=scale_learning_rate(1.0, rule=c["optim"]["scaling_rule"], batch_size=batch),
+        factor=learning_rate_scale(c["optim"]["scaling_rule"], batch),
     )
 
 

@@ -50,7 +50,7 @@ class ArrayRecordSource:
         (label,) = LABEL.unpack_from(record)
         if self.class_names and label >= len(self.class_names):
             raise BadImage(f"its label is {label}, but {CLASSES} names {len(self.class_names)} classes, from 0 on")
-        return {"image": self._decode(record[LABEL.size :]), "label": label, "id": index}
+        return {"image": self._decode(record[LABEL.size :]), "label": label}
 
     def name(self, index: int) -> str:
         """Returns the number of the record."""

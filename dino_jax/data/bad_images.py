@@ -9,8 +9,8 @@ import numpy as np
 
 from dino_jax.data.reading import why
 from dino_jax.data.samples import ATTEMPTS, NOTHING_READABLE
-from dino_jax.data.shards import write_whole
 from dino_jax.data.sources import Source
+from dino_jax.data.whole import write_whole
 
 # The share is not judged before this many images have been drawn (or all of them, if there are fewer): one early bad
 # image says nothing.

@@ -8,7 +8,7 @@ import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.files import Files, natural, open_files
-from dino_jax.data.image_list import ImageList
+from dino_jax.data.images import ImageFiles
 from dino_jax.data.labelled import TEST_FOLDERS
 
 
@@ -32,10 +32,10 @@ class Clips:
     def __len__(self) -> int:
         return len(self.names)
 
-    def sampled(self, count: int) -> ImageList:
+    def sampled(self, count: int) -> ImageFiles:
         """Returns `count` frames of every video, spread evenly over it; short videos repeat frames."""
         chosen = [video[index * len(video) // count] for video in self.frames for index in range(count)]
-        return ImageList(self.files, chosen)
+        return ImageFiles(self.files, chosen)
 
     def part(self, indices: Sequence[int] | np.ndarray) -> "Clips":
         """Returns the videos at `indices`."""

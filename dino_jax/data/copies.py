@@ -7,7 +7,7 @@ import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.files import below, in_folder, open_files
-from dino_jax.data.image_list import ImageList
+from dino_jax.data.images import ImageFiles
 
 ORIGINAL = "original"
 
@@ -16,8 +16,8 @@ ORIGINAL = "original"
 class Copies:
     """Photographs and copies; `original` `(copies,)` is the photograph that each copy shows."""
 
-    photographs: ImageList
-    copies: ImageList
+    photographs: ImageFiles
+    copies: ImageFiles
     original: np.ndarray
 
 
@@ -47,7 +47,7 @@ def open_copies(path: str, subset: str = "strong") -> Copies:
     if orphans:
         raise ValueError(f"{orphans[0]} has no photograph in {ORIGINAL}/ whose name starts with {_block(orphans[0])}")
     truth = np.array([index[_block(name)] for name in copies])
-    return Copies(ImageList(files, originals), ImageList(files, copies), truth)
+    return Copies(ImageFiles(files, originals), ImageFiles(files, copies), truth)
 
 
 def _block(name: str) -> str:

@@ -197,11 +197,11 @@ def read_image(files: Files, name: str) -> np.ndarray:
 
 
 def read_values(files: Files, name: str) -> np.ndarray:
-    """Decodes as `read_samples`, to int32."""
-    return read_samples(files, name).astype(np.int32)
+    """Decodes as `read_png`, to int32."""
+    return read_png(files, name).astype(np.int32)
 
 
-def read_samples(files: Files, name: str) -> np.ndarray:
+def read_png(files: Files, name: str) -> np.ndarray:
     """Decodes a palette or grey PNG to its values `(height, width)`, of more than a byte each if the file has 16 bits.
 
     Palette colours are not looked at.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.io
 
-from dino_jax.data.dense import IMAGES, read_image, read_samples
+from dino_jax.data.dense import IMAGES, read_image, read_png
 from dino_jax.data.files import Files, below, in_folder, open_files, paired
 
 # Images and their depth maps may differ in size, but not in shape.
@@ -91,7 +91,7 @@ class DepthPairs:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_name, depth_name = self.pairs[index]
-        image, values = read_image(self.files, image_name), read_samples(self.files, depth_name)
+        image, values = read_image(self.files, image_name), read_png(self.files, depth_name)
         if _is_relative(values) != self.relative:
             raise ValueError(
                 f"{self.pairs[0][1]} and {depth_name} in {self.files.path}: one has 8 bits and the other 16, but "
@@ -112,7 +112,7 @@ def _pairs(files: Files, split: str) -> DepthPairs:
     pairs = paired("depth map", images, in_folder(files, f"{root}{split}/depth", (".png",)))
     if not pairs:
         raise ValueError(f"{files.path} has no images in its split {split!r}")
-    return DepthPairs(files, pairs, relative=_is_relative(read_samples(files, pairs[0][1])))
+    return DepthPairs(files, pairs, relative=_is_relative(read_png(files, pairs[0][1])))
 
 
 def _is_relative(samples: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from dino_jax.data.decode import BadImage
 from dino_jax.data.sources import Source
+from dino_jax.data.subset import evenly
 
 SAMPLED = 8  # images whose pixels tell sources apart that have the same names
 
@@ -18,7 +19,7 @@ def fingerprint(source: Source) -> Fingerprint:
     for index in range(len(source)):
         names.update(f"{source.name(index)}\n".encode("utf-8", "surrogateescape"))
     samples: list[str | None] = []
-    for index in sorted({number * len(source) // SAMPLED for number in range(SAMPLED)}):
+    for index in evenly(len(source), SAMPLED):
         try:
             sample = source[index]
         except BadImage:

@@ -33,8 +33,8 @@ class ImageFiles:
         files: Files,
         names: Iterable[str],
         *,
-        class_of: Callable[[str], str],
-        decode: Callable[[bytes], np.ndarray],
+        class_of: Callable[[str], str] = lambda name: "",
+        decode: Callable[[bytes], np.ndarray] = decode,
     ):
         """Labels the images.
 
@@ -61,7 +61,7 @@ class ImageFiles:
             encoded = _read(self._files, self._names[index])
         except OSError as error:
             raise BadImage(f"{type(error).__name__}: {error}") from None
-        return {"image": self._decode(encoded), "label": self._labels[index], "id": index}
+        return {"image": self._decode(encoded), "label": self._labels[index]}
 
     def name(self, index: int) -> str:
         """Returns the path of image `index` in the folder or archive."""

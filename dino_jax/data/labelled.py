@@ -1,8 +1,11 @@
 """Training and test images of a classification data set, with one numbering of the classes."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from dino_jax.data.decode import decode
 from dino_jax.data.images import ImageFiles
 from dino_jax.data.sources import Source, open_path
 from dino_jax.data.subset import Chosen, part_of
@@ -24,19 +27,22 @@ class Labelled:
     class_names: tuple[str, ...]
 
 
-def open_labelled(path: str, test_path: str = "", *, limit: int | None = None) -> Labelled:
+def open_labelled(
+    path: str, test_path: str = "", *, limit: int | None = None, decode: Callable[..., Any] = decode
+) -> Labelled:
     """Opens training and test images whose folders are their classes, or ArrayRecords of named classes.
 
     Args:
       path: training images (see `open_path`), or a folder with `train` and `val` or `test`, as ImageNet is laid out.
       test_path: test images; "" when `path` holds both.
       limit: at most this many images of each, spread evenly.
+      decode: turns the bytes of a file into an array.
 
     Raises:
       ValueError: a path is missing, a class folder is empty, there are fewer than two, or only the test images have it.
     """
     train_place, test_place = (path, test_path) if test_path else _splits(path)
-    train, test = _open(train_place), _open(test_place)
+    train, test = (_open(place, decode) for place in (train_place, test_place))
     names = train.class_names
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no class folders"
@@ -80,8 +86,8 @@ def _splits(path: str) -> tuple[str, str]:
     return str(place / "train"), str(test)
 
 
-def _open(path: str) -> Source:
-    source = open_path(path)
+def _open(path: str, decode: Callable[..., Any]) -> Source:
+    source = open_path(path, decode=decode)
     place = Path(path).expanduser()
     if place.is_dir() and isinstance(source, ImageFiles) and source.class_names:
         folders = sorted(f.name for f in place.iterdir() if f.is_dir() and not f.name.startswith("."))

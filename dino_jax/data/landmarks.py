@@ -1,14 +1,17 @@
 """Revisited Oxford and Paris: landmark photographs, queries with boxes, and which images show the same place."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from dino_jax.data.containers_pickle import read_pickle
-from dino_jax.data.decode import IMAGE_EXTENSIONS
+from dino_jax.data.decode import BadImage
 from dino_jax.data.files import open_files
-from dino_jax.data.image_list import ImageList
+from dino_jax.data.images import ImageFiles, is_image
+from dino_jax.data.sources import Source
 
 KINDS = ("easy", "hard", "junk")
 
@@ -26,8 +29,8 @@ class Truth:
 class Landmarks:
     """A retrieval data set: for each query the database images that are easy, hard or junk."""
 
-    queries: ImageList
-    database: ImageList
+    queries: Source
+    database: ImageFiles
     truth: tuple[Truth, ...]
 
 
@@ -58,9 +61,37 @@ def open_landmarks(path: str) -> Landmarks:
     wrong = named[(named < 0) | (named >= len(database))]
     if len(wrong):
         raise ValueError(f"{pickles[0]} names image {wrong[0]} of a database of {len(database)}")
-    place = {Path(name).stem: name for name in files.names if name.lower().endswith(IMAGE_EXTENSIONS)}
+    place = {Path(name).stem: name for name in files.names if is_image(name)}
     missing = [name for name in (*database, *queries) if Path(name).stem not in place]
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} images of {pickles[0]}, such as {missing[0]}.jpg")
     there = [[place[Path(name).stem] for name in names] for names in (queries, database)]
-    return Landmarks(ImageList(files, there[0], boxes), ImageList(files, there[1]), truths)
+    queries, images = (ImageFiles(files, names) for names in there)
+    return Landmarks(Boxed(queries, boxes), images, truths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxed:
+    """The images of `source`, each cut to its box (left, top, right, bottom)."""
+
+    source: Source
+    boxes: Sequence[Sequence[float]]
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.source[index]
+        left, top, right, bottom = (max(0, side) for side in self._box(index))
+        image = sample["image"][top:bottom, left:right]
+        if not image.size:
+            raise BadImage(f"the box {tuple(self.boxes[index])} holds no pixel")
+        return sample | {"image": image}
+
+    def name(self, index: int) -> str:
+        """Returns the file and the box."""
+        return f"{self.source.name(index)}{self._box(index)}"
+
+    def _box(self, index: int) -> list[int]:
+        return [round(float(side)) for side in self.boxes[index]]

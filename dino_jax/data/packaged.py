@@ -75,7 +75,7 @@ class PackagedSource:
         top, left, bottom, right = self.window(index)
         cut = Image.fromarray(read_photograph(PHOTOGRAPHS[photograph])[top:bottom, left:right])
         image = np.asarray(cut.resize((self._size, self._size), Image.Resampling.BICUBIC))
-        return {"image": image, "label": photograph, "id": index}
+        return {"image": image, "label": photograph}
 
     def name(self, index: int) -> str:
         """Returns the photograph and the window of sample `index`."""

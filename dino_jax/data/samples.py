@@ -92,9 +92,9 @@ def _sample(
             replaced = index if replaced < 0 else replaced
             index = int(rng.integers(part.start, part.stop))
     if sample is None:  # of which `bad_images` makes an error that lists them
-        sample = {"image": empty, "label": -1, "id": NOTHING_READABLE}
+        index, sample = NOTHING_READABLE, {"image": empty, "label": -1}
     return crop(sample["image"], rng) | {
         "labels": np.int32(sample["label"]),
-        "ids": np.int32(sample["id"]),
+        "ids": np.int32(index),
         "replaced": np.int32(replaced),
     }

@@ -1,14 +1,14 @@
 """Named arrays on disk, shard by shard: what is there is whole, or is reported and made again."""
 
-import json
-import os
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from dino_jax.data.whole import write_json, write_whole
 
 
 class Shards:
@@ -39,8 +39,7 @@ class Shards:
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Writes what the folder holds, for people."""
-        text = (json.dumps(about, indent=2) + "\n").encode()
-        write_whole(self.folder / "about.json", lambda file: file.write(text))
+        write_json(self.folder / "about.json", about)
 
 
 def read_npz(path: Path, *, names: set[str]) -> dict[str, np.ndarray]:
@@ -57,21 +56,3 @@ def read_npz(path: Path, *, names: set[str]) -> dict[str, np.ndarray]:
     if set(arrays) != names or len({len(array) for array in arrays.values()}) != 1:
         raise ValueError(f"{path} is damaged (it holds {', '.join(arrays)})")
     return arrays
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file under a temporary name and renames it: after a kill, it is there and whole, or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}: {path} could not be written; free space and run again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns "image" (height, width, channels), uint8 or uint16, "label" int (-1 unknown) and "id" int (= index).
+        """Returns "image" (height, width, channels), uint8 or uint16, and "label" int, -1 unknown.
 
         Raises:
           BadImage: the image cannot be used.

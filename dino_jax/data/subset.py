@@ -23,7 +23,7 @@ class Chosen:
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.source[int(self.indices[index])]
         label = sample["label"]
-        return sample | {"id": index, "label": label if self.labels is None or label < 0 else self.labels[label]}
+        return sample | {"label": label if self.labels is None or label < 0 else self.labels[label]}
 
     def name(self, index: int) -> str:
         """Returns the file of an image."""
@@ -52,7 +52,7 @@ class Joined:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         part, before = (self.first, 0) if index < len(self.first) else (self.second, len(self.first))
-        sample = part[index - before] | {"id": index}
+        sample = part[index - before]
         return sample if part is self.labelled else sample | {"label": -1}
 
     def name(self, index: int) -> str:

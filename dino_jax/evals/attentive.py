@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 RATES = (1e-4, 3e-4, 1e-3)
+EPOCHS, BATCH_SIZE = 20, 64
 SELF_BLOCKS = 3
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.1
@@ -83,8 +84,8 @@ def fit(
     classes: int,
     heads: int,
     rates: Sequence[float] = RATES,
-    epochs: int = 20,
-    batch_size: int = 64,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     advance: Callable[[float], Any] = lambda loss: None,
 ) -> Params:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 from dino_jax.evals.segmentation import upsample
 from dino_jax.evals.unit import unit
@@ -52,14 +53,9 @@ def _nearest(source: jax.Array, target: jax.Array, points: jax.Array, *, finer: 
 
 def _sample(grid: jax.Array, points: jax.Array) -> jax.Array:
     """Interpolates a grid `(rows, columns, dim)` bilinearly at points `(n, 2)` in [0, 1]; outside is the border."""
-    size = jnp.array([grid.shape[1], grid.shape[0]])
-    place = jnp.clip(points * size - 0.5, 0, size - 1)
-    low = jnp.floor(place).astype(jnp.int32)
-    high = jnp.minimum(low + 1, size - 1)
-    across, down = jnp.split(place - low, 2, axis=1)
-    top = grid[low[:, 1], low[:, 0]] * (1 - across) + grid[low[:, 1], high[:, 0]] * across
-    bottom = grid[high[:, 1], low[:, 0]] * (1 - across) + grid[high[:, 1], high[:, 0]] * across
-    return top * (1 - down) + bottom * down
+    rows, columns = points[:, 1] * grid.shape[0] - 0.5, points[:, 0] * grid.shape[1] - 0.5
+    interpolate = functools.partial(map_coordinates, coordinates=[rows, columns], order=1, mode="nearest")
+    return jax.vmap(interpolate, in_axes=-1, out_axes=-1)(grid)
 
 
 def mutual_matches(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -125,14 +125,13 @@ def few_shot(
     return np.array(accuracies)
 
 
-def raw_pixels(images: Iterable[np.ndarray], *, mean: np.ndarray | None = None) -> np.ndarray:
+def raw_pixels(images: Iterable[np.ndarray]) -> np.ndarray:
     """Turns images `(height, width, channels)`, uint8 or uint16, into features `(images, 16 * 16 * channels)` float32.
 
-    Each image is resized to 16 x 16 (Lanczos) and scaled to [0, 1]; `mean`, the mean feature of the training
-    images, is then subtracted. Uncentred pixels are all positive, so their cosines mostly compare brightness.
+    Each image is resized to 16 x 16 (Lanczos) and scaled to [0, 1]. Pixels are all positive, so without subtracting the
+    mean of the training images their cosines mostly compare brightness.
     """
-    features = np.stack([_shrunk(image).ravel() for image in images])
-    return features if mean is None else features - mean
+    return np.stack([_shrunk(image).ravel() for image in images])
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from jax import Array
 
 # The quick check of DINOv2 sweeps 1e-6 to 1e5; outside this range accuracy hardly changes on centred, scaled features.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+MOST_STEPS = 200  # of L-BFGS
 MEMORY = 10  # SciPy's default, which scikit-learn uses
 BLOCK = 8192  # samples whose logits exist at once
 
@@ -23,7 +24,7 @@ def fit(
     *,
     classes: int,
     strengths: tuple[float, ...] = STRENGTHS,
-    most_steps: int = 200,
+    most_steps: int = MOST_STEPS,
     tolerance: float = 1e-4,
 ) -> Params:
     """Minimises cross-entropy plus an L2 penalty on the weights, not on the bias.

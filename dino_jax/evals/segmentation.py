@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 IGNORE = 255
+RIDGE = 1e-3
 BLOCK = 16  # images on the device at a time
 # Power of the classes' frequencies that serves as their prior. 1 suits the share of right pixels and 0 the mean over
 # classes; between them, neither loses much.
@@ -122,7 +123,7 @@ def linear_patch_probe(
     masks: np.ndarray,
     *,
     classes: int,
-    ridge: float = 1e-3,
+    ridge: float = RIDGE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits a linear discriminant from patch features to classes, in closed form (Fisher's, with a ridge).
 

@@ -16,6 +16,7 @@ from dino_jax.evals.segmentation import class_shares, upsample
 from dino_jax.evals.unit import unit
 
 VOID = 255
+CONTEXT, RADIUS, TOP_K, TEMPERATURE = 7, 12, 5, 0.1  # DINO's protocol
 TOLERANCE = 0.008  # of the image's diagonal: how far a boundary may be off
 
 
@@ -23,10 +24,10 @@ def propagate(
     patches: np.ndarray,
     first_mask: np.ndarray,
     *,
-    context: int = 7,
-    radius: int = 12,
-    top_k: int = 5,
-    temperature: float = 0.1,
+    context: int = CONTEXT,
+    radius: int = RADIUS,
+    top_k: int = TOP_K,
+    temperature: float = TEMPERATURE,
 ) -> np.ndarray:
     """Carries the objects of the first frame through a video.
 

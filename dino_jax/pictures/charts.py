@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dino_jax.data.shards import write_whole
+from dino_jax.data.whole import write_whole
 from dino_jax.pictures.colors import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 DPI = 150
@@ -32,6 +32,13 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
     canvas = FigureCanvasAgg(figure)
     write_whole(path, lambda file: canvas.print_figure(file, format="png", dpi=DPI, bbox_inches="tight"))
     return path
+
+
+def series_of(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and the values of a number, of the records that have it."""
+    found = [(record["step"], record[name]) for record in metrics if name in record]
+    steps, values = np.array(found, float).reshape(-1, 2).T
+    return steps, values
 
 
 def over_setting(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.shards import write_whole
+from dino_jax.data.whole import write_whole
 
 COLORS = 256
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from dino_jax.pictures.charts import COLORS, GREY, chart, save
+from dino_jax.pictures.charts import COLORS, GREY, chart, save, series_of
 
 COLUMNS = 4
 # Drawn as a running mean, because they jump from batch to batch.
@@ -78,7 +78,7 @@ def curves(
         figure.text(0.99, 1 - 0.14 / figure.get_figheight(), words, ha="right", va="center", size=8, color=GREY)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for (panel, members), place in zip(panels, axes, strict=False):
-        _draw(place, panel, {name: _series(metrics, name) for name in members})
+        _draw(place, panel, {name: series_of(metrics, name) for name in members})
         _mark_phases(place, phases)
     for place in axes[len(panels) :]:
         place.set_visible(False)
@@ -107,12 +107,7 @@ def _label(name: str) -> str:
     return name.split("/", 1)[1].replace("_", " ")
 
 
-def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    """Returns steps and values of one metric, `(2, records)`."""
-    return np.array([(record["step"], record[name]) for record in metrics if name in record], float).T
-
-
-def _draw(axes: Axes, panel: Panel, series: Mapping[str, np.ndarray]) -> None:
+def _draw(axes: Axes, panel: Panel, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Draws the lines of one panel; those of noisy metrics as a running mean over the faint raw values."""
     for (name, (steps, values)), label, color in zip(series.items(), _labels(list(series)), COLORS * 3, strict=False):
         smooth = running_mean(values) if name.startswith(NOISY) else None

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dino_jax.data.fit import resize
-from dino_jax.data.shards import write_whole
+from dino_jax.data.whole import write_whole
 from dino_jax.pictures.colors import RIGHT, WRONG
 
 Panel = tuple[str, np.ndarray]

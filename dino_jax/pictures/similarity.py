@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.shards import write_whole
+from dino_jax.data.whole import write_whole
 from dino_jax.pictures.colors import colored
 
 MOST_DIMENSIONS = 128

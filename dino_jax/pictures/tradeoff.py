@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from dino_jax.pictures.charts import COLORS, GREY, chart, save
+from dino_jax.pictures.charts import COLORS, GREY, chart, save, series_of
 
 GLOBAL, DENSE = "knn/teacher", "dense/miou"
 
@@ -33,7 +33,7 @@ def global_against_dense(
     """
     if not can_be_drawn(metrics):
         raise ValueError(f"global_against_dense: {GLOBAL} and {DENSE} need two records each, at steps that overlap")
-    (knn_steps, knn), (dense_steps, miou) = (_series(metrics, name) for name in (GLOBAL, DENSE))
+    (knn_steps, knn), (dense_steps, miou) = (series_of(metrics, name) for name in (GLOBAL, DENSE))
     figure = chart("Global against dense quality of the EMA teacher", width=10.4, height=3.5)
     time, plane = figure.subplots(1, 2, width_ratios=(1.6, 1))
     _over_time(time, (knn_steps, knn), (dense_steps, miou))
@@ -48,15 +48,8 @@ def global_against_dense(
 
 def can_be_drawn(metrics: Sequence[Mapping[str, float]]) -> bool:
     """Tells whether two records of each quality lie at steps that overlap."""
-    (knn_steps, _), (dense_steps, _) = (_series(metrics, name) for name in (GLOBAL, DENSE))
+    (knn_steps, _), (dense_steps, _) = (series_of(metrics, name) for name in (GLOBAL, DENSE))
     return min(len(knn_steps), len(dense_steps)) > 1 and int(_within(dense_steps, knn_steps).sum()) > 1
-
-
-def _series(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the steps and the values of a number."""
-    found = [(record["step"], record[name]) for record in metrics if name in record]
-    steps, values = np.array(found, float).reshape(-1, 2).T
-    return steps, values
 
 
 def _within(steps: np.ndarray, others: np.ndarray) -> np.ndarray:

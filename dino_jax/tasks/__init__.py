@@ -27,6 +27,8 @@ TASKS = {
     "video_probe": "attentive probe on the frames of videos",
     "quality": "effective rank, alignment, uniformity, patch consistency; needs no labels",
 }
+# Those that read images in the channels of the network; the others read RGB.
+ANY_CHANNELS = ("knn", "linear", "logistic", "quality")
 
 
 @dataclasses.dataclass(frozen=True)

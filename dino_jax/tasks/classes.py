@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from dino_jax import sharding
+from dino_jax.data.deep import decoder
 from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled, open_labelled
 from dino_jax.data.sources import Source
 from dino_jax.evals.neighbours import neighbours
 from dino_jax.extraction import Features, extract_features
 from dino_jax.models import Extractor
+from dino_jax.pictures.colors import visible
 from dino_jax.pictures.confusion import confusion
 from dino_jax.pictures.page import page, save
 
@@ -47,9 +49,10 @@ def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 
-def open_data(options: argparse.Namespace) -> Labelled:
-    """Opens the images that the options name."""
-    return open_labelled(options.data, options.test, limit=options.limit)
+def open_data(options: argparse.Namespace, model: Extractor) -> Labelled:
+    """Opens the images that the options name, in the channels of the model."""
+    decode = decoder(model.backbone.in_channels)
+    return open_labelled(options.data, options.test, limit=options.limit, decode=decode)
 
 
 def features_of(
@@ -109,7 +112,7 @@ def nearest(train_features: np.ndarray, queries: np.ndarray, *, k: int) -> tuple
 
 def picture_of(source: Source, index: int) -> np.ndarray:
     """Returns an image as it is shown, uint8 `(SIDE, SIDE, 3)`."""
-    return fit(source[int(index)]["image"], size=SIDE)
+    return visible(fit(source[int(index)]["image"], size=SIDE))
 
 
 def draw_confusions(

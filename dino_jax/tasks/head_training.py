@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, learning_rate:
     """Adds the options of the training of a head."""
     parser.add_argument("--steps", type=int, default=steps, help="training steps of the head")
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak learning rate of AdamW")
-    parser.add_argument("--weight-decay", type=float, default=1e-3, help="weight decay of AdamW")
+    parser.add_argument(
+        "--weight-decay", type=float, default=patch_head.Schedule.weight_decay, help="weight decay of AdamW"
+    )
     parser.add_argument(
         "--views",
         type=int,

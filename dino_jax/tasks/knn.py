@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled
 from dino_jax.evals.knn import KS, TEMPERATURE, few_shot, raw_pixels, vote
 from dino_jax.evals.neighbours import check_ks
@@ -13,6 +14,7 @@ from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import (
+    SIDE,
     add_data_arguments,
     check_classes,
     draw_confusions,
@@ -48,7 +50,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data, or a k larger than the training set.
     """
-    data = open_data(options)
+    data = open_data(options, model)
     if options.k is None:
         options.k = [k for k in KS if k <= len(data.train)] or [1]
     if not 1 <= min(options.k) <= max(options.k) <= len(data.train):
@@ -112,7 +114,7 @@ def _few_shot(train: Features, test: Features, shots: int, options: argparse.Nam
 def _pixel_accuracies(data: Labelled, train: Features, test: Features, options: argparse.Namespace) -> list[float]:
     """Returns the accuracy by raw pixels for each k."""
     sets = [
-        raw_pixels(picture_of(source, index) for index in features["ids"])
+        raw_pixels(fit(source[index]["image"], size=SIDE) for index in features["ids"])
         for source, features in ((data.train, train), (data.test, test))
     ]
     mean = sets[0].mean(axis=0)

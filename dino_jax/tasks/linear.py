@@ -13,7 +13,7 @@ from jax import Array
 from tqdm import tqdm
 
 from dino_jax import sharding
-from dino_jax.data.augmented import Augmented
+from dino_jax.data.probe_views import Augmented
 from dino_jax.data.reading import read_batches
 from dino_jax.data.subset import Chosen
 from dino_jax.evals import linear
@@ -62,7 +62,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     ):
         raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views 0 or more")
     linear.check_share(options.validation, "--validation")
-    data = open_data(options)
+    data = open_data(options, model)
     backbone = model.backbone
     blocks = min(linear.BLOCKS, backbone.depth) if isinstance(backbone, VisionTransformer) else 1
     # Whatever their classes: to know them all here, every image would have to be decoded.

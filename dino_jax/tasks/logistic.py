@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_jax.evals.linear import check_share, hold_out
-from dino_jax.evals.logistic import STRENGTHS, fit, predict, standardise
+from dino_jax.evals.logistic import MOST_STEPS, STRENGTHS, fit, predict, standardise
 from dino_jax.models import Extractor
 from dino_jax.pictures.charts import over_setting
 from dino_jax.tasks import Result
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strengths", type=float, nargs="+", default=list(STRENGTHS), help="inverse penalties C to try"
     )
-    parser.add_argument("--steps", type=int, default=200, help="maximum number of steps of L-BFGS")
+    parser.add_argument("--steps", type=int, default=MOST_STEPS, help="maximum number of steps of L-BFGS")
     parser.add_argument(
         "--validation", type=float, default=0.1, help="fraction of the training images held out for choosing C"
     )
@@ -35,7 +35,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if any(not strength > 0 for strength in options.strengths):
         raise ValueError(f"--strengths {options.strengths} must be above 0")
     check_share(options.validation, "--validation")
-    data = open_data(options)
+    data = open_data(options, model)
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)
     x, test_x = standardise(train["cls"], test["cls"])

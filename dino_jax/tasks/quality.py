@@ -6,7 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from dino_jax.data.augmented import Augmented
+from dino_jax.data.deep import decoder
+from dino_jax.data.probe_views import Augmented
 from dino_jax.data.sources import open_path
 from dino_jax.data.subset import part_of
 from dino_jax.evals import quality
@@ -46,7 +47,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings, or fewer than two images.
     """
-    source = part_of(open_path(options.data), options.limit)
+    source = part_of(open_path(options.data, decode=decoder(model.backbone.in_channels)), options.limit)
     if len(source) < 2:
         raise ValueError(f"{options.data}: {len(source)} image is too few to compare; give at least two (see --limit)")
     if options.size < 2 * model.patch_size:

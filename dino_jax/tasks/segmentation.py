@@ -14,7 +14,15 @@ from dino_jax import host_memory
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
 from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
-from dino_jax.evals.segmentation import class_ious, confusion, linear_patch_probe, mean_iou, pixel_accuracy, upsample
+from dino_jax.evals.segmentation import (
+    RIDGE,
+    class_ious,
+    confusion,
+    linear_patch_probe,
+    mean_iou,
+    pixel_accuracy,
+    upsample,
+)
 from dino_jax.evals.windows import cut, merge, multiple, patch_multiple, resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.models.resize import resize_matrix
@@ -44,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="closed: a linear discriminant in closed form, without training",
     )
     parser.add_argument(
-        "--ridge", type=float, default=1e-3, help="ridge of the closed form, as a share of the variance"
+        "--ridge", type=float, default=RIDGE, help="ridge of the closed form, as a share of the variance"
     )
     head_training.add_arguments(parser, steps=40_000, learning_rate=1e-3)
 

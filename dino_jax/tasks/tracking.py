@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dino_jax.data.subset import evenly
 from dino_jax.data.video import Videos, open_videos
-from dino_jax.evals.tracking import propagate, score_video
+from dino_jax.evals.tracking import CONTEXT, RADIUS, TEMPERATURE, TOP_K, propagate, score_video
 from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.video import gif, strips
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     patches.add_arguments(parser, data=layouts, size=480, batch_size=8)
     patches.add_year(parser)
     parser.add_argument(
-        "--context", type=int, default=7, help="number of preceding frames that vote, besides the first"
+        "--context", type=int, default=CONTEXT, help="number of preceding frames that vote, besides the first"
     )
-    parser.add_argument("--radius", type=int, default=12, help="radius of the neighbourhood in patches")
-    parser.add_argument("--top-k", type=int, default=5, help="number of neighbours that vote")
-    parser.add_argument("--temperature", type=float, default=0.1, help="temperature of the vote")
+    parser.add_argument("--radius", type=int, default=RADIUS, help="radius of the neighbourhood in patches")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="number of neighbours that vote")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="temperature of the vote")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:

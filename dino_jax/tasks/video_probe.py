@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", type=int, default=8, help="frames taken from each video, spread evenly")
     parser.add_argument("--rates", type=float, nargs="+", default=list(attentive.RATES), help="learning rates to try")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the training videos")
-    parser.add_argument("--train-batch", type=int, default=64, help="videos per training step")
+    parser.add_argument("--epochs", type=int, default=attentive.EPOCHS, help="passes over the training videos")
+    parser.add_argument("--train-batch", type=int, default=attentive.BATCH_SIZE, help="videos per training step")
     parser.add_argument(
         "--validation", type=float, default=0.1, help="fraction of the training videos held out for choosing the rate"
     )

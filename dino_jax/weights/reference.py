@@ -30,7 +30,7 @@ def differences(weights: Weights, folder: Path, to: str) -> dict[str, float]:
       ValueError: when the library is not installed.
     """
     network = hugging_face(folder) if to == "hf" else timm(weights, folder)
-    ours = extractor(weights)
+    ours = weights.extractor(jnp.float32)
     out = {}
     for height, width in sizes(ours):
         images = np.random.default_rng(0).normal(size=(1, height, width, ours.backbone.in_channels)).astype(np.float32)
@@ -40,13 +40,6 @@ def differences(weights: Weights, folder: Path, to: str) -> dict[str, float]:
             here = np.asarray(mine[name]).reshape(there.shape)
             out[f"{name}/{height}x{width}"] = float(np.abs(here - there).max(initial=0.0))
     return out
-
-
-def extractor(weights: Weights) -> Extractor:
-    """Returns our network with these weights, in float32."""
-    tree, stats = (_float32(part) for part in (weights.tree(), weights.stats()))
-    network = weights.architecture.build()
-    return Extractor(weights.architecture.name, network, tree, weights.mean, weights.std, batch_stats=stats)
 
 
 def sizes(model: Extractor) -> Iterator[tuple[int, int]]:
@@ -115,9 +108,3 @@ def _parted(tokens: np.ndarray, registers: int) -> Tokens:
 def _layout(folder: Path) -> str:
     kind = open_checkpoint(folder).config["model_type"]
     return next(layout for layout, (name, _) in configs.CLASSES.items() if name == kind)
-
-
-def _float32(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _float32(x) for key, x in tree.items()}
-    return jnp.asarray(np.asarray(tree, np.float32))

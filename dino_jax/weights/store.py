@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dino_jax.models import VARIANTS
+import jax
+import jax.numpy as jnp
+
+from dino_jax.models import VARIANTS, Extractor
 from dino_jax.weights import configs, infer, layouts, mapping, orbax, pth_writer, safetensors, statistics
 from dino_jax.weights.files import ASIDE, FACTS, check_finite, refuse_existing, replacing
 from dino_jax.weights.layouts import LAYOUTS, Layout
@@ -51,6 +54,12 @@ class Weights:
     def stats(self) -> Tree:
         """Returns a ResNet's running statistics as nested dicts; empty for other networks."""
         return unflatten(self.params).get(STATS, {})
+
+    def extractor(self, dtype: Any) -> Extractor:
+        """Returns the network with these weights, both in `dtype`."""
+        a = self.architecture
+        params, stats = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (self.tree(), self.stats()))
+        return Extractor(a.name, a.with_options(dtype=dtype).build(), params, self.mean, self.std, batch_stats=stats)
 
 
 def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:

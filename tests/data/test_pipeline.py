@@ -55,7 +55,7 @@ class Squares:
             raise RuntimeError("the disk is on fire")
         if index == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"image": np.full((20, 24, 3), index, np.uint8), "label": index % 2, "id": index}
+        return {"image": np.full((20, 24, 3), index, np.uint8), "label": index % 2}
 
     def name(self, index):
         return f"square {index}"

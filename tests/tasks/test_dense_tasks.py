@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,6 +21,12 @@ from tests.tasks import planted
 from tests.tasks.planted import PATCH, Blind, options
 
 PIXELS = PixelPatches(PATCH)
+
+
+class Loaded(PixelPatches):
+    """What stands in for a loaded network."""
+
+    backbone = SimpleNamespace(in_channels=3)
 
 
 def checked(result):
@@ -262,7 +269,7 @@ def test_the_year_of_davis_chooses_the_list(tmp_path, task):
 def test_damaged_data_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, task, damage, message):
     write = {"segmentation": planted.masks, "depth": planted.depths}.get(task, planted.video)
     (write(tmp_path / "data") / damage).unlink()
-    monkeypatch.setattr(pretrained, "load", lambda weights, **_: (PIXELS, None))
+    monkeypatch.setattr(pretrained, "load", lambda weights, **_: (Loaded(PIXELS.patch_size), None))
     numbers = tmp_path / "numbers.json"
     words = [task, "--weights", "planted", "--data", str(tmp_path / "data"), "--json", str(numbers)]
     assert evaluate.main([*words, "--out", str(tmp_path / "out"), "--size", "0"]) == 2

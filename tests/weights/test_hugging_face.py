@@ -71,7 +71,7 @@ def test_features_and_files_are_those_of_transformers(case, tmp_path):
     network = random_network(name, arguments)
     network.save_pretrained(tmp_path / "theirs")
     weights = store.read(tmp_path / "theirs")
-    model = reference.extractor(weights)
+    model = weights.extractor("float32")
     native = arguments.get("image_size", 64)
     step = model.patch_size
     for height, width in ((native, native), (native + 2 * step, native - step)):
@@ -94,7 +94,7 @@ def test_recorded_outputs(folder):
     path = golden_path(folder)
     with np.load(path / "io.npz") as file:
         recorded = {name: file[name] for name in file.files}
-    model = reference.extractor(store.read(path))
+    model = store.read(path).extractor("float32")
     for size in (name.split("/")[1] for name in recorded if name.endswith("pixel_values")):
         images = {"global": jnp.asarray(recorded[f"in/{size}/pixel_values"].transpose(0, 2, 3, 1))}
         masks = recorded.get(f"in/{size}/bool_masked_pos")

@@ -71,7 +71,7 @@ def test_features_and_files_are_those_of_timm(name, tmp_path):
     state = save(network, tmp_path / "theirs", name)
     untold = {"qkv_bias": False} if "7b" in name else {}
     weights = store.read(tmp_path / "theirs", **({"heads": 3} if "vit" in name else {}), **untold)
-    model = reference.extractor(weights)
+    model = weights.extractor("float32")
     native = CASES[name].get("img_size", 64)
     for height, width in ((native, native), (native + 2 * model.patch_size, native - model.patch_size)):
         images = np.random.default_rng(1).normal(size=(2, height, width, 3)).astype(np.float32)
@@ -91,7 +91,7 @@ def test_networks_of_other_sizes_are_built_by_timm_from_what_is_written(kind, tm
     weights = tiny.weights(kind)
     store.save(weights, tmp_path / "ours", "timm")
     network = reference.timm(weights, tmp_path / "ours")
-    model = reference.extractor(store.read(tmp_path / "ours"))  # which resizes positions as timm does
+    model = store.read(tmp_path / "ours").extractor("float32")  # which resizes positions as timm does
     side = model.patch_size
     images = np.random.default_rng(1).normal(size=(1, 4 * side, 5 * side, 3)).astype(np.float32)
     ours = run(model, jnp.asarray(images))

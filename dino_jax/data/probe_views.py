@@ -33,7 +33,7 @@ class Augmented:
         rng = np.random.default_rng((self.seed, self.epoch, index))
         window = random_window(rng, *sample["image"].shape[:2], scale=SCALE)
         image = resized_crop(prepared(sample["image"]), window, size=self.size)
-        return sample | {"image": image[:, ::-1] if rng.random() < 0.5 else image, "id": index}
+        return sample | {"image": image[:, ::-1] if rng.random() < 0.5 else image}
 
     def name(self, index: int) -> str:
         """Returns the file and the view, so that caches of different views differ."""

@@ -1,0 +1,34 @@
+"""Writes files whole: after a kill or on a full disk, a file is the new one or the one before, never a part."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file under a temporary name and renames it; its folder is made if need be.
+
+    Raises:
+      OSError: naming the file, which is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        words = f"{error.strerror}: {path} could not be written, and is as it was; free space and run again"
+        raise OSError(error.errno, words) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes `obj` as indented JSON, see `write_whole`."""
+    text = json.dumps(obj, indent=2) + "\n"
+    write_whole(Path(path), lambda file: file.write(text.encode()))
