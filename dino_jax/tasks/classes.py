@@ -1,25 +1,23 @@
 """What the classification tasks share: options of the data, features of training and test images, pictures."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from dino_jax import sharding
 from dino_jax.data.deep import decoder
-from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled, open_labelled
 from dino_jax.data.sources import Source
 from dino_jax.evals.neighbours import neighbours
-from dino_jax.extraction import Features, extract_features
+from dino_jax.extraction import Features
 from dino_jax.models import Extractor
-from dino_jax.pictures.colors import visible
 from dino_jax.pictures.confusion import confusion
 from dino_jax.pictures.page import page, save
+from dino_jax.tasks.images import add_extraction_arguments, extracted, picture_of
 
-SIDE = 160  # pixels of an image in a picture
 WORST = 6  # pairs of classes shown by examples
 SHOWN = 6  # images of each
 
@@ -41,14 +39,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add_extraction_arguments(parser)
 
 
-def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224) -> None:
-    """Adds the options of the feature extraction, with the default of --size."""
-    parser.add_argument("--size", type=int, default=size, metavar="PIXELS", help="side of the images")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per batch, over all devices")
-    text = "folder that keeps the features, to continue after a stop; delete it if images change under their old names"
-    parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
-
-
 def open_data(options: argparse.Namespace, model: Extractor) -> Labelled:
     """Opens the images that the options name, in the channels of the model."""
     decode = decoder(model.backbone.in_channels)
@@ -56,30 +46,14 @@ def open_data(options: argparse.Namespace, model: Extractor) -> Labelled:
 
 
 def features_of(
-    model: Extractor,
-    source: Source,
-    options: argparse.Namespace,
-    *,
-    outputs: Sequence[str] = ("cls",),
-    layers: int = 1,
-    how: str | None = None,
+    model: Extractor, source: Source, options: argparse.Namespace, *, how: str | None = None, **settings: Any
 ) -> Features:
-    """Extracts features of labelled images, brought to size as the options say or by `how`, see `fit.fit`.
+    """Extracts features of labelled images, brought to size as the options say or by `how`, see `images.extracted`.
 
     Raises:
       ValueError: when an image has no label.
     """
-    features = extract_features(
-        model,
-        source,
-        size=options.size,
-        outputs=outputs,
-        layers=layers,
-        batch_size=options.batch_size,
-        cache=options.cache,
-        progress=True,
-        how=how or options.fit,
-    )
+    features = extracted(model, source, options, how=how or options.fit, **settings)
     unlabelled = np.flatnonzero(features["labels"] < 0)
     if len(unlabelled):
         name = source.name(int(features["ids"][unlabelled[0]]))
@@ -108,11 +82,6 @@ def nearest(train_features: np.ndarray, queries: np.ndarray, *, k: int) -> tuple
     block = parts * min(1024, -(-len(queries) // parts))
     placement, whole = sharding.batch(mesh), sharding.replicated(mesh)
     return neighbours(train_features, queries, k=k, block=block, placement=placement, whole=whole)
-
-
-def picture_of(source: Source, index: int) -> np.ndarray:
-    """Returns an image as it is shown, uint8 `(SIDE, SIDE, 3)`."""
-    return visible(fit(source[int(index)]["image"], size=SIDE))
 
 
 def draw_confusions(

@@ -9,11 +9,10 @@ from dino_jax.data.copies import Copies, open_copies
 from dino_jax.data.sources import Source, open_path
 from dino_jax.data.subset import part_of
 from dino_jax.evals.retrieval import copy_detection, rankings, whiten, whitening
-from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_extraction_arguments, picture_of
+from dino_jax.tasks.images import add_extraction_arguments, check_complete, extracted, picture_of
 
 QUERIES, FOUND = 8, 7  # shown
 
@@ -66,19 +65,9 @@ def descriptors(model: Extractor, source: Source, options: argparse.Namespace, *
     Raises:
       ValueError: when there is such an image with `strict`, as where the truth counts on all, or when all are.
     """
-    found = extract_features(
-        model,
-        source,
-        size=options.size,
-        outputs=("cls", "gem_patch"),
-        batch_size=options.batch_size,
-        cache=options.cache,
-        progress=True,
-        how="squash",
-    )
-    if strict and len(found["ids"]) < len(source):
-        missing = min(set(range(len(source))) - set(found["ids"].tolist()))
-        raise ValueError(f"{source.name(missing)} cannot be read: replace it, as the scores count on every image")
+    found = extracted(model, source, options, outputs=("cls", "gem_patch"), how="squash")
+    if strict:
+        check_complete(source, found)
     return np.concatenate([found["cls"], found["gem_patch"]], axis=1)
 
 

@@ -14,15 +14,14 @@ from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import (
-    SIDE,
     add_data_arguments,
     check_classes,
     draw_confusions,
     features_of,
     nearest,
     open_data,
-    picture_of,
 )
+from dino_jax.tasks.images import SIDE, picture_of
 
 QUERIES = 8  # test images shown with their neighbours
 SHOWN = 6  # neighbours of each

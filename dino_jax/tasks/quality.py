@@ -11,11 +11,11 @@ from dino_jax.data.probe_views import Augmented
 from dino_jax.data.sources import open_path
 from dino_jax.data.subset import part_of
 from dino_jax.evals import quality
-from dino_jax.extraction import Features, extract_features
+from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.charts import spread
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_extraction_arguments
+from dino_jax.tasks.images import add_extraction_arguments, extracted
 
 BATCH = 64  # images whose patches are compared at once
 PATCHES = 4096  # that the rank of patch features is computed of
@@ -55,11 +55,9 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
             f"--size {options.size} does not hold two patches to compare: give {2 * model.patch_size} or more, as a "
             f"patch of {model.name} has {model.patch_size} px"
         )
-    settings = {"size": options.size, "batch_size": options.batch_size, "cache": options.cache, "progress": True}
-    plain = extract_features(model, source, outputs=("cls", "patches"), **settings)
-    first, second = (
-        extract_features(model, Augmented(source, options.size, options.seed, view), **settings) for view in range(2)
-    )
+    plain = extracted(model, source, options, outputs=("cls", "patches"))
+    views = (Augmented(source, options.size, options.seed, view) for view in range(2))
+    first, second = (extracted(model, view, options) for view in views)
     sample = _some_patches(plain["patches"], options.seed)
     spectra = {"CLS": np.asarray(quality.spectrum(plain["cls"])), "patches": np.asarray(quality.spectrum(sample))}
     found = {

@@ -8,11 +8,10 @@ import numpy as np
 
 from dino_jax.data.landmarks import Landmarks, open_landmarks
 from dino_jax.evals.retrieval import PROTOCOLS, landmark_map, rankings
-from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_extraction_arguments, picture_of
+from dino_jax.tasks.images import add_extraction_arguments, check_complete, extracted, picture_of
 
 QUERIES = 8  # shown
 FOUND = 7  # images shown with each
@@ -39,17 +38,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     data = open_landmarks(options.data)
     features = []
     for source in (data.queries, data.database):
-        found = extract_features(
-            model,
-            source,
-            size=options.size,
-            batch_size=options.batch_size,
-            cache=options.cache,
-            progress=True,
-            how=options.fit,
-        )
-        if len(found["ids"]) < len(source):
-            raise ValueError(f"{options.data}: every image must be readable for the ranking to be comparable")
+        found = extracted(model, source, options, how=options.fit)
+        check_complete(source, found)
         features.append(found["cls"])
     ranking = rankings(*features)
     scores = landmark_map(ranking, [dataclasses.asdict(truth) for truth in data.truth])

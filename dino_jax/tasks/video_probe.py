@@ -13,12 +13,12 @@ from dino_jax.data.clips import Clips, open_clips
 from dino_jax.data.subset import evenly
 from dino_jax.evals import attentive
 from dino_jax.evals.linear import check_share, hold_out
-from dino_jax.extraction import Extraction, extract_features
+from dino_jax.extraction import Extraction
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
 from dino_jax.pictures.page import framed, page, save
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_extraction_arguments, picture_of
+from dino_jax.tasks.images import add_extraction_arguments, check_complete, extracted, picture_of
 
 HEAD_DIM = 64  # or the next larger one that divides the width
 BLOCK = 16  # videos whose features are in memory as float32; those of all are as float16
@@ -134,17 +134,8 @@ def patches_of(model: Extractor, clips: Clips, shape: tuple[int, ...], options: 
         for start in range(0, len(clips), BLOCK):
             block = features[start : start + BLOCK]
             frames = clips.part(range(start, start + len(block))).sampled(options.frames)
-            found = extract_features(
-                model,
-                frames,
-                size=options.size,
-                outputs=("patches",),
-                batch_size=options.batch_size,
-                cache=options.cache,
-            )
-            if len(found["ids"]) < len(frames):
-                missing = min(set(range(len(frames))) - set(found["ids"].tolist()))
-                raise ValueError(f"frame {frames.name(missing)} cannot be read: replace it or remove the video")
+            found = extracted(model, frames, options, outputs=("patches",), progress=False)
+            check_complete(frames, found)
             block[:] = found["patches"].reshape(block.shape)
             bar.update(len(block))
     return features

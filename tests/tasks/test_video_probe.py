@@ -59,7 +59,7 @@ def test_a_damaged_frame_is_one_line(evaluate, videos):
 )
 def test_what_cannot_work_is_said_before_any_work(evaluate, videos, monkeypatch, words, message):
     monkeypatch.setattr(host_memory, "of_process", lambda: 1000)
-    monkeypatch.setattr(video_probe, "extract_features", lambda *_, **__: pytest.fail("features were computed"))
+    monkeypatch.setattr(video_probe, "extracted", lambda *_, **__: pytest.fail("features were computed"))
     with pytest.raises(ValueError, match=message):
         evaluate("video_probe", "--data", videos, *OPTIONS, *words)
 
