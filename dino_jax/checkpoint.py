@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint import multihost
 
 from dino_jax import sharding
 from dino_jax.checksum import opened, sealed, sealed_like
@@ -28,10 +29,11 @@ OF_THE_MACHINE = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied"),
     *("Input/output error", "Too many open files", "Stale file handle", "Cannot allocate memory"),
 )
-
-
 # What an error says, among other words, in a process whose fellow has ended.
-LOST_EACH_OTHER = ("Gloo", "coordination service", "DEADLINE_EXCEEDED", "Connection closed by peer", "Connection reset")
+LOST_EACH_OTHER = (
+    *("Gloo", "coordination service", "DEADLINE_EXCEEDED", "Connection closed by peer", "Connection reset"),
+    "waiting for async_write_complete",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,27 @@ class Restored:
     step: int
     state: TrainState
     data: dict[str, Any]
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to the run to notice a preemption.
+
+    Its own question, asked of JAX when a save ends, with the step of that save, would undo what the run has asked: the
+    processes might then stop after different steps.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Returns False; every save is asked for."""
+        return False
+
+
+def barrier(*, key: str, timeout_ms: int) -> None:
+    """Waits for the other processes, unless on the way out of a save that failed here.
+
+    They wait elsewhere for this one to write: its error must be heard, not be replaced by the end of their patience.
+    """
+    if sys.exc_info()[0] is None:
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class Checkpoints:
@@ -59,7 +82,10 @@ class Checkpoints:
         self.folder = workdir / "checkpoints"
         self._damaged = workdir / "damaged_checkpoints"
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=barrier),
         )
         self._saving = 0
         try:
@@ -68,7 +94,7 @@ class Checkpoints:
             raise OSError(f"{self.folder} cannot be opened: {reason(error)}") from error
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.folder.resolve(), options=self._options)
+        return Manager(self.folder.resolve(), options=self._options)
 
     def steps(self) -> list[int]:
         """Lists the saved steps, newest first."""

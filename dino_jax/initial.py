@@ -1,6 +1,7 @@
 """The backbone that a run starts from: drawn from the seed, or released or earlier weights to continue with."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dino_jax import sharding
+from dino_jax import agreement, sharding
 from dino_jax.models import VARIANTS, inflate_patch_embed
 from dino_jax.state import Networks, Params
 
@@ -61,12 +62,20 @@ def loaded(
         check_statistics(weights, model, statistics)
     shapes = jax.eval_shape(networks.backbone_weights, jax.random.key(0))
     check_parameters(weights, model.name, params, shapes)
+    if jax.process_count() > 1:  # each reads its own file
+        agreement.check({"the weights in init.weights": checksums(params)})
 
     def place(x: Any, s: Any) -> jax.Array:
         array = np.asarray(x, np.float32)
         return jax.make_array_from_callback(array.shape, s, lambda index: array[index])
 
     return jax.tree.map(place, params, sharding.of_state(shapes, mesh))
+
+
+def checksums(params: Params) -> list[tuple[str, int]]:
+    """Returns the path and the checksum of every array."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [(sharding.path_name(path), zlib.crc32(np.ascontiguousarray(x).view(np.uint8))) for path, x in leaves]
 
 
 def check_path(weights: str) -> None:

@@ -164,6 +164,8 @@ class Trainer:
         stopped = False
         with Checkpoints(self.workdir.path, **keep) as checkpoints:
             state, resumed = self.restore(checkpoints)
+            if int(state.step) < self.phases[-1].last:
+                self.workdir.forget_results()  # of a run that was finished, and has been given more phases
             with self.recorder(resumed) as record:
                 for phase in self.phases:
                     if int(state.step) < phase.last and not stopped:

@@ -195,6 +195,11 @@ class Workdir:
         if jax.process_index() == 0:
             write_json(self.path / "results.json", results)
 
+    def forget_results(self) -> None:
+        """Deletes results.json, as the run goes on."""
+        if jax.process_index() == 0:
+            (self.path / "results.json").unlink(missing_ok=True)
+
     def __enter__(self) -> "Workdir":
         return self
 

@@ -1,15 +1,17 @@
-"""One of several processes that do what only clusters do: `python -m tests.cluster_run differ|share|restore FOLDER`."""
+"""One of several processes that do what only clusters do: `python -m tests.cluster_run WHAT FOLDER`."""
 
 import dataclasses
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
-from dino_jax import agreement, build, command, sharding
+from dino_jax import agreement, build, command, initial, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
 from tests.tiny_recipe import get_config
@@ -28,6 +30,17 @@ def share(folder: Path) -> None:
     own = folder / str(jax.process_index())
     own.mkdir()
     agreement.check_shared(own / ".shared")
+
+
+def load(folder: Path) -> None:
+    """Begins from weights that are others in each process."""
+    c = get_config()
+    mesh, networks = sharding.make_mesh(), build.networks(c, shards=2)
+    shapes = jax.eval_shape(networks.backbone_weights, jax.random.key(0))
+    params = jax.tree.map(lambda s: np.full(s.shape, jax.process_index(), s.dtype), shapes)
+    statistics = tuple(c.data.mean), tuple(c.data.std)
+    model = SimpleNamespace(name="tiny", backbone=networks.backbone, mean=statistics[0], std=statistics[1])
+    initial.loaded(str(folder), networks, mesh, load=lambda path: (model, params), statistics=statistics)
 
 
 def restore(folder: Path) -> None:
@@ -53,5 +66,5 @@ def restore(folder: Path) -> None:
 
 if __name__ == "__main__":
     command.join_cluster()
-    work = {"differ": differ, "share": share, "restore": restore}[sys.argv[1]]
+    work = {"differ": differ, "share": share, "load": load, "restore": restore}[sys.argv[1]]
     sys.exit(command.run(lambda: work(Path(sys.argv[2]))))

@@ -1,5 +1,6 @@
 """Damaged checkpoints and snapshots are noticed, whatever happened to which file, and the newest good one is used."""
 
+import contextlib
 import dataclasses
 import shutil
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
-from dino_jax import build, sharding
+from dino_jax import build, checkpoint, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.checksum import checksums, opened, sealed
@@ -46,6 +48,29 @@ def restore(workdir, like):
     notes = []
     with Checkpoints(workdir, keep_last=2, keep_every=0) as checkpoints:
         return checkpoints.restore(lambda step: like, note=notes.append), notes
+
+
+def test_a_save_asks_nobody_whether_to_stop(saved, tmp_path, monkeypatch):
+    """JAX would take the step of the save for the one that the process has reached, and others stop elsewhere."""
+    state, _, _ = saved
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step)))
+    with Checkpoints(tmp_path / "run", keep_last=2, keep_every=0) as checkpoints:
+        checkpoints.save(1, dataclasses.replace(state, step=jnp.int32(1)), {"batches_taken": 10})
+        assert checkpoints.steps() == [1]
+    assert asked == []
+
+
+def test_a_save_that_fails_here_does_not_wait_for_the_others(monkeypatch):
+    waited = []
+    monkeypatch.setattr(checkpoint.multihost, "get_barrier_sync_fn", lambda: lambda key, timeout_ms: waited.append(key))
+    checkpoint.barrier(key="all is well", timeout_ms=1)
+    with contextlib.suppress(OSError):
+        try:
+            raise OSError
+        finally:
+            checkpoint.barrier(key="a full disk", timeout_ms=1)
+    assert waited == ["all is well"]
 
 
 def truncate(file):

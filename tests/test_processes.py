@@ -70,6 +70,7 @@ def test_two_processes_stop_and_continue_as_one(program, tmp_path):
     [
         ("differ", "error: process 1 of 2 has another value of seed than process 0: start all processes with the same"),
         ("share", "error: process 1 does not see the files that process 0 writes into --workdir"),
+        ("load", "error: process 1 of 2 has another value of the weights in init.weights than process 0"),
     ],
 )
 def test_processes_that_cannot_work_together_say_so(program, tmp_path, what, message):

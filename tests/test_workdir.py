@@ -168,6 +168,15 @@ def test_phases_to_come_need_what_checkpoints_hold(tmp_path, first, second, word
         assert (tmp_path / "config.json").read_bytes() == kept
 
 
+def test_results_are_forgotten_when_the_run_goes_on(tmp_path):
+    with Workdir(tmp_path) as workdir:
+        workdir.forget_results()
+        workdir.write_results({"train/step": 8.0})
+        assert (tmp_path / "results.json").exists()
+        workdir.forget_results()
+        assert not (tmp_path / "results.json").exists()
+
+
 def test_lost_checkpoints_are_noticed(tmp_path):
     config = get_config()
     config.checkpoint.every = 3

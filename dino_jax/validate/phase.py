@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from dino_jax.phases import by_size
-from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, REMATS, SHARE, Rule, multiple, values
+from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, REMATS, SHARE, Rule, multiple, several, values
 
 CHOICES: dict[str, tuple] = {
     "remat": ("", *REMATS),
@@ -60,8 +60,7 @@ def _sized_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set
         ("gram.crop_size", p.gram.crop_size),
     ):
         yield from multiple(f"{prefix}{key}", size, patch)
-    if p.crops.global_size <= patch:
-        yield f"{prefix}crops.global_size = {p.crops.global_size} holds a single patch: use {2 * patch} or more"
+    yield from several(f"{prefix}crops.global_size", p.crops.global_size, patch)
     for key, (low, high) in (
         ("crops.global_scale", p.crops.global_scale),
         ("crops.local_scale", p.crops.local_scale),

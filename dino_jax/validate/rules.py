@@ -32,6 +32,12 @@ def multiple(key: str, size: int, patch: int) -> Iterator[str]:
         yield f"{key} = {size} is not a multiple of model.patch_size = {patch}: use {near}"
 
 
+def several(key: str, size: int, patch: int) -> Iterator[str]:
+    """Finds an image side of a single patch, which has no other to be compared with."""
+    if size <= patch:
+        yield f"{key} = {size} holds a single patch: use {2 * patch} or more"
+
+
 def check(c: ConfigDict, prefix: str, key: str, good: Callable[[Any], bool], allowed: str) -> Iterator[str]:
     """Finds whether the value of `key` is not `good`, which `allowed` puts into words."""
     value: Any = c

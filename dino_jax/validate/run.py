@@ -17,6 +17,7 @@ from dino_jax.validate.rules import (
     Rule,
     check,
     multiple,
+    several,
     values,
 )
 
@@ -110,6 +111,7 @@ def _channel_problems(c: ConfigDict) -> Iterator[str]:
 def _model_problems(c: ConfigDict) -> Iterator[str]:
     if network_class(c.model) is VisionTransformer:
         yield from multiple("eval.size", c.eval.size, c.model.patch_size)
+        yield from several("eval.size", c.eval.size, c.model.patch_size)
         if c.model.width % c.model.heads:
             yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
         if c.model.width * c.model.ffn_ratio < 2:
@@ -161,9 +163,27 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
                 f"phases.{name}.gram.teacher = {p.gram.teacher!r} has no effect with schedules.gram_weight = 0: "
                 "change one of them"
             )
+    for loss in ("dino", "ibot"):
+        yield from _late_problems(c, phases, loss)
     names = [p.optim.name for p in phases]
     if len(set(names)) > 1:
         yield f"optim.name differs between phases ({', '.join(names)}): moments pass from one to the next, use one"
+
+
+def _late_problems(c: ConfigDict, phases: list[ConfigDict], loss: str) -> Iterator[str]:
+    """Finds a loss that begins in a later phase without a warm-up.
+
+    AdamW counts updates for all parameters together: the moments of a head that is new to it are too small for its
+    count, and its steps up to six times too long, for about as many updates as the second moment lasts.
+    """
+    first = next((index for index, p in enumerate(phases) if p.loss[loss]), 0)
+    p, name = phases[first], c.phase_order[first]
+    lasts = min(sum(p.steps for p in phases[:first]), round(1 / max(1 - p.optim.b2, 1e-6)))
+    if p.optim.name == "adamw" and p.schedules.lr.warmup < lasts:
+        yield (
+            f"phases.{name}.loss.{loss} begins after a phase without it, whose updates AdamW counts for the new head "
+            f"too: set phases.{name}.schedules.lr.warmup to {lasts} or more, or have the loss from the first phase on"
+        )
 
 
 def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
@@ -176,12 +196,13 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
     for key, remat in named.items():
         if remat not in ("", "none"):
             yield f"{key} = {remat!r} needs a transformer: set it to 'none'"
-    if network_class(c.model) is ConvNext:
-        patch = ConvNext(**c.model.to_dict()).patch_size
-        sizes = {"eval.size": c.eval.size}
-        for name, p in zip(c.phase_order, phases, strict=True):
-            for key in ("global_size", "local_size"):
-                sizes[f"phases.{name}.crops.{key}"] = min(sized.crops[key] for _, sized in by_size(p))
-        for key, size in sizes.items():
-            if size < patch:
-                yield f"{key} = {size} is less than the {patch} px of a patch: enlarge it"
+    patch = network_class(c.model)(**c.model.to_dict()).patch_size
+    yield from several("eval.size", c.eval.size, patch)
+    for name, p in zip(c.phase_order, phases, strict=True):
+        smallest = {key: min(sized.crops[key] for _, sized in by_size(p)) for key in ("global_size", "local_size")}
+        yield from several(f"phases.{name}.crops.global_size", smallest["global_size"], patch)
+        if network_class(c.model) is ConvNext and smallest["local_size"] < patch:  # which rounds down
+            yield (
+                f"phases.{name}.crops.local_size = {smallest['local_size']} is less than the {patch} px of a patch: "
+                "enlarge it"
+            )

@@ -99,6 +99,12 @@ def test_the_tiny_recipe_is_valid():
         ({"seed": 2**32}, "seed = 4294967296 must be 0 or more and below 2**32"),
         ({"model.ffn_ratio": 0.001}, "model.ffn_ratio = 0.001 leaves the feed-forward layer without a channel"),
         ({"phases.gram.batch_size": 1}, "phases.gram.batch_size = 1 must be 2 or more"),
+        ({"eval.size": 8}, "eval.size = 8 holds a single patch: use 16 or more"),
+        (
+            {"phases.pretrain.loss.ibot": 0.0},
+            "phases.gram.loss.ibot begins after a phase without it, whose updates AdamW counts for the new head too: "
+            "set phases.gram.schedules.lr.warmup to 8 or more, or have the loss",
+        ),
         ({"phases.gram.crops.global_size": 8}, "global_size = 8 holds a single patch: use 16 or more"),
         ({"data.std": (0.2, 0.0, 0.2)}, "data.std = (0.2, 0.0, 0.2) must be above 0 in each channel"),
         ({"model.in_channels": 0}, "model.in_channels = 0 must be above 0"),
@@ -178,7 +184,8 @@ def test_ibot_needs_a_mask_token():
             {"phases.pretrain.crops.local_size": 4},
             "phases.pretrain.crops.local_size = 4 is less than the 8 px of a patch",
         ),
-        ({"eval.size": 7}, "eval.size = 7 is less than the 8 px of a patch"),
+        ({"eval.size": 8}, "eval.size = 8 holds a single patch: use 16 or more"),
+        ({"phases.pretrain.crops.global_size": 8}, "pretrain.crops.global_size = 8 holds a single patch: use 16"),
     ],
 )
 def test_what_a_convolutional_network_cannot_do(changes, message):
