@@ -23,6 +23,7 @@ KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD"
 COLLECT = (50_000, 20, 50)
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of XLA's error
 OLDER_LOOPS = "xla_cpu_use_fusion_emitters"
+OLDER_LOOPS_FROM = 128  # hidden features of a head; a smaller one takes the older code minutes to compile
 
 
 def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int:
@@ -193,6 +194,13 @@ def prepare_cpu() -> None:
     if hasattr(library, "mallopt"):  # other C libraries have none
         for option, value in KEEP_MEMORY.values():
             library.mallopt(option, value)
+
+
+def leave_older_loops(hidden: int) -> None:
+    """Takes XLA's newer code for fused loops after all where heads have few `hidden` features; before JAX computes."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if hidden < OLDER_LOOPS_FROM and flags.endswith(f"--{OLDER_LOOPS}=false"):
+        os.environ["XLA_FLAGS"] = flags.removesuffix(f"--{OLDER_LOOPS}=false").strip()
 
 
 def join_cluster() -> None:

@@ -67,6 +67,7 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
     if not options.workdir:
         raise ValueError("--workdir DIR is missing: it is the folder of the run")
     command.only_our_lines()
+    command.leave_older_loops(min(config.dino_head.hidden, config.ibot_head.hidden))
     import jax
 
     from dino_jax import train

@@ -97,3 +97,13 @@ def test_processes_that_cannot_join(variables, message, monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     with pytest.raises(ValueError, match=message):
         command.join_cluster()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "before", "after"),
+    [(64, "--x --{}=false", "--x"), (128, "--{}=false", "--{}=false"), (64, "--x", "--x")],
+)
+def test_small_heads_leave_the_older_loops(hidden, before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before.format(command.OLDER_LOOPS))
+    command.leave_older_loops(hidden)
+    assert os.environ["XLA_FLAGS"] == after.format(command.OLDER_LOOPS)

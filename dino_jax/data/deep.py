@@ -85,7 +85,9 @@ def _samples(encoded: bytes, channels: int) -> np.ndarray:
 
 
 def _of_tiff(encoded: bytes, page: tiff.Page, channels: int) -> np.ndarray:
-    if page.palette or page.inks:  # what they mean is a matter of colour, which has 8 bits
+    if page.converted and page.bits != 8:
+        raise BadImage(f"its colours, of {page.bits} bits, are YCbCr or Lab: save it as RGB")
+    if page.palette or page.inks or page.converted:  # what they mean is a matter of colour, which has 8 bits
         return _by_pillow(encoded)
     try:
         return tiff.upright(page.samples(pages=channels), page.orientation)

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.decode import BadImage, decode
+from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
 
-IMAGES = (".jpg", ".jpeg", ".png")
 IGNORE = 255
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -124,7 +123,7 @@ def _pairs(files: Files, split: str) -> MaskPairs:
             f"{files.path} is not laid out as segmentation data: it needs {split}/images and {split}/masks, "
             "or the folders of CamVid, ADE20K or VOC2012"
         )
-    images = in_folder(files, f"{root}{split}/images", IMAGES)
+    images = in_folder(files, f"{root}{split}/images", IMAGE_EXTENSIONS)
     pairs = paired("mask", images, in_folder(files, f"{root}{split}/masks", (".png",)))
     listed = f"{root}classes.txt"
     names = _class_list(files, listed) if listed in files.names else _counted_classes(files, root)
@@ -152,14 +151,14 @@ def _counted_classes(files: Files, root: str) -> tuple[str, ...]:
 
 
 def _camvid(files: Files, root: str, split: str) -> MaskPairs:
-    images = in_folder(files, f"{root}{split}", IMAGES)
+    images = in_folder(files, f"{root}{split}", IMAGE_EXTENSIONS)
     pairs = paired("mask", images, in_folder(files, f"{root}{split}annot", (".png",)))
     return MaskPairs(files, pairs, CAMVID_CLASSES, ignored=len(CAMVID_CLASSES))
 
 
 def _ade(files: Files, root: str, split: str) -> MaskPairs:
     folder = "training" if split == "train" else "validation"
-    images = in_folder(files, f"{root}images/{folder}", IMAGES)
+    images = in_folder(files, f"{root}images/{folder}", IMAGE_EXTENSIONS)
     pairs = paired("annotation", images, in_folder(files, f"{root}annotations/{folder}", (".png",)))
     listed = f"{root}objectInfo150.txt"
     names = tuple(f"class {label}" for label in range(ADE_CLASSES))
@@ -175,7 +174,7 @@ def _voc(files: Files, root: str, split: str) -> MaskPairs:
     if listed not in files.names:
         raise ValueError(f"{files.path} has no {listed}, which lists the images of the split {split!r}")
     masks = in_folder(files, f"{root}SegmentationClass", (".png",))
-    images = in_folder(files, f"{root}JPEGImages", IMAGES)
+    images = in_folder(files, f"{root}JPEGImages", IMAGE_EXTENSIONS)
     ids = files.read(listed).decode().split()
     lost = [name for name in ids if name not in images]
     if lost:

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.io
 
-from dino_jax.data.dense import IMAGES, read_image, read_png
+from dino_jax.data.decode import IMAGE_EXTENSIONS
+from dino_jax.data.dense import read_image, read_png
 from dino_jax.data.files import Files, below, in_folder, open_files, paired
 
 # Images and their depth maps may differ in size, but not in shape.
@@ -108,7 +109,7 @@ class DepthPairs:
 
 def _pairs(files: Files, split: str) -> DepthPairs:
     root = below(files, f"{split}/images")
-    images = in_folder(files, f"{root}{split}/images", IMAGES)
+    images = in_folder(files, f"{root}{split}/images", IMAGE_EXTENSIONS)
     pairs = paired("depth map", images, in_folder(files, f"{root}{split}/depth", (".png",)))
     if not pairs:
         raise ValueError(f"{files.path} has no images in its split {split!r}")
@@ -125,7 +126,7 @@ def _nyu_synchronised(files: Files, split: str) -> DepthPairs:
     if not folders:
         raise ValueError(f"{files.path} has depth maps, but no folder {split!r} with them")
     root = f"{below(files, folders[0])}{folders[0]}"
-    photographs = _numbered(in_folder(files, root, IMAGES), "rgb_")
+    photographs = _numbered(in_folder(files, root, IMAGE_EXTENSIONS), "rgb_")
     pairs = paired("depth map", photographs, _numbered(in_folder(files, root, (".png",)), "sync_depth_"))
     if not pairs:
         raise ValueError(f"{files.path}: {root} has no rgb_<n>.jpg with a sync_depth_<n>.png beside it")

@@ -5,11 +5,17 @@ import re
 from pathlib import Path
 from typing import Protocol
 
+from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.folder import FolderFiles
 from dino_jax.data.tar import TarFiles
 
 # Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
 LABELS = re.compile(r"^(masks|depth|annotations|segmentation.*|.*annot|.*labels)$")
+
+
+def is_image(name: str) -> bool:
+    """Tells an image by the end of its name."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def is_label(name: str) -> bool:
@@ -38,7 +44,7 @@ class Files(Protocol):
 
 
 def open_files(path: str | os.PathLike) -> Files:
-    """Lists a folder or an archive, hidden files left out.
+    """Lists a folder or an archive, hidden files left out; an image is a folder of that one file.
 
     Raises:
       ValueError: when the path is missing, not an archive, or a tar.gz too large for memory (see `tar`).
@@ -46,7 +52,9 @@ def open_files(path: str | os.PathLike) -> Files:
     place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f"{place} does not exist: give a folder, a tar or a tar.gz")
-    return FolderFiles(place) if place.is_dir() else TarFiles(place)
+    if place.is_dir():
+        return FolderFiles(place)
+    return FolderFiles(place.parent, [place.name]) if is_image(place.name) else TarFiles(place)
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
-from dino_jax.data.files import Files
+from dino_jax.data.files import Files, is_image
 from dino_jax.data.folder import FolderFiles
 from dino_jax.data.tar import TarFiles
 
@@ -18,11 +18,6 @@ from dino_jax.data.tar import TarFiles
 # replaced by another one would change the run.
 AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 PAUSES = (0.5, 2.0, 8.0)
-
-
-def is_image(name: str) -> bool:
-    """Tells an image by the end of its name."""
-    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 class ImageFiles:

@@ -9,8 +9,8 @@ import numpy as np
 
 from dino_jax.data.containers_pickle import read_pickle
 from dino_jax.data.decode import BadImage
-from dino_jax.data.files import open_files
-from dino_jax.data.images import ImageFiles, is_image
+from dino_jax.data.files import is_image, open_files
+from dino_jax.data.images import ImageFiles
 from dino_jax.data.sources import Source
 
 KINDS = ("easy", "hard", "junk")

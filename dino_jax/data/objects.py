@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 from scipy import ndimage
 
-from dino_jax.data.dense import IMAGES, read_image, read_values
+from dino_jax.data.decode import IMAGE_EXTENSIONS
+from dino_jax.data.dense import read_image, read_values
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
 from dino_jax.data.video import VOID, open_videos
 
@@ -77,7 +78,7 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
         raise ValueError(
             f"{files.path} holds no objects in a known layout: it needs images and masks, videos, or the folders of VOC"
         )
-    images = in_folder(files, f"{root}images", IMAGES)
+    images = in_folder(files, f"{root}images", IMAGE_EXTENSIONS)
     pairs = paired("mask", images, in_folder(files, f"{root}masks", (".png",)))
     return Objects(len(pairs), lambda index: _masked(files, *pairs[index]))
 
@@ -125,7 +126,7 @@ def _videos(path: str | os.PathLike, year: int) -> Objects:
 
 
 def _voc(files: Files, root: str) -> Objects:
-    images = in_folder(files, f"{root}JPEGImages", IMAGES)
+    images = in_folder(files, f"{root}JPEGImages", IMAGE_EXTENSIONS)
     listed = f"{root}ImageSets/Main/trainval.txt"
     ids = files.read(listed).decode().split() if listed in files.names else sorted(images)
     lost = [name for name in ids if name not in images]

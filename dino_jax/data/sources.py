@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from dino_jax.data.arrayrecord import EXTENSIONS, ArrayRecordSource
 from dino_jax.data.decode import BadImage, decode
-from dino_jax.data.images import is_image, open_folder, open_tar
+from dino_jax.data.files import is_image
+from dino_jax.data.images import open_folder, open_tar
 from dino_jax.data.packaged import PackagedSource
 
 TRIED = 16  # images that may be unreadable before a source counts as one without labels

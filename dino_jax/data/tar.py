@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import posixpath
+import sys
 import tarfile
 import zlib
 from functools import cached_property
@@ -15,7 +16,7 @@ MAX_UNPACKED_BYTES = 512 * 2**20
 
 
 class TarFiles:
-    """The members of an archive, hidden files and folders left out.
+    """The members of an archive, and links to them; hidden files and folders are left out.
 
     A plain tar is indexed once and read in place. A tar.gz has no random access, so it is unpacked to memory, up to
     512 MiB.
@@ -34,13 +35,17 @@ class TarFiles:
             # "r:" refuses other compressions, in which a member's offset is not its place in the file.
             file = None if self._bytes is None else io.BytesIO(self._bytes)
             with tarfile.open(path, "r:", fileobj=file) as archive:
-                places = {
-                    posixpath.normpath(member.name).lstrip("/"): (member.offset_data, member.size)
-                    for member in archive
-                    if member.isfile()
-                }
+                places, links = _index(archive)
         except tarfile.TarError as error:
             raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
+        lost = sorted(name for name in links if _target(name, links) not in places)
+        if lost:
+            print(
+                f"{path}: {len(lost)} links, such as {lost[0]}, lead to no file of the archive and are left out: "
+                "pack it with tar --dereference",
+                file=sys.stderr,
+            )
+        places |= {name: places[_target(name, links)] for name in links.keys() - {*lost}}
         self._places = {name: place for name, place in places.items() if not _is_hidden(name)}
         self.names = tuple(sorted(self._places))
 
@@ -61,6 +66,33 @@ class TarFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
+
+
+def _index(archive: tarfile.TarFile) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Returns where the files of an archive are, (offset, size) by name, and the targets of its links, by name."""
+    places, links = {}, {}
+    for member in archive:
+        name = _normal(member.name)
+        if member.isfile():
+            places[name] = member.offset_data, member.size
+        elif member.islnk():
+            links[name] = _normal(member.linkname)
+        elif member.issym():
+            links[name] = _normal(posixpath.join(posixpath.dirname(member.name), member.linkname))
+    return places, links
+
+
+def _target(name: str, links: dict[str, str]) -> str:
+    """Follows a link to its end; one that leads in a circle ends somewhere in it."""
+    for _ in range(len(links)):
+        if name not in links:
+            break
+        name = links[name]
+    return name
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")
 
 
 def _is_hidden(name: str) -> bool:

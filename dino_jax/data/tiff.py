@@ -21,6 +21,7 @@ class Page:
       alpha: its last channel is opacity.
       palette: its samples are numbers of colours.
       inks: its samples are amounts of ink (CMYK).
+      converted: its colours are others than red, green and blue (YCbCr, Lab).
       orientation: as EXIF has it, 1 upright.
     """
 
@@ -38,7 +39,8 @@ class Page:
         together = page.planarconfig == tifffile.PLANARCONFIG.CONTIG or page.samplesperpixel == 1
         usual = {kinds.MINISBLACK: (1,), kinds.RGB: (3, 4), kinds.SEPARATED: (4,)}.get(page.photometric, ())
         self.plain = together and self.channels in usual and page.sampleformat == tifffile.SAMPLEFORMAT.UINT
-        self.colour = page.photometric == kinds.RGB or self.channels == 3
+        self.converted = page.photometric in (kinds.YCBCR, kinds.CIELAB, kinds.ICCLAB, kinds.ITULAB)
+        self.colour = (page.photometric == kinds.RGB or self.channels == 3) and not self.converted
         opacity = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
         self.alpha = bool(page.extrasamples) and page.extrasamples[-1] in opacity
         self.palette = page.photometric == kinds.PALETTE

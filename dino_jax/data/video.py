@@ -5,7 +5,8 @@ import os
 
 import numpy as np
 
-from dino_jax.data.dense import IMAGES, read_image, read_values
+from dino_jax.data.decode import IMAGE_EXTENSIONS
+from dino_jax.data.dense import read_image, read_values
 from dino_jax.data.files import Files, below, in_folder, natural, open_files
 
 VOID = 255
@@ -147,7 +148,7 @@ def _list_of(files: Files, folder: str, year: int) -> str | None:
 
 
 def _video(files: Files, name: str, frames: str, masks: str) -> Video:
-    found, annotated = in_folder(files, frames, IMAGES), in_folder(files, masks, (".png",))
+    found, annotated = in_folder(files, frames, IMAGE_EXTENSIONS), in_folder(files, masks, (".png",))
     missing = sorted(set(found) - set(annotated))
     if missing:
         raise ValueError(

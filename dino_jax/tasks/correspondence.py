@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dino_jax.data.decode import BadImage, decode
-from dino_jax.data.dense import IMAGES, read_image
-from dino_jax.data.files import is_label, open_files
+from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
+from dino_jax.data.dense import read_image
+from dino_jax.data.files import is_image, is_label, open_files
 from dino_jax.data.subset import evenly
 from dino_jax.data.video import VOID, open_videos
 from dino_jax.data.warps import moved, warp
@@ -79,6 +79,11 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     for features in patches.compared(model, options):
         pairs = _warps(options) if options.pairs == "warps" else _frames(options)
         scores, shown = _score(features, pairs, options)
+        if not scores:
+            raise ValueError(
+                f"{options.data}: no pair has points to seek; what the first frame of a video shows must be seen again "
+                f"{', '.join(map(str, GAPS[:-1]))} or {GAPS[-1]} frames later"
+            )
         found[features.name] = features.key, scores, shown
     numbers = {f"correspondence/{key}{n}": value for key, scores, _ in found.values() for n, value in scores.items()}
     name = next(iter(found))
@@ -94,7 +99,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 def _two_images(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """Draws the patches of two images that are each other's nearest."""
     images = []
-    for path in (Path(options.data), options.other):
+    for path in (Path(options.data).expanduser(), options.other.expanduser()):
         try:
             images.append(decode(path))
         except BadImage as error:
@@ -119,9 +124,9 @@ def _two_images(model: Extractor, options: argparse.Namespace, folder: Path) -> 
 def _warps(options: argparse.Namespace) -> Iterator[Pair]:
     """Makes pairs of images and their distorted copies, with points that both show."""
     files = open_files(options.data)
-    names = [name for name in files.names if name.lower().endswith(IMAGES) and not is_label(name)]
+    names = [name for name in files.names if is_image(name) and not is_label(name)]
     if not names:
-        raise ValueError(f"{files.path} has no images (looked for {' '.join(IMAGES)})")
+        raise ValueError(f"{files.path} has no images (looked for {' '.join(IMAGE_EXTENSIONS)})")
     for number in evenly(len(names), options.limit):
         image, random = read_image(files, names[number]), np.random.default_rng((options.seed, number))
         copy, matrix = warp(image, random=random)

@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dino_jax.data.decode import BadImage, decode
 from dino_jax.data.deep import decode_deep
@@ -53,6 +53,24 @@ def test_colour_png_keeps_all_16_bits():
     samples = deep(9, 11, 3)
     encoded = cv2.imencode(".png", samples[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(decode_deep(encoded, channels=3), samples)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
+def test_other_colours_become_rgb(mode):
+    image = Image.fromarray(photograph())
+    if mode == "LAB":
+        image = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+    file = io.BytesIO()
+    image.convert(mode).save(file, "TIFF")
+    found = decode_deep(file.getvalue(), channels=3)
+    np.testing.assert_array_equal(found, decode(file.getvalue()).astype(np.uint16) * 257)
+    assert np.abs(found / 257 - photograph()).mean() < 10
+    with pytest.raises(BadImage, match="its colours, of 16 bits, are YCbCr or Lab: save it as RGB"):
+        decode_deep(tiff(deep(9, 11, 3), photometric="cielab"), channels=3)
+    with pytest.raises(BadImage, match="not labelled as those of a photograph"):
+        decode(tiff(deep(9, 11, 3), photometric="cielab"))
 
 
 def test_eight_bits_fill_the_range():

@@ -18,6 +18,7 @@ from dino_jax.data.labelled import open_labelled
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
 from dino_jax.data.sources import has_labels, open_path, open_source
 from tests.data.images import encode, photograph
+from tests.data.test_labelled import write
 
 
 def check(source):
@@ -342,3 +343,20 @@ def test_labels_are_known_from_the_first_readable_image():
     assert has_labels(Records(3, 0))
     assert not has_labels(Records(3, -1))
     assert not has_labels(Records(20, 0))
+
+
+def test_links_in_a_tar_are_files(tmp_path, capsys):
+    folder = tmp_path / "images"
+    write(folder, ["a", "b"])
+    (folder / "b" / "hard.png").hardlink_to(folder / "a" / "0.png")
+    (folder / "b" / "soft.png").symlink_to("../a/1.png")
+    (folder / "a" / "twice.png").symlink_to("../b/soft.png")
+    (folder / "a" / "lost.png").symlink_to("/nowhere.png")
+    (folder / "a" / "ring.png").symlink_to("ring.png")
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(folder, "images")
+    files = open_files(tmp_path / "images.tar")
+    assert "2 links, such as images/a/lost.png, lead to no file of the archive" in capsys.readouterr().err
+    for name in ("b/hard.png", "b/soft.png", "a/twice.png"):
+        assert files.read(f"images/{name}") == (folder / name).read_bytes()
+    assert len(files.names) == 9

@@ -199,6 +199,11 @@ def test_points_of_a_square_stay_on_it(tmp_path):
     assert numbers["correspondence/chance_on_object"] == pytest.approx(4 / 54)
     blind = checked(correspondence.run(Blind(PATCH), options("correspondence", *words), tmp_path))
     assert blind["correspondence/on_object"] < 0.3
+    for mask in (tmp_path / "data").glob("*/masks/*.png"):
+        if mask.stem != "00000":
+            planted.save(np.zeros_like(np.asarray(Image.open(mask))), mask)
+    with pytest.raises(ValueError, match=r"no pair has points to seek; .* seen again 1, 5, 10 or 20 frames later"):
+        correspondence.run(PIXELS, options("correspondence", *words), tmp_path)
 
 
 def test_points_of_photographs_are_found_in_distorted_copies(tmp_path):
