@@ -76,7 +76,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
             print(f"{len(source):,} training images", file=sys.stderr)
             if config.data.homogeneous_share and not config.data.homogeneous_path:
                 print("no data.homogeneous_path: all batches are of the images of data.path", file=sys.stderr)
-            if dark := darkness(source):
+            # Of other channels, the statistics are those of the images, whatever bits they fill.
+            if config.model.in_channels == 3 and (dark := darkness(source)):
                 print(f"data.path: {dark}", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
 

@@ -47,7 +47,7 @@ def test_a_run_on_bands(tmp_path, capsys):
     assert results["train/step"] == 3
     assert {"knn/pixels", "knn/trained", "quality/rankme"} <= results.keys()
     assert (tmp_path / "run" / "pictures" / "cosine.png").exists()
-    assert "the brightest of 8 images reaches" in capsys.readouterr().err
+    assert "brightest" not in capsys.readouterr().err  # their own statistics say how bright they are
     model, params = dino_jax.load(tmp_path / "run")
     assert params["patch_embed"]["kernel"].shape == (8, 8, 5, 16)
     np.testing.assert_allclose((model.mean, model.std), (MEAN, STD))

@@ -32,6 +32,8 @@ def at_the_root(monkeypatch, request):
         ("phases.pretrain.snapshot_steps", "(3,)", (3,)),
         ("phases.gram.snapshot_steps", "3", (3,)),
         ("phases.gram.crops.global_scale", "(0.5, 1)", (0.5, 1.0)),
+        ("data.mean", "0.1,0.2,0.3,0.4,1", (0.1, 0.2, 0.3, 0.4, 1.0)),
+        ("data.std", "0.5", (0.5,)),
     ],
 )
 def test_override_has_the_type_of_the_key(key, text, value):
