@@ -12,6 +12,7 @@ import numpy as np
 from dino_jax import command, feature_files, model_options
 from dino_jax.data.fingerprint import same_images
 from dino_jax.data.fit import FITS
+from dino_jax.data.whole import write_json, write_whole
 from dino_jax.extraction import Extraction, bad_images
 from dino_jax.feature_outputs import OUTPUTS
 
@@ -76,7 +77,6 @@ def write(options: argparse.Namespace) -> None:
     import jax
 
     from dino_jax import sharding
-    from dino_jax.data.whole import write_json
 
     source, model = model_options.open_both(options)
     # Each process works alone, on parts of its own, so that nobody waits for anybody.
@@ -186,8 +186,6 @@ def read(folder: str | Path) -> dict[str, np.ndarray]:
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings, or makes sure that they are those of the folder."""
-    from dino_jax.data.whole import write_json
-
     file = folder / "features.json"
     settings = json.loads(json.dumps(settings))
     if not file.exists():
@@ -231,8 +229,6 @@ def _text(name: str) -> str:
 
 def _list_bad(work: Extraction, mine: range, ids: np.ndarray, folder: Path, process: int) -> int:
     """Writes the list of images that cannot be used, and returns how many there are."""
-    from dino_jax.data.whole import write_whole
-
     among = [index for number in mine for index in work.images_of(number)]
     bad = list(bad_images(work.source, ids, among, work.prepare))
     text = "".join(json.dumps(entry) + "\n" for entry in bad).encode()

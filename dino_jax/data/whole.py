@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, together: bool = False) -> None:
     """Writes a file under a temporary name and renames it; its folder is made if need be.
+
+    Args:
+      together: other processes may be writing the same file; else the temporary file of one that was killed is reused.
 
     Raises:
       OSError: naming the file, which is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f".{os.getpid()}" if together else ""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -31,4 +35,4 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented JSON, see `write_whole`."""
     text = json.dumps(obj, indent=2) + "\n"
-    write_whole(Path(path), lambda file: file.write(text.encode()))
+    write_whole(Path(path), lambda file: file.write(text.encode()), together=True)
