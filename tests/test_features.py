@@ -240,7 +240,7 @@ def test_out_is_no_file(command, tmp_path):
     ("options", "message"),
     [
         (("--outputs", "clss"), "outputs must be some of"),
-        (("--in-chans", "5", "--bits", "8"), "--bits 8 reads RGB only"),
+        (("--in-chans", "5", "--bits", "8"), "--bits 8: 8 bits are read of RGB only, not of 5 channels"),
         (("--in-chans", "5"), "none of the 3 images can be used"),
         (("--part", "0"), "a part must hold at least 1 image"),
     ],

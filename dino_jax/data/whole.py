@@ -17,7 +17,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, together: bool
       OSError: naming the file, which is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{os.getpid()}" if together else ""
+    own = f".{os.uname().nodename}.{os.getpid()}" if together else ""
     temporary = path.with_name(f".{path.name}{own}.tmp")
     try:
         with temporary.open("wb") as file:
