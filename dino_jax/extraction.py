@@ -27,6 +27,7 @@ from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import USABLE, Batch, Prepare, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
+from dino_jax.evals.windows import multiple
 from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 
@@ -95,17 +96,13 @@ def extract_features(
     parts = []
     with tqdm(total=len(source), unit=" images", disable=not progress or jax.process_index() != 0) as bar:
         for number in range(work.count):
-            found = None if shards is None else shards.find(number)
-            if found is not None and work.has_mended(number, found["ids"]):
-                found = None
-            if shards is not None and not _found_by_all(found is not None):
-                found = None
-            if found is not None:
-                bar.update(len(work.images_of(number)))
-            else:
+            found = None if shards is None else _stored(shards, work, number)
+            if found is None:
                 found = work.compute(number, bar.update)
                 if shards is not None and jax.process_index() == 0:
                     shards.write(number, found)
+            else:
+                bar.update(len(work.images_of(number)))
             parts.append(found)
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     report_bad(source, features["ids"], work.prepare)
@@ -301,8 +298,9 @@ def _check(
     if layers > model.depth:
         raise ValueError(f"{model.name} has {model.depth} blocks, asked for the last {layers}: use fewer layers")
     if how != "native" and (size < patch or size % patch):
-        near = max(round(size / patch), 1) * patch
-        raise ValueError(f"size {size} is not a multiple of the patch of {model.name}, {patch} px: use {near}")
+        raise ValueError(
+            f"size {size} is not a multiple of the patch of {model.name}, {patch} px: use {multiple(size, patch)}"
+        )
     if how == "native" and "patches" in outputs:
         raise ValueError("patches of images of different sizes cannot be stacked: use fit crop or squash, or omit them")
     if how == "native" and mesh.is_multi_process:
@@ -322,9 +320,13 @@ def _placed(model: Extractor, mesh: Mesh) -> Extractor:
     return jax.device_put(model, where)
 
 
-def _found_by_all(found: bool) -> bool:
-    """Tells whether every process found a shard, as all must take the same way."""
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(found)))) if jax.process_count() > 1 else found
+def _stored(shards: Shards, work: Extraction, number: int) -> Features | None:
+    """Returns a shard that is stored, if every process finds it whole and up to date: all must take the same way."""
+    found = shards.find(number)
+    good = found is not None and not work.has_mended(number, found["ids"])
+    if jax.process_count() > 1:
+        good = bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+    return found if good else None
 
 
 def _digest(value: Any) -> str:

@@ -21,6 +21,7 @@ from dino_jax.data.subset import Joined, evenly, part_of
 from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, neighbour_cosine, rankme, uniformity
 from dino_jax.evals.segmentation import quick_miou
+from dino_jax.evals.windows import multiple
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor
 from dino_jax.models.stages import STATS
@@ -52,7 +53,7 @@ class Scores:
         path, count, patch = config.eval.dense.path, config.eval.dense.images, networks.backbone.patch_size
         with naming("eval.dense.path"):
             pairs = {split: open_masks(path, split) for split in ("train", "val")} if path else {}
-            self._dense = {split: read_dense(pairs[split], count=count, multiple=patch) for split in pairs}
+            self._dense = {split: read_dense(pairs[split], count=count, patch=patch) for split in pairs}
         self._dense_classes = len(pairs["train"].class_names) if pairs else 0
         if held_out is not None:
             with naming("data.test_path"):
@@ -197,19 +198,19 @@ def check_readable(source: Source) -> None:
         )
 
 
-def read_dense(pairs: MaskPairs, *, count: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+def read_dense(pairs: MaskPairs, *, count: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads images and masks, spread evenly over a data set, all at the size of the first.
 
     Args:
       count: how many at most.
-      multiple: the sides of the images are rounded to it.
+      patch: the sides of the images are rounded to multiples of it.
 
     Returns:
       uint8 images `(images, height, width, 3)` and masks `(images, mask_height, mask_width)`.
     """
     samples = [pairs[index] for index in evenly(len(pairs), count)]
     rows, columns = samples[0][1].shape
-    height, width = (max(round(side / multiple), 1) * multiple for side in (rows, columns))
+    height, width = (multiple(side, patch) for side in (rows, columns))
     if all((mask == IGNORE).all() for _, mask in samples):
         raise ValueError(f"every pixel of the {len(samples)} masks is ignored, such as those of {pairs.name(0)}")
     images = [resize(image, height=height, width=width) for image, _ in samples]

@@ -14,6 +14,7 @@ from dino_jax.data.decode import BadImage
 from dino_jax.data.files import is_label, natural
 from dino_jax.data.fit import resize
 from dino_jax.data.sources import Source
+from dino_jax.evals.windows import patch_multiple
 from dino_jax.models import Extractor
 
 
@@ -36,8 +37,7 @@ def to_patches(image: np.ndarray, *, size: int, patch: int) -> np.ndarray:
     Args:
       size: of the shorter side in pixels; 0 keeps the size.
     """
-    scale = size / min(image.shape[:2]) if size else 1.0
-    height, width = (max(1, round(side * scale / patch)) * patch for side in image.shape[:2])
+    height, width = patch_multiple(image.shape[:2], size, patch)
     return resize(image, height=height, width=width)
 
 

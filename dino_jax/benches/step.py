@@ -20,6 +20,7 @@ from dino_jax.benches.features import DINOV3
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import processors
 from dino_jax.flops import train_flops_per_image
+from dino_jax.models.vit import REMAT_POLICIES
 from dino_jax.progress import table
 from dino_jax.report import peak_memory
 from dino_jax.state import Networks
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remat",
         default="matmuls",
-        choices=("none", "matmuls", "full"),
+        choices=tuple(REMAT_POLICIES),
         help="what the backward pass recomputes (default matmuls)",
     )
     parser.add_argument(

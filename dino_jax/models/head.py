@@ -9,6 +9,8 @@ from jax import Array
 
 from dino_jax.models import layers
 
+GAINS = ("none", "frozen", "trained")
+
 
 class PrototypeHead(nn.Module):
     """MLP with GELU, L2-normalised bottleneck, bias-free linear map onto `prototypes` scores.
@@ -51,8 +53,8 @@ class Prototypes(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `(..., dim)` to `(..., count)` in float32."""
-        if self.gain not in ("none", "frozen", "trained"):
-            raise ValueError(f"gain = {self.gain!r} is not one of 'none', 'frozen', 'trained'")
+        if self.gain not in GAINS:
+            raise ValueError(f"gain = {self.gain!r} is not one of {', '.join(map(repr, GAINS))}")
         # DINO and DINOv2 leave the normalised layer at PyTorch's initialisation; its length sets the pace of learning.
         init = layers.normal_init if self.gain == "none" else layers.torch_init(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.count))

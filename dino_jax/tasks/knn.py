@@ -8,7 +8,6 @@ import numpy as np
 from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled
 from dino_jax.evals.knn import KS, TEMPERATURE, few_shot, raw_pixels, vote
-from dino_jax.evals.neighbours import check_ks
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
@@ -63,7 +62,6 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"--shots {options.shots} must be 1 to {most}, as many as a class has training images")
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)
-    check_ks(options.k, len(train["labels"]))
     cosines, indices = nearest(train["cls"], test["cls"], k=max(options.k))
     winners = vote(
         cosines,

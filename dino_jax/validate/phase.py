@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from dino_jax.models.vit import REMAT_POLICIES
 from dino_jax.phases import by_size
-from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, REMATS, SHARE, Rule, multiple, several, values
+from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, SHARE, Rule, multiple, several, values
 
 CHOICES: dict[str, tuple] = {
-    "remat": ("", *REMATS),
+    "remat": ("", *REMAT_POLICIES),
     "targets": ("sinkhorn_knopp", "centering"),
     "optim.name": ("adamw", "sgd"),
     "optim.clip": ("module", "tensor"),

@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 Rule = tuple[Callable[[Any], bool], str, str]
 """What a value must be, in code and in words, and the keys of which that is true."""
 
-REMATS = ("none", "matmuls", "full")
 ABOVE_0 = (lambda v: v > 0, "above 0")
 NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
 AT_LEAST_1 = (lambda v: v >= 1, "1 or more")

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from dino_jax.models import ConvNext, VisionTransformer, network_class
+from dino_jax.models.head import GAINS
+from dino_jax.models.vit import ATTENTIONS, REMAT_POLICIES
 from dino_jax.phases import by_size
 from dino_jax.validate.phase import phase_problems
 from dino_jax.validate.rules import (
@@ -12,7 +14,6 @@ from dino_jax.validate.rules import (
     AT_LEAST_1,
     BELOW_1,
     NOT_NEGATIVE,
-    REMATS,
     SHARE,
     Rule,
     check,
@@ -23,13 +24,13 @@ from dino_jax.validate.rules import (
 
 CHOICES: dict[str, tuple] = {
     "precision": ("float32", "bfloat16"),
-    "remat": REMATS,
+    "remat": tuple(REMAT_POLICIES),
     "data.source": ("packaged", "folder", "tar", "arrayrecord"),
     "model.ffn": ("mlp", "swiglu"),
-    "dino_head.gain": ("none", "frozen", "trained"),
-    "ibot_head.gain": ("none", "frozen", "trained"),
+    "dino_head.gain": GAINS,
+    "ibot_head.gain": GAINS,
     "model.norm": ("layernorm", "rmsnorm"),
-    "model.attention": ("xla", "cudnn"),
+    "model.attention": ATTENTIONS,
     "data.bits": (0, 8, 16),
 }
 RULES: tuple[Rule, ...] = (
