@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import json
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dino_jax import checksum
-from dino_jax.models import VARIANTS, ConvNext, Extractor, ResNet, inflate_patch_embed, network_class
+from dino_jax.models import VARIANTS, ConvNext, Extractor, ResNet, inflate_patch_embed, init_variables, network_class
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights import orbax, store
 from dino_jax.weights.configs import TIMM
@@ -134,16 +133,10 @@ def drawn(name: str, *, seed: int, in_chans: int = 3, **options: Any) -> Weights
       ValueError: for an unknown name; the nearest are named.
     """
     architecture = published(name).with_options(in_channels=in_chans, **options)
-    variables = jax.tree.map(np.asarray, _init(architecture.build(), jax.random.key(seed)))
+    variables = jax.tree.map(np.asarray, init_variables(architecture.build(), jax.random.key(seed)))
     flat = flatten(variables["params"]) | flatten({STATS: variables.get(STATS, {})})
     mean, std = spread(IMAGENET_MEAN, in_chans), spread(IMAGENET_STD, in_chans)
     return Weights(architecture, flat, {}, mean, std, Manifest("random"))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(backbone: Any, key: jax.Array) -> Tree:
-    image = jnp.zeros((1, backbone.patch_size, backbone.patch_size, backbone.in_channels))
-    return backbone.init(key, {"global": image})
 
 
 def with_channels(weights: Weights, in_chans: int | None) -> Weights:

@@ -1,7 +1,6 @@
 """The train state, born sharded, and the networks it belongs to."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dino_jax import sharding
-from dino_jax.models import Backbone, PrototypeHead
+from dino_jax.models import Backbone, PrototypeHead, init_variables
 from dino_jax.models.stages import STATS
 
 Params = dict[str, Any]
@@ -73,7 +72,7 @@ class Networks:
         backbone_key, dino_key, ibot_key = jax.random.split(key, 3)
         token = jnp.zeros((1, self.backbone.width))
         params = {
-            "backbone": self._variables(backbone_key)["params"],
+            "backbone": init_variables(self.backbone, backbone_key)["params"],
             "dino_head": self.dino_head.init(dino_key, token)["params"],
         }
         if self.ibot_head is not None:
@@ -86,12 +85,7 @@ class Networks:
 
     def batch_stats(self) -> Params | None:
         """Returns the running statistics with which BatchNorm begins, None for a backbone without it."""
-        return self._variables(jax.random.key(0)).get(STATS)
-
-    @functools.partial(jax.jit, static_argnums=0)  # traced once, however often shapes or values are asked for
-    def _variables(self, backbone_key: Array) -> dict[str, Params]:
-        side = self.backbone.patch_size
-        return self.backbone.init(backbone_key, {"global": jnp.zeros((1, side, side, self.backbone.in_channels))})
+        return init_variables(self.backbone, jax.random.key(0)).get(STATS)
 
     def centers(self, names: Sequence[str]) -> Centers:
         """Returns the zeros with which the running means of teacher scores begin, None without any.

@@ -4,7 +4,7 @@ from dino_jax.models.channels import inflate_patch_embed
 from dino_jax.models.convnext import ConvNext
 from dino_jax.models.extractor import Extractor
 from dino_jax.models.head import PrototypeHead
-from dino_jax.models.named import Backbone, build, network_class
+from dino_jax.models.named import Backbone, build, init_variables, network_class
 from dino_jax.models.resnet import ResNet
 from dino_jax.models.stages import intermediate_stages
 from dino_jax.models.variants import CONVNEXT_VARIANTS, RESNET_VARIANTS, VARIANTS, VIT_VARIANTS
@@ -23,6 +23,7 @@ __all__ = [
     "VisionTransformer",
     "build",
     "inflate_patch_embed",
+    "init_variables",
     "intermediate_layers",
     "intermediate_stages",
     "last_attention",

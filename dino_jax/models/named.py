@@ -1,8 +1,13 @@
 """Networks by their published names."""
 
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
 
 from dino_jax.models.convnext import ConvNext
 from dino_jax.models.resnet import ResNet
@@ -36,6 +41,13 @@ def build(name: str, **changes: Any) -> Backbone:
 def network_class(options: Mapping[str, Any]) -> type[Backbone]:
     """Tells the class of a network by its options, as a recipe or `variants.VARIANTS` has them."""
     return VisionTransformer if "heads" in options else ConvNext if "widths" in options else ResNet
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once, however often shapes or values are asked for
+def init_variables(backbone: Backbone, key: Array) -> dict[str, Any]:
+    """Draws a network's parameters, and running statistics if it has any, in Flax's collections."""
+    side = backbone.patch_size
+    return backbone.init(key, {"global": jnp.zeros((1, side, side, backbone.in_channels))})
 
 
 def _nearest(word: str, known: Any) -> str:

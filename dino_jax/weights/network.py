@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dino_jax import models
@@ -92,9 +91,7 @@ class Architecture:
 
 @functools.cache
 def _shapes(backbone: Any) -> dict[str, tuple[int, ...]]:
-    side = backbone.patch_size
-    images = {"global": jax.ShapeDtypeStruct((1, side, side, backbone.in_channels), jnp.float32)}
-    variables = jax.eval_shape(functools.partial(backbone.init, jax.random.key(0)), images)
+    variables = jax.eval_shape(functools.partial(models.init_variables, backbone), jax.random.key(0))
     flat = flatten(variables["params"]) | flatten({STATS: variables.get(STATS, {})})
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
