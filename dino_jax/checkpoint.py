@@ -32,7 +32,7 @@ OF_THE_MACHINE = (
 # What an error says, among other words, in a process whose fellow has ended.
 LOST_EACH_OTHER = (
     *("Gloo", "coordination service", "DEADLINE_EXCEEDED", "Connection closed by peer", "Connection reset"),
-    "waiting for async_write_complete",
+    "Timed out while waiting for async_",
 )
 
 

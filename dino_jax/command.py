@@ -26,17 +26,20 @@ OLDER_LOOPS = "xla_cpu_use_fusion_emitters"
 OLDER_LOOPS_FROM = 128  # hidden features of a head; a smaller one takes the older code minutes to compile
 
 
-def run(command: Callable[[], None], *, interrupted: str = "interrupted") -> int:
+def run(command: Callable[[], None], *, interrupted: str = "interrupted", trains: bool = False) -> int:
     """Runs a command.
 
     Args:
       interrupted: what Ctrl-C leaves behind, in words.
+      trains: it calls `choose_loops` itself, once it knows its heads.
 
     Returns:
       The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
     """
     gc.set_threshold(*COLLECT)
     prepare_cpu()
+    if not trains:
+        choose_loops()
     try:
         code = _attempt(command, interrupted)
     except BaseException:  # a defect
@@ -178,17 +181,8 @@ def prepare_cpu() -> None:
 
     XLA allocates a step's temporary arrays anew for every step. Under Linux, glibc would return them in between, and
     the system would map and clear each page again: that took a fifth of a ViT-S step's time on two cores.
-
-    XLA's older code for fused loops compiles in half the time of the newer, and ran the quickstart's Gram phase 1.4
-    times as fast in 0.9 instead of 1.5 GiB (jaxlib 0.10.2). XLA refuses unknown flags, so other versions get none.
     """
-    accelerated = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
-    if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
-        return
-    flags = os.environ.get("XLA_FLAGS", "")
-    if importlib.metadata.version("jaxlib").startswith("0.10.") and OLDER_LOOPS not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{OLDER_LOOPS}=false".strip()
-    if sys.platform != "linux":
+    if _accelerated() or sys.platform != "linux":
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # other C libraries have none
@@ -196,11 +190,25 @@ def prepare_cpu() -> None:
             library.mallopt(option, value)
 
 
-def leave_older_loops(hidden: int) -> None:
-    """Takes XLA's newer code for fused loops after all where heads have few `hidden` features; before JAX computes."""
+def choose_loops(hidden: int = OLDER_LOOPS_FROM) -> None:
+    """Chooses XLA's code for fused loops on a CPU; call it before JAX computes.
+
+    The older one compiles in half the time of the newer, and ran the quickstart's Gram phase 1.4 times as fast in 0.9
+    instead of 1.5 GiB (jaxlib 0.10.2). XLA refuses unknown flags, so other versions get none.
+
+    Args:
+      hidden: features of the smallest head that is trained.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
-    if hidden < OLDER_LOOPS_FROM and flags.endswith(f"--{OLDER_LOOPS}=false"):
-        os.environ["XLA_FLAGS"] = flags.removesuffix(f"--{OLDER_LOOPS}=false").strip()
+    older = importlib.metadata.version("jaxlib").startswith("0.10.") and hidden >= OLDER_LOOPS_FROM
+    if older and OLDER_LOOPS not in flags and not _accelerated():
+        os.environ["XLA_FLAGS"] = f"{flags} --{OLDER_LOOPS}=false".strip()
+
+
+def _accelerated() -> bool:
+    """Tells whether JAX would compute on something else than a CPU."""
+    there = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
+    return bool(there) and os.environ.get("JAX_PLATFORMS") != "cpu"
 
 
 def join_cluster() -> None:

@@ -33,7 +33,7 @@ def default() -> ConfigDict:
     c.data.windows_per_photograph = 512  # in training; a quarter of it held out
     c.data.workers = 0  # processes that decode and crop; 0 uses a thread of the training process
     c.data.max_bad_share = 0.05  # stop when more than this share of the images cannot be read
-    c.data.bits = 0  # 8 | 16 bits of each sample; 0: 8 of RGB (model.in_channels = 3), 16 of other channels
+    c.data.bits = 0  # 16 keeps all bits of each sample; 0: 8 of RGB (model.in_channels = 3), 16 of other channels
     c.data.mean = (0.485, 0.456, 0.406)  # of each channel, of images in [0, 1]: ImageNet's
     c.data.std = (0.229, 0.224, 0.225)
 

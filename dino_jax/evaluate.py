@@ -72,8 +72,8 @@ def start(arguments: list[str]) -> None:
     channels = model.backbone.in_channels
     if channels != 3 and name not in ANY_CHANNELS:
         raise ValueError(
-            f"--weights {options.weights} take {channels} channels, but {name} reads RGB images; other channels are "
-            f"read by {', '.join(ANY_CHANNELS)}"
+            f"--weights {options.weights} take {channels} channel{'s' * (channels > 1)}, but {name} reads RGB images; "
+            f"other channels are read by {', '.join(ANY_CHANNELS)}"
         )
     started = time.monotonic()
     with command.output_folder(options.out), command.output_folder(options.out / name):

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", help="folder of the run; an existing run is continued")
     parser.add_argument("--keys", action="store_true", help="print every key of the recipe with its value, and stop")
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    return command.run(lambda: start(options, overrides(rest)), interrupted="interrupted: the last checkpoint is kept")
+    words = "interrupted: the last checkpoint is kept"
+    return command.run(lambda: start(options, overrides(rest)), interrupted=words, trains=True)
 
 
 def overrides(rest: list[str]) -> dict[str, str]:
@@ -67,7 +68,7 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
     if not options.workdir:
         raise ValueError("--workdir DIR is missing: it is the folder of the run")
     command.only_our_lines()
-    command.leave_older_loops(min(config.dino_head.hidden, config.ibot_head.hidden))
+    command.choose_loops(min(config.dino_head.hidden, config.ibot_head.hidden))
     import jax
 
     from dino_jax import train

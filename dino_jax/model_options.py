@@ -64,7 +64,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--bits",
         type=int,
         choices=(8, 16),
-        help="bits of each sample that the network sees (default 8 for three channels, else 16)",
+        help="bits of each sample that the network sees (default: those of the run, else 8 of RGB and 16 of others)",
     )
 
 
@@ -74,20 +74,20 @@ def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
     Raises:
       ValueError: as `load_model`, or for images that are not there or cannot be read in the model's channels.
     """
-    channels = options.in_chans or 3
-    source = open_images(options, channels)  # a wrong path is said before weights are read
+    asked = options.in_chans or 3, options.bits or 0
+    source = open_images(options, *asked)  # a wrong path is said before weights are read
     model = load_model(options)
-    there = model.backbone.in_channels
-    source = source if there == channels else open_images(options, there)
-    if dark := darkness(source):
+    found = model.backbone.in_channels, options.bits or model.bits
+    source = source if found == asked else open_images(options, *found)
+    if dark := darkness(source, model.mean):
         print(f"--images {options.images}: {dark}", file=sys.stderr)
     return source, model
 
 
-def open_images(options: argparse.Namespace, channels: int) -> Source:
-    """Opens the images that the options of `add_images` name, in a number of channels."""
+def open_images(options: argparse.Namespace, channels: int, bits: int) -> Source:
+    """Opens the images that the options of `add_images` name, in so many channels and bits, see `deep.decoder`."""
     try:
-        decode = decoder(channels, options.bits or 0)
+        decode = decoder(channels, bits)
     except ValueError as error:
-        raise ValueError(f"--bits {options.bits}: {error}") from None
+        raise ValueError(f"--bits {bits}: {error}") from None
     return open_path(options.images, decode=decode)

@@ -255,7 +255,7 @@ def read_run(workdir: Path, folder: Path, *, branch: str) -> Weights:
         manifest.add(
             "matched", theirs=(path,), ours=(path,), their_shapes=(x.shape,), our_shapes=(x.shape,), note="as it is"
         )
-    return Weights(architecture, params, {}, mean, std, manifest)
+    return Weights(architecture, params, {}, mean, std, manifest, bits=config.get("data.bits", 0))
 
 
 def architecture_of_run(options: dict[str, Any]) -> Architecture:

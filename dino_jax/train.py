@@ -29,7 +29,7 @@ from dino_jax.guard import Guard
 from dino_jax.metrics import NOTHING_RESTORED
 from dino_jax.phases import Phase, check_batch, in_order
 from dino_jax.progress import Progress
-from dino_jax.recipe import flatten
+from dino_jax.recipe import flatten, naming
 from dino_jax.record import Recorder
 from dino_jax.report import Report
 from dino_jax.scores import Scores
@@ -76,8 +76,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
             print(f"{len(source):,} training images", file=sys.stderr)
             if config.data.homogeneous_share and not config.data.homogeneous_path:
                 print("no data.homogeneous_path: all batches are of the images of data.path", file=sys.stderr)
-            # Of other channels, the statistics are those of the images, whatever bits they fill.
-            if config.model.in_channels == 3 and (dark := darkness(source)):
+            if dark := darkness(source, config.data.mean):
                 print(f"data.path: {dark}", file=sys.stderr)
         return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
 
@@ -101,7 +100,9 @@ def check_statistics(config: ConfigDict, source: Source) -> None:
     data, channels = config.data, config.model.in_channels
     if len(data.mean) == len(data.std) == channels:
         return
-    mean, std = (",".join(f"{value:.4g}" for value in values) for values in channel_statistics(source))
+    with naming("data.path"):
+        statistics = channel_statistics(source)
+    mean, std = (",".join(f"{value:.4g}" for value in values) for values in statistics)
     raise ValueError(
         f"data.mean has {len(data.mean)} values and data.std {len(data.std)} for model.in_channels = {channels}: these "
         f"images have --config.data.mean={mean} --config.data.std={std}"

@@ -119,8 +119,8 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     components = shared_components(grids)
     high = float(np.percentile(np.stack(maps), PEAK))
     frames = []
-    for image, weights, grid in zip(opened, maps, grids, strict=True):
-        shown, (height, width) = visible(image), image.shape[:2]
+    for shown, weights, grid in zip(visible(np.stack(opened)), maps, grids, strict=True):
+        height, width = shown.shape[:2]
         painted = components.paint(grid, height=height, width=width)
         panels = [shown, glow(shown, weights, high=high), painted]
         frames.append(page(in_rows([("", panel) for panel in panels], 3 if width < 900 else 1)))

@@ -1,6 +1,7 @@
 """One of several processes that do what only clusters do: `python -m tests.cluster_run WHAT FOLDER`."""
 
 import dataclasses
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -43,6 +44,21 @@ def load(folder: Path) -> None:
     initial.loaded(str(folder), networks, mesh, load=lambda path: (model, params), statistics=statistics)
 
 
+def full(folder: Path) -> None:
+    """Saves twice; the second process finds its disk full then, while the first one does not."""
+    mesh = sharding.make_mesh(data=1, fsdp=-1)
+    c = get_config()
+    c.model.depth = 1
+    state = states.init(build.networks(c, shards=1), build.optimizer(c.phases["pretrain"]), mesh, seed=0)
+    with Checkpoints(folder, keep_last=3, keep_every=0) as checkpoints:
+        for step in (1, 2):  # the second waits for the first
+            checkpoints.save(step, state, {})
+        if jax.process_index() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        checkpoints.save(3, state, {})
+        checkpoints.save(4, state, {})
+
+
 def restore(folder: Path) -> None:
     """Restores a state that is split over the processes; of the newest one, a part that one process reads is lost."""
     mesh = sharding.make_mesh(data=1, fsdp=-1)
@@ -66,5 +82,5 @@ def restore(folder: Path) -> None:
 
 if __name__ == "__main__":
     command.join_cluster()
-    work = {"differ": differ, "share": share, "load": load, "restore": restore}[sys.argv[1]]
+    work = {"differ": differ, "share": share, "load": load, "full": full, "restore": restore}[sys.argv[1]]
     sys.exit(command.run(lambda: work(Path(sys.argv[2]))))

@@ -30,18 +30,19 @@ def write_bands(folder, *, channels=5):
     return folder
 
 
-def recipe(folder):
-    """Returns a run of three steps on five channels."""
+def recipe(folder, *, channels=5, bits=0):
+    """Returns a run of three steps."""
     c = get_config()
-    c.model.update({"depth": 1, "width": 16, "drop_path": 0.0, "in_channels": 5})
+    c.model.update({"depth": 1, "width": 16, "drop_path": 0.0, "in_channels": channels})
     c.data.path = c.data.test_path = str(folder)
-    c.data.mean, c.data.std = MEAN, STD
+    c.data.mean, c.data.std, c.data.bits = MEAN[:channels], STD[:channels], bits
     config.set_phases(c, pretrain=config.following(c.phases.pretrain, steps=3))
     return c
 
 
-def test_a_run_on_bands(tmp_path, capsys):
-    c = recipe(write_bands(tmp_path / "bands"))
+@pytest.mark.parametrize(("channels", "bits"), [(5, 0), (3, 16)])
+def test_a_run_and_what_reads_it(tmp_path, capsys, channels, bits):
+    c = recipe(write_bands(tmp_path / "bands", channels=channels), channels=channels, bits=bits)
     c.log.pictures = True
     results = train.run(c, tmp_path / "run")
     assert results["train/step"] == 3
@@ -49,20 +50,21 @@ def test_a_run_on_bands(tmp_path, capsys):
     assert (tmp_path / "run" / "pictures" / "cosine.png").exists()
     assert "brightest" not in capsys.readouterr().err  # their own statistics say how bright they are
     model, params = dino_jax.load(tmp_path / "run")
-    assert params["patch_embed"]["kernel"].shape == (8, 8, 5, 16)
-    np.testing.assert_allclose((model.mean, model.std), (MEAN, STD))
-    data = ["--data", str(tmp_path / "bands"), "--test", str(tmp_path / "bands"), "--size", "32", "--pixels"]
+    assert params["patch_embed"]["kernel"].shape == (8, 8, channels, 16)
+    np.testing.assert_allclose((model.mean, model.std), (MEAN[:channels], STD[:channels]))
+    assert model.bits == bits
+    data = ["--data", str(tmp_path / "bands"), "--test", str(tmp_path / "bands"), "--size", "32", "--fit", "crop"]
     numbers = str(tmp_path / "knn.json")
     weights = ["--weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--json", numbers]
-    assert evaluate.main(["knn", *weights, *data, "--k", "1"]) == 0
+    assert evaluate.main(["knn", *weights, *data, "--k", "3", "1", "--pixels"]) == 0
     found = json.loads(Path(numbers).read_text())
-    assert found["knn/k1_t0.07"] == found["knn/pixels_k1"] == 1  # each image finds itself
+    assert (found["knn/k3_t0.07"], found["knn/pixels_k3"]) == (results["knn/trained"], results["knn/pixels"])
+    assert found["knn/k1_t0.07"] == 1  # each image finds itself, which images that are all black would not
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(5, 0), (3, 16), (1, 0)])
 def test_all_bits_reach_the_crops(tmp_path, channels, bits):
-    c = recipe(write_bands(tmp_path, channels=channels))
-    c.model.in_channels, c.data.bits = channels, bits
+    c = recipe(write_bands(tmp_path, channels=channels), channels=channels, bits=bits)
     source, _ = build.sources(c)
     batch = next(build.batches(c, phases.in_order(c)[0], source))
     for name in ("global_crops", "local_crops"):
@@ -83,6 +85,28 @@ def test_without_statistics_they_are_measured(tmp_path):
     expected = (pixels / 65535).mean(0), (pixels / 65535).std(0)
     np.testing.assert_allclose([np.fromstring(text, sep=",") for text in said], expected, rtol=1e-3)
     assert not (tmp_path / "run").exists()
+    c.model.in_channels = 4
+    with pytest.raises(
+        ValueError, match=r"data\.path: none of .* such as a/0\.tif: 5 channels, where the network takes 4"
+    ):
+        train.run(c, tmp_path / "run")
+
+
+def test_a_channel_without_content_is_named(tmp_path):
+    image = np.full((40, 48, 5), 300, np.uint16)
+    image[:20, :, [0, 1, 3, 4]] = 200
+    tifffile.imwrite(tmp_path / "0.tif", image, photometric="minisblack", planarconfig="contig")
+    c = recipe(tmp_path)
+    c.data.test_path, c.data.std = "", (0.1,)
+    with pytest.raises(ValueError, match=r"data\.path: channel 3 of 5 is the same everywhere: leave it out"):
+        train.run(c, tmp_path / "run")
+
+
+def test_the_packaged_photographs_have_no_bands(tmp_path):
+    c = recipe(write_bands(tmp_path / "bands"))
+    c.data.homogeneous_path, c.data.homogeneous_share = "packaged", 0.5
+    with pytest.raises(ValueError, match=r"data\.homogeneous_path: the packaged photographs are RGB of 8 bits"):
+        build.sources(c)
 
 
 def test_weights_for_three_channels_are_spread(tmp_path):

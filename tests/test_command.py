@@ -101,9 +101,15 @@ def test_processes_that_cannot_join(variables, message, monkeypatch):
 
 @pytest.mark.parametrize(
     ("hidden", "before", "after"),
-    [(64, "--x --{}=false", "--x"), (128, "--{}=false", "--{}=false"), (64, "--x", "--x")],
+    [
+        (127, "--x", "--x"),
+        (128, "--x", "--x --{}=false"),
+        (128, "--{}=true", "--{}=true"),
+        (64, "--{}=false", "--{}=false"),
+    ],
 )
-def test_small_heads_leave_the_older_loops(hidden, before, after, monkeypatch):
+def test_small_heads_do_without_the_older_loops(hidden, before, after, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
     monkeypatch.setenv("XLA_FLAGS", before.format(command.OLDER_LOOPS))
-    command.leave_older_loops(hidden)
+    command.choose_loops(hidden)
     assert os.environ["XLA_FLAGS"] == after.format(command.OLDER_LOOPS)

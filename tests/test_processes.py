@@ -1,5 +1,6 @@
 """Two processes of two devices each do what one process with four does, and stop and continue together."""
 
+import re
 import socket
 
 import numpy as np
@@ -29,14 +30,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def together(program, *commands, code=0):
-    """Runs one command per process of a cluster; all shall end with `code`."""
+def begin(program, *commands):
+    """Starts one command per process of a cluster."""
     cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(len(commands))}
-    started = [
+    return [
         program.start(*command, devices=2, JAX_PROCESS_ID=str(index), **cluster)
         for index, command in enumerate(commands)
     ]
-    done = [program.finish(process) for process in started]
+
+
+def together(program, *commands, code=0):
+    """Runs one command per process of a cluster; all shall end with `code`."""
+    done = [program.finish(process) for process in begin(program, *commands)]
     assert [process.returncode for process in done] == [code] * len(commands), "\n".join(p.stderr for p in done)
     return done
 
@@ -76,6 +81,19 @@ def test_two_processes_stop_and_continue_as_one(program, tmp_path):
 def test_processes_that_cannot_work_together_say_so(program, tmp_path, what, message):
     for process in together(program, *[("tests.cluster_run", what, str(tmp_path))] * 2, code=2):
         assert message in process.stderr
+
+
+def test_a_full_disk_of_one_process_is_said_by_it_at_once(program, tmp_path):
+    """The others wait for what it does not write, until the cluster notices that it has ended."""
+    first, second = begin(program, *[("tests.cluster_run", "full", str(tmp_path))] * 2)
+    try:
+        done = program.finish(second)
+    finally:
+        first.kill()
+    assert done.returncode == 1
+    assert re.search(
+        r"error: checkpoint \d cannot be written to .*: file too large; checkpoint \d is kept", done.stderr
+    )
 
 
 def test_damage_that_one_process_meets_is_damage_for_all(program, tmp_path):

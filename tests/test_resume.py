@@ -29,6 +29,7 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     said = [line for line in stopped.stderr.splitlines() if "warn" not in line.lower()]
     assert said[-1] == "stopped after step 5, saved: run the same command to continue"
     assert lines(workdir) == expected[:5]
+    (workdir / "results.json").write_text("{}")  # as if it had been finished before it was given more steps
     for where, step, workers, found in (
         ("saving", 6, 0, "5"),  # during a save
         ("entered", 8, 0, "[56]"),  # just after the first phase, while its last state may still be on its way to disk
@@ -36,6 +37,7 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     ):
         killed = program.train_until("SIGKILL", where, step, workdir, data__workers=workers)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (workdir / "results.json").exists()
         assert re.search(f"from {workdir}/checkpoints/{found}\n", killed.stderr), killed.stderr
         assert lines(workdir) == expected[: len(lines(workdir))]
     finished = program.train(workdir)

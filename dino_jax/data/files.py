@@ -87,10 +87,19 @@ def _places(files: Files, folder: str) -> set[str]:
 
 
 def in_folder(files: Files, folder: str, extensions: tuple[str, ...]) -> dict[str, str]:
-    """Returns the files of a folder and its subfolders by their path in it without extension."""
+    """Returns the files of a folder and its subfolders by their path in it without extension.
+
+    Raises:
+      ValueError: when two differ in their extension alone.
+    """
     prefix = f"{folder}/"
-    names = [name for name in files.names if name.startswith(prefix) and name.lower().endswith(extensions)]
-    return {name.removeprefix(prefix).rpartition(".")[0]: name for name in names}
+    found: dict[str, str] = {}
+    for name in files.names:
+        if name.startswith(prefix) and name.lower().endswith(extensions):
+            other = found.setdefault(name.removeprefix(prefix).rpartition(".")[0], name)
+            if other != name:
+                raise ValueError(f"{files.path} has {other} and {name}: remove one of them")
+    return found
 
 
 def paired(

@@ -4,7 +4,7 @@ Inside, images are planar, (channels, ..., height, width): elementwise work on w
 times faster on a CPU and does not pad three channels to 128 lanes on a TPU. Every random number is drawn for the
 full batch, so the result does not depend on how the batch axis is sharded.
 
-Of channels that are not red, green and blue, the grey is their mean, and there is no hue.
+Three channels are taken for red, green and blue. Of any others, the grey is their mean, and there is no hue.
 """
 
 from collections.abc import Sequence

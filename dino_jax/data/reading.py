@@ -20,6 +20,7 @@ MOST_THREADS = 32
 # Images of many shapes wait for others of the same shape; at most this many batches of them wait at once.
 MOST_WAITING = 4
 PROBED = 8
+DARK = 3  # an image whose brightest sample is so many times below the mean
 USABLE = "readable now"  # the reason of an image that can be used
 
 
@@ -129,10 +130,13 @@ def why(source: Source, index: int, prepare: Prepare = lambda image: image) -> s
     return USABLE
 
 
-def darkness(source: Source) -> str:
+def darkness(source: Source, mean: Sequence[float]) -> str:
     """Says in words that images seem to hold fewer bits than their files, "" if they do not.
 
     Cameras, X-rays and satellites store 12 bits in 16: what is measured then reaches a sixteenth of the range.
+
+    Args:
+      mean: of the channels, as the network expects them in [0, 1]: what stays far below is too dark.
     """
     largest, whole = -1, 255
     probed = evenly(len(source), PROBED)
@@ -142,10 +146,10 @@ def darkness(source: Source) -> str:
         except BadImage:
             continue
         largest, whole = max(largest, int(image.max(initial=0))), int(np.iinfo(image.dtype).max)
-    if largest < 0 or largest >= whole / 8:  # none can be used, or all is well
+    if largest < 0 or largest >= whole * min(mean) / DARK:  # none can be used, or all is well
         return ""
     looked = f"the brightest of {len(probed)} images reaches {largest} of {whole}"
-    return f"{looked}: if the files hold 12 bits in 16, scale them up first"
+    return f"{looked}, far below the mean {min(mean):g}: if the files hold 12 bits in 16, scale them up first"
 
 
 def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dino_jax.data.arrayrecord import EXTENSIONS, ArrayRecordSource
-from dino_jax.data.decode import BadImage, decode
+from dino_jax.data.decode import BadImage
+from dino_jax.data.decode import decode as decode_rgb
 from dino_jax.data.files import is_image
 from dino_jax.data.images import open_folder, open_tar
 from dino_jax.data.packaged import PackagedSource
@@ -48,7 +49,7 @@ def has_labels(source: Source) -> bool:
     return False
 
 
-def open_source(source: str, path: str, *, decode: Callable[..., Any] = decode) -> Source:
+def open_source(source: str, path: str, *, decode: Callable[..., Any] = decode_rgb) -> Source:
     """Opens the images of a folder or file.
 
     Args:
@@ -72,7 +73,7 @@ def open_source(source: str, path: str, *, decode: Callable[..., Any] = decode) 
     return openers.get(source, ArrayRecordSource)(place, decode=decode)
 
 
-def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
+def open_path(path: str, *, decode: Callable[..., Any] = decode_rgb) -> Source:
     """Opens images where they are: a folder, an image file, a tar or tar.gz, an ArrayRecord file or folder of them.
 
     Args:
@@ -80,9 +81,11 @@ def open_path(path: str, *, decode: Callable[..., Any] = decode) -> Source:
       decode: turns the bytes of a file into an array.
 
     Raises:
-      ValueError: a path that is missing, or one without images.
+      ValueError: a path that is missing, or one without images, or packaged photographs in another way than `decode`'s.
     """
     if path == "packaged":
+        if decode is not decode_rgb:
+            raise ValueError("the packaged photographs are RGB of 8 bits: give images of these channels and bits")
         return PackagedSource(**PACKAGED)
     place = Path(path).expanduser()
     if not place.exists():

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dino_jax.data.decode import BadImage
+from dino_jax.data.reading import why
 from dino_jax.data.sources import Source
 from dino_jax.data.subset import evenly
 
@@ -15,7 +16,7 @@ def channel_statistics(source: Source) -> tuple[list[float], list[float]]:
     Every image counts alike, whatever its size; those that cannot be used are left out.
 
     Raises:
-      ValueError: when none can be used.
+      ValueError: when none can be used, or a channel is the same everywhere.
     """
     means, squares = [], []
     for index in evenly(len(source), MEASURED):
@@ -27,7 +28,9 @@ def channel_statistics(source: Source) -> tuple[list[float], list[float]]:
         means.append(pixels.mean(0))
         squares.append((pixels**2).mean(0))
     if not means:
-        raise ValueError(f"none of the images that were tried can be used, such as {source.name(0)}")
+        raise ValueError(f"none of the images that were tried can be used, such as {source.name(0)}: {why(source, 0)}")
     mean = np.mean(means, axis=0)
     deviation = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0))
+    if not deviation.all():
+        raise ValueError(f"channel {np.argmin(deviation) + 1} of {len(deviation)} is the same everywhere: leave it out")
     return mean.tolist(), deviation.tolist()

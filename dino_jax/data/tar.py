@@ -38,14 +38,13 @@ class TarFiles:
                 places, links = _index(archive)
         except tarfile.TarError as error:
             raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
-        lost = sorted(name for name in links if _target(name, links) not in places)
+        targets = {name: _target(name, links) for name in links if not _is_hidden(name)}
+        lost = sorted(name for name, target in targets.items() if target not in places)
         if lost:
-            print(
-                f"{path}: {len(lost)} links, such as {lost[0]}, lead to no file of the archive and are left out: "
-                "pack it with tar --dereference",
-                file=sys.stderr,
-            )
-        places |= {name: places[_target(name, links)] for name in links.keys() - {*lost}}
+            count = f"{len(lost)} link{'s' * (len(lost) > 1)}"
+            fix = "pack it with tar --dereference"
+            print(f"{path}: {count} to no file of the archive left out, such as {lost[0]}: {fix}", file=sys.stderr)
+        places |= {name: places[target] for name, target in targets.items() if target in places}
         self._places = {name: place for name, place in places.items() if not _is_hidden(name)}
         self.names = tuple(sorted(self._places))
 
@@ -70,11 +69,13 @@ class TarFiles:
 
 def _index(archive: tarfile.TarFile) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """Returns where the files of an archive are, (offset, size) by name, and the targets of its links, by name."""
-    places, links = {}, {}
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     for member in archive:
         name = _normal(member.name)
         if member.isfile():
             places[name] = member.offset_data, member.size
+            links.pop(name, None)  # of an older version of the archive
         elif member.islnk():
             links[name] = _normal(member.linkname)
         elif member.issym():
@@ -84,9 +85,9 @@ def _index(archive: tarfile.TarFile) -> tuple[dict[str, tuple[int, int]], dict[s
 
 def _target(name: str, links: dict[str, str]) -> str:
     """Follows a link to its end; one that leads in a circle ends somewhere in it."""
-    for _ in range(len(links)):
-        if name not in links:
-            break
+    seen = set()
+    while name in links and name not in seen:
+        seen.add(name)
         name = links[name]
     return name
 

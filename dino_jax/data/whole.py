@@ -1,5 +1,6 @@
 """Writes files whole: after a kill or on a full disk, a file is the new one or the one before, never a part."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -16,20 +17,21 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, together: bool
     Raises:
       OSError: naming the file, which is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{os.uname().nodename}.{os.getpid()}" if together else ""
     temporary = path.with_name(f".{path.name}{own}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        words = f"{error.strerror}: {path} could not be written, and is as it was; free space and run again"
+        words = f"{error.strerror}: {path} could not be written, and is as it was; mend that and run again"
         raise OSError(error.errno, words) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "batch_stats"],
-    meta_fields=["name", "backbone", "mean", "std"],
+    meta_fields=["name", "backbone", "mean", "std", "bits"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, so that jax.jit(model) works too
 class Extractor:
@@ -35,6 +35,7 @@ class Extractor:
       mean, std: per-channel statistics of the images it was trained on, for images in [0, 1].
       batch_stats: running statistics of a ResNet's BatchNorm; empty for other networks. They belong to the weights:
         whoever saves or replaces `params` takes them along.
+      bits: of the samples that it was trained on: 16, or 0 for 8 of RGB and 16 of other channels.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Extractor:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     batch_stats: Params = dataclasses.field(default_factory=dict, repr=False)
+    bits: int = 0
 
     @property
     def patch_size(self) -> int:

@@ -12,22 +12,26 @@ ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
 RIGHT, WRONG = GREEN, VERMILION
 DARK = np.array([14, 14, 18], np.float32)
 VOID = 255
-WHITE = 99.5  # percentile of an image of 16 bits that is drawn white: what is measured seldom fills its range
+WHITE = 99.5  # percentile of a dark image of 16 bits that is drawn white
+DIM = 1 / 8  # of the range: what is darker was measured in fewer bits than its file has
 
 
-def visible(image: np.ndarray) -> np.ndarray:
-    """Returns what a person sees of an image of any channels and bits: its first three channels, or its first, in grey.
+def visible(images: np.ndarray) -> np.ndarray:
+    """Returns what a person sees of images of any channels and bits: the first three channels, or the first, in grey.
 
     Args:
-      image: `(height, width, channels)`, uint8, or uint16, which is stretched, see `WHITE`.
+      images: `(..., height, width, channels)`, uint8 or uint16. Dark ones of 16 bits are stretched, all alike.
 
     Returns:
-      uint8 `(height, width, 3)`.
+      uint8 `(..., height, width, 3)`.
     """
-    shown = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    shown = images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, axis=-1)
     if shown.dtype == np.uint8:
         return shown
-    return np.clip(shown * (255 / max(np.percentile(shown, WHITE), 1)), 0, 255).astype(np.uint8)
+    most = np.iinfo(shown.dtype).max
+    white = max(np.percentile(shown, WHITE), 1)
+    scaled = shown * (255 / (white if white < DIM * most else most))
+    return np.rint(np.minimum(scaled, 255)).astype(np.uint8)
 
 
 def enlarge(values: np.ndarray, *, height: int, width: int) -> np.ndarray:

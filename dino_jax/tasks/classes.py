@@ -40,8 +40,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_data(options: argparse.Namespace, model: Extractor) -> Labelled:
-    """Opens the images that the options name, in the channels of the model."""
-    decode = decoder(model.backbone.in_channels)
+    """Opens the images that the options name, in the channels and bits of the model."""
+    decode = decoder(model.backbone.in_channels, model.bits)
     return open_labelled(options.data, options.test, limit=options.limit, decode=decode)
 
 

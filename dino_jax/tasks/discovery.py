@@ -24,7 +24,7 @@ PICTURES = 8
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "batch_stats"],
-    meta_fields=["name", "backbone", "mean", "std"],
+    meta_fields=["name", "backbone", "mean", "std", "bits"],
 )
 class KeyExtractor(Extractor):
     """A transformer whose patch features are the keys of its last attention, as TokenCut takes them."""

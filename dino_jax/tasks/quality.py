@@ -47,7 +47,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings, or fewer than two images.
     """
-    source = part_of(open_path(options.data, decode=decoder(model.backbone.in_channels)), options.limit)
+    decode = decoder(model.backbone.in_channels, model.bits)
+    source = part_of(open_path(options.data, decode=decode), options.limit)
     if len(source) < 2:
         raise ValueError(f"{options.data}: {len(source)} image is too few to compare; give at least two (see --limit)")
     if options.size < 2 * model.patch_size:

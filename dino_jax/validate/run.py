@@ -1,5 +1,6 @@
 """What must hold in a whole configuration, and between its phases."""
 
+import math
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -31,7 +32,7 @@ CHOICES: dict[str, tuple] = {
     "ibot_head.gain": GAINS,
     "model.norm": ("layernorm", "rmsnorm"),
     "model.attention": ATTENTIONS,
-    "data.bits": (0, 8, 16),
+    "data.bits": (0, 16),
 }
 RULES: tuple[Rule, ...] = (
     (
@@ -98,15 +99,15 @@ def _problems(c: ConfigDict) -> Iterator[str]:
 def _channel_problems(c: ConfigDict) -> Iterator[str]:
     """Finds what only RGB images, or those of 8 bits, can do."""
     channels, bits = c.model.in_channels, c.data.bits
-    if channels != 3 and bits == 8:
-        yield f"data.bits = 8 reads RGB only, not model.in_channels = {channels}: set it to 16 or 0"
     if c.data.source == "packaged" and (channels != 3 or bits == 16):
         yield (
             "data.source = 'packaged' has RGB photographs of 8 bits: with model.in_channels other than 3 or data.bits "
             "= 16, set it to folder, tar or arrayrecord"
         )
-    if channels != 3 and c.eval.dense.path:
-        yield f"eval.dense.path reads RGB images, not model.in_channels = {channels}: set it to ''"
+    if (channels != 3 or bits == 16) and c.eval.dense.path:
+        yield ("eval.dense.path has RGB images of 8 bits: set it to '' with data.bits = 16, or with other channels")
+    for key in ("data.mean", "data.std"):
+        yield from check(c, "", key, lambda v: all(map(math.isfinite, v)), "finite numbers")
 
 
 def _model_problems(c: ConfigDict) -> Iterator[str]:
@@ -164,7 +165,7 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
                 f"phases.{name}.gram.teacher = {p.gram.teacher!r} has no effect with schedules.gram_weight = 0: "
                 "change one of them"
             )
-    for loss in ("dino", "ibot"):
+    for loss in ("dino",) if c.share_head else ("dino", "ibot"):
         yield from _late_problems(c, phases, loss)
     names = [p.optim.name for p in phases]
     if len(set(names)) > 1:
@@ -172,19 +173,21 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
 
 
 def _late_problems(c: ConfigDict, phases: list[ConfigDict], loss: str) -> Iterator[str]:
-    """Finds a loss that begins in a later phase without a warm-up.
+    """Finds a loss that begins, or begins again, after phases without it, and without a warm-up.
 
-    AdamW counts updates for all parameters together: the moments of a head that is new to it are too small for its
-    count, and its steps up to six times too long, for about as many updates as the second moment lasts.
+    AdamW counts updates for all parameters together: the moments of a head that has rested are too small for its count,
+    and its steps up to six times too long, for about as many updates as the second moment lasts.
     """
-    first = next((index for index, p in enumerate(phases) if p.loss[loss]), 0)
-    p, name = phases[first], c.phase_order[first]
-    lasts = min(sum(p.steps for p in phases[:first]), round(1 / max(1 - p.optim.b2, 1e-6)))
-    if p.optim.name == "adamw" and p.schedules.lr.warmup < lasts:
-        yield (
-            f"phases.{name}.loss.{loss} begins after a phase without it, whose updates AdamW counts for the new head "
-            f"too: set phases.{name}.schedules.lr.warmup to {lasts} or more, or have the loss from the first phase on"
-        )
+    losses = [bool(p.loss.dino or (c.share_head and p.loss.ibot) if loss == "dino" else p.loss.ibot) for p in phases]
+    rested = 0
+    for name, p, used in zip(c.phase_order, phases, losses, strict=True):
+        lasts = min(rested, round(1 / max(1 - p.optim.b2, 1e-6)), p.steps)
+        if used and p.optim.name == "adamw" and p.schedules.lr.warmup < lasts:
+            yield (
+                f"phases.{name}.loss.{loss} begins after a phase without it, whose updates AdamW counts for its head "
+                f"too: set phases.{name}.schedules.lr.warmup to {lasts} or more, or have the loss in all phases"
+            )
+        rested = 0 if used else rested + p.steps
 
 
 def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:

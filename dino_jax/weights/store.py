@@ -38,6 +38,7 @@ class Weights:
       leftover: buffers of an official file, by name, that are not bit for bit what the architecture gives.
       mean, std: channel statistics of the images it was trained on.
       manifest: how they were read.
+      bits: see `Extractor`; known of a run's weights, as no other layout has a place for them.
     """
 
     architecture: Architecture
@@ -46,6 +47,7 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     manifest: Manifest
+    bits: int = 0
 
     def tree(self) -> Tree:
         """Returns the parameters as nested dicts."""
@@ -59,7 +61,8 @@ class Weights:
         """Returns the network with these weights, both in `dtype`."""
         a = self.architecture
         params, stats = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (self.tree(), self.stats()))
-        return Extractor(a.name, a.with_options(dtype=dtype).build(), params, self.mean, self.std, batch_stats=stats)
+        network = a.with_options(dtype=dtype).build()
+        return Extractor(a.name, network, params, self.mean, self.std, batch_stats=stats, bits=self.bits)
 
 
 def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", **options: Any) -> Weights:

@@ -60,8 +60,8 @@ def test_other_bits_and_channels_are_cropped_alike():
     deep = multi_crop(bands, np.random.default_rng(3), gram_size=64, **OPTIONS)
     for name, crop in crops.items():
         assert deep[name].dtype == np.uint16
-        # Pillow resizes 8 bits in fixed point and rounds between its two passes: up to 2 of 255 apart.
-        np.testing.assert_allclose(deep[name][..., 3:] / 257, crop, atol=2)
+        # Pillow resizes 8 bits in fixed point and rounds between its two passes: at most 1.1 of 255 apart.
+        np.testing.assert_allclose(deep[name][..., 3:] / 257, crop, atol=1.25)
         np.testing.assert_array_equal(deep[name][..., 2::-1], deep[name][..., 3:])
 
 

@@ -176,4 +176,5 @@ def test_twelve_bits_in_sixteen_are_noticed(tmp_path, bits, said):
             tiff(samples.astype(np.uint8 if bits == 8 else np.uint16), photometric="rgb")
         )
     for source in (open_path(str(tmp_path)), open_path(str(tmp_path), decode=partial(decode_deep, channels=3))):
-        assert ("if the files hold 12 bits in 16, scale them up" in darkness(source)) == said
+        assert ("if the files hold 12 bits in 16, scale them up" in darkness(source, (0.485, 0.456, 0.406))) == said
+        assert darkness(source, (0.01,) * 3) == ""  # as dark as its statistics say
