@@ -49,7 +49,7 @@ def get_config():
     )
     gram = config.following(
         pretrain,
-        # The public configuration names no end: here the third and last Gram teacher serves as long as the others.
+        # How long is ours: the third and last Gram teacher serves as long as the others.
         steps=40_000,
         gram={
             "teacher": "ema",

@@ -1,6 +1,7 @@
 """DINOv3 ViT-L/16 on ImageNet-1k: the fast set-up of the references, then a short Gram phase.
 
-Paper: DINOv3 (arXiv 2508.10104); phase 1 is the public ViT-L/16 ImageNet-1k configuration, phase 2 is ours.
+Paper: DINOv3 (arXiv 2508.10104); phase 1 has the hyper-parameters of the references' fast set-up, for the network of
+  the released ViT-L/16; phase 2 is ours.
 Hardware: 32 GPUs with 80 GB (64 images each).
 Time and score: not run.
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_vitl16.py --workdir DIR

@@ -137,7 +137,8 @@ def check(weights: Weights, to: str | None, out: Path | None) -> dict[str, float
             store.save(weights, folder, library)
         found = reference.differences(store.read(folder, **_untold(weights)), folder, library)
     name = {"hf": "transformers", "timm": "timm"}[library]
-    via = "" if library == to else f", which has this network too ({to or 'the source'} has no code for it here)"
+    same_layout = library == to or (to is None and weights.manifest.layout.startswith(library))
+    via = "" if same_layout else f", which has this network too ({to or 'the source'} has no code for it here)"
     print(f"check: largest difference from {name}{via}")
     for what, difference in found.items():
         print(f"  {what}: {difference:.1e}")

@@ -25,6 +25,7 @@ KINDS = {
     "similarity": "a page on which a click shows where else the features are alike",
     "video": "attention and components of the frames of a video, as GIF and MP4",
 }
+WIDE = 900  # pixels: such pictures are drawn below each other
 PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
 
 
@@ -123,7 +124,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
         height, width = shown.shape[:2]
         painted = components.paint(grid, height=height, width=width)
         panels = [shown, glow(shown, weights, high=high), painted]
-        frames.append(page(in_rows([("", panel) for panel in panels], 3 if width < 900 else 1)))
+        frames.append(page(in_rows([("", panel) for panel in panels], 3 if width < WIDE else 1)))
     stem = f"video-{name.replace('/', '-') or _name_of(Path(options.images))}"
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
@@ -143,7 +144,8 @@ def attention_sheet(image: np.ndarray, attention: Attention) -> np.ndarray:
     for head, (weights, shares) in enumerate(zip(attention.maps, attention.shares, strict=True), start=1):
         drawn = heat(weights, high=float(np.percentile(weights, PEAK)), height=height, width=width)
         panels.append((f"head {head}: {_shares(shares)}", drawn))
-    return page(in_rows(panels, 4 if len(panels) > 6 else 3))
+    columns = 1 if width >= WIDE else 4 if len(panels) > 6 else 3
+    return page(in_rows(panels, columns))
 
 
 def _shares(shares: np.ndarray) -> str:

@@ -62,7 +62,7 @@ def bench_knn(options: argparse.Namespace) -> dict[str, float]:
             for name, (seconds, cpu) in times.items():
                 numbers |= {f"knn/{name}_k{k}_seconds": float(seconds), f"knn/{name}_k{k}_cpu_seconds": float(cpu)}
                 speed = f"{flops / seconds / 1e9:.0f}"
-                row: list[str | float] = [str(k), name, f"{seconds:.1f}", f"{cpu:.1f}", speed, "-", "-"]
+                row: list[str | float] = [str(k), name, f"{seconds:.3g}", f"{cpu:.3g}", speed, "-", "-"]
                 if name != "ours" and "ours" in times:
                     ratio = float(seconds / times["ours"][0])
                     numbers |= {f"knn/ratio_{name}_k{k}": ratio, f"knn/agreement_{name}_k{k}": shared[name]}

@@ -66,6 +66,10 @@ def bench_step(options: argparse.Namespace) -> dict[str, float]:
     """
     if options.batch < 1 or options.steps < 1:
         raise ValueError("--batch and --steps must be at least 1")
+    if not all(0 <= rate < 1 for rate in options.drop_path):
+        raise ValueError(f"--drop-path {' '.join(map(str, options.drop_path))}: rates must be 0 or more and below 1")
+    if options.torch:
+        check_torch(options)
     numbers = {"step/matmul_gflops": matmul_speed(jnp.dtype(options.precision)) / 1e9}
     head = ["drop path", "images/s", "GFLOP/s", "of matmul", "MFU", "compile", "temporary", "PyTorch", "ratio"]
     rows: list[list[str | float]] = [[*head]]
@@ -146,12 +150,16 @@ def compiled_step(networks: Networks, phase: ConfigDict, host: Batch, mesh: Mesh
     return compiled, call, compile_seconds
 
 
-def torch_step(host: Batch, c: ConfigDict) -> turns.Elsewhere:
-    """Starts a plain PyTorch step with the sizes of `c`, on the CPU."""
+def check_torch(options: argparse.Namespace) -> None:
+    """Raises ValueError for what the plain PyTorch step cannot be compared with."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError("--torch needs PyTorch: pip install torch")
-    if c.model.ffn != "mlp" or c.precision != "float32":
+    if options.precision != "float32" or config.model(options.variant).ffn != "mlp":
         raise ValueError("--torch compares float32 models with a GELU feed-forward only")
+
+
+def torch_step(host: Batch, c: ConfigDict) -> turns.Elsewhere:
+    """Starts a plain PyTorch step with the sizes of `c`, on the CPU."""
     sizes = {"patch": c.model.patch_size, "hidden": int(c.model.width * c.model.ffn_ratio)}
     sizes |= {name: c.model[name] for name in ("width", "depth", "heads", "registers", "drop_path")}
     head = {name: c.dino_head[name] for name in ("prototypes", "hidden", "bottleneck")}

@@ -84,10 +84,14 @@ def in_rows(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
 
 
 def overview(groups: Sequence[tuple[str, Sequence[np.ndarray]]], *, title: str = "") -> np.ndarray:
-    """Lays out groups of pictures of one height, without gaps, each group under its name, two groups in a row."""
+    """Lays out groups of pictures of one height, without gaps, each group under its name, two groups in a row.
+
+    Panoramas are lower than the others, so that no picture is wider than two panels.
+    """
     panels = []
     for name, pictures in groups:
-        scaled = [_to_height(picture, PANEL) for picture in pictures]
+        broadest = max(picture.shape[1] / picture.shape[0] for picture in pictures)
+        scaled = [_to_height(picture, round(min(PANEL, 2 * PANEL / broadest))) for picture in pictures]
         panels.append((name, np.concatenate(scaled, axis=1)))
     return page(in_rows(panels, 2), title=title)
 

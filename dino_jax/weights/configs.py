@@ -80,9 +80,12 @@ def options_of(config: Config, folder: Path) -> Options:
 
 
 def _number(config: Options, key: str, folder: Path) -> Any:
-    if not isinstance(config.get(key), int | float):
+    value = config.get(key)
+    if value is None:
         raise ValueError(f"config.json of {folder} lacks {key}: fetch it again, or add the number")
-    return config[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"config.json of {folder} has {key} = {value!r}, which must be a number above 0: mend it")
+    return value
 
 
 def hugging_face(architecture: Architecture, layout: Layout) -> Config:

@@ -44,9 +44,9 @@ def architecture(state: StateDict, layout: Layout, known: Mapping[str, Any]) -> 
         found.setdefault("heads", known.get("heads"))
         if found["heads"] is None:
             raise ValueError(
-                f"no published network of {layout.family} has width {found['width']}, depth {found['depth']} and "
-                f"{found['registers']} registers, and shapes do not show the number of heads: give it (--heads N, in "
-                "Python heads=N)"
+                f"no published network of {layout.family} has width {found['width']}, depth {found['depth']}, patch "
+                f"{found['patch_size']}, {found['registers']} registers and {hidden} feed-forward channels "
+                f"({found['ffn']}), and shapes do not show the number of heads: give it (--heads N, in Python heads=N)"
             )
     found["layer_scale"] = (base["layer_scale"] or 1e-5) if scaled else 0.0
     options = {**base, **found, **layout.options, **known}
@@ -101,6 +101,10 @@ def _transformer(state: StateDict, layout: Layout) -> Found:
     if "pos_embed" in there:
         tokens = there["pos_embed"][1] - (0 if layout.name == "timm_dinov2_registers" else 1)
         found["pos_grid"] = math.isqrt(tokens)
+        if tokens < 1 or found["pos_grid"] ** 2 != tokens:
+            raise ValueError(
+                f"the position embedding has {tokens} places, which are no square grid: only those are read"
+            )
     if "rope_embed.periods" in state:
         periods = state["rope_embed.periods"].astype(np.float64)
         found["heads"] = found["width"] // (4 * len(periods))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,9 +148,15 @@ def _rule_to_ours(
     if len(columns) < blocks:
         return {}
     stacked = [
-        np.stack(column) if rule.stacked else np.ascontiguousarray(column[0]) for column in zip(*columns, strict=True)
+        _stacked(column) if rule.stacked else np.ascontiguousarray(column[0]) for column in zip(*columns, strict=True)
     ]
     return dict(zip(paths, stacked, strict=True))
+
+
+def _stacked(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks the tensors of all blocks; those of different types, such as float16 and bfloat16, as float32."""
+    mixed = len({block.dtype for block in blocks}) > 1
+    return np.stack([block.astype(np.float32) for block in blocks] if mixed else blocks)
 
 
 def _rule_to_theirs(rule: Rule, place: Place, params: Flat, state: Flat, drop: str, manifest: Manifest) -> set[str]:

@@ -7,6 +7,7 @@ tensors refer to storages kept beside it. The pickle may name only what `SAFE` a
 
 import collections
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,7 @@ UNSUPPORTED = {
     "torch._utils _rebuild_tensor_v3": "tensors of a type unknown here, such as float8",
     "torch._utils _rebuild_meta_tensor_no_storage": "tensors without numbers, of the device meta",
 }
+PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # which number a part, to refer to it later
 LONGEST_PICKLE = 100_000_000  # bytes; that of a checkpoint has some 100 for each tensor
 
 
@@ -101,7 +103,19 @@ class SafeUnpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, storage: Callable[[str, np.dtype, int], np.ndarray] | None = None):
         """Takes what finds a storage by its key, element type and length."""
         super().__init__(file, encoding="utf-8")
-        self.storage = storage
+        self.file, self.storage = file, storage
+
+    def load(self) -> Any:
+        """Unpickles, once it is sure that the pickle numbers its parts one after the other.
+
+        Python makes room for the largest number: a few bytes that say 2**31 would take all memory.
+        """
+        start = self.file.tell()
+        for count, (code, argument, _) in enumerate(pickletools.genops(self.file)):
+            if code.name in PUTS and int(argument or 0) > count:
+                raise ValueError(f"its pickle numbers part {argument} of {count}")
+        self.file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns the stand-in for a global of the pickle; refuses any that is not listed."""

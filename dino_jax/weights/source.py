@@ -23,6 +23,17 @@ DEEPEST = 5
 # Written around names by data parallelism and torch.compile.
 WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 PREFIXES = ("backbone.", "model.", "vit.", "dinov2.", "dinov2_with_registers.")
+# Names that transformers gives tensors in memory, from its fifth version on, and those of the files that it writes.
+IN_MEMORY = (
+    (r"^layers\.(\d+)\.", r"encoder.layer.\1."),
+    (r"^(encoder\.layer\.\d+)\.attention\.q_proj\.", r"\1.attention.attention.query."),
+    (r"^(encoder\.layer\.\d+)\.attention\.k_proj\.", r"\1.attention.attention.key."),
+    (r"^(encoder\.layer\.\d+)\.attention\.v_proj\.", r"\1.attention.attention.value."),
+    (r"^(encoder\.layer\.\d+)\.attention\.o_proj\.", r"\1.attention.output.dense."),
+    (r"^(encoder\.layer\.\d+)\.mlp\.down_proj\.", r"\1.mlp.weights_out."),
+)
+# Those of a ViT alone: DINOv2 calls its feed-forward layers so in files too.
+IN_MEMORY_VIT = ((r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense."))
 HEAD = re.compile(r"(^|\.)(\w+_)?head\.")
 
 FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -181,7 +192,7 @@ def tensors_of(stored: Any, path: Path, branch: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} holds one network, not a student beside a teacher: leave branch out")
     if state:
         return state
-    shown = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    shown = (", ".join(map(str, content)) or "nothing") if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"{path} holds no weights of a {branch}: it has {shown[:120]}")
 
 
@@ -212,7 +223,22 @@ def split_heads(state: StateDict, path: Path) -> tuple[dict[str, np.ndarray], di
         short = _short(name)
         if name not in heads and longer.setdefault(short, name) != name:
             raise ValueError(f"{path} holds {longer[short]} and {name}, both {short}: leave one network in it")
-    return {short: state[name] for short, name in longer.items()}, heads
+    return _as_filed({short: state[name] for short, name in longer.items()}), heads
+
+
+def _as_filed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gives tensors as transformers has them in memory the names and the form of its files; others stay as they are."""
+    found = {}
+    for name, x in state.items():
+        of_vit = IN_MEMORY_VIT if name.startswith("layers.") else ()
+        for pattern, filed in (*IN_MEMORY, *of_vit):
+            name = re.sub(pattern, filed, name)
+        found[name] = x
+    for gate in [name for name in found if re.match(r"encoder\.layer\.\d+\.mlp\.gate_proj\.", name)]:
+        up = gate.replace("gate_proj", "up_proj")
+        if up in found:
+            found[gate.replace("gate_proj", "weights_in")] = np.concatenate([found.pop(gate), found.pop(up)])
+    return found
 
 
 def _short(name: str) -> str:

@@ -223,6 +223,8 @@ def _architecture(there: Checkpoint, layout: Layout, options: Mapping[str, Any])
         return infer.architecture(there.state, layout, {**known, **options})
     except KeyError as error:
         raise ValueError(f"{there.path} looks like {layout.name} but lacks {error}: fetch it again") from None
+    except IndexError:
+        raise ValueError(f"{there.path} looks like {layout.name}, but its tensors have other dimensions") from None
 
 
 def _statistics(there: Checkpoint, channels: int) -> tuple[statistics.Numbers, statistics.Numbers]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,19 @@ def test_features_and_files_are_those_of_transformers(case, tmp_path):
     assert not any(remarks.values()), remarks
     state = loaded.state_dict()
     assert all((state[label] == x).all() for label, x in network.state_dict().items())
+
+
+@pytest.mark.parametrize("case", [case for case, (name, _) in CASES.items() if not name.startswith("DINOv3")])
+def test_names_in_memory_are_those_of_files(case, tmp_path):
+    """What torch.save(model.state_dict()) writes has other names than what save_pretrained does."""
+    name, arguments = CASES[case]
+    network = random_network(name, arguments)
+    library("torch").save(network.state_dict(), tmp_path / "memory.bin")
+    network.save_pretrained(tmp_path / "folder")
+    found = store.read(tmp_path / "memory.bin", heads=arguments["num_attention_heads"])
+    expected = store.read(tmp_path / "folder")
+    assert found.params.keys() == expected.params.keys()
+    assert all((found.params[path] == x).all() for path, x in expected.params.items())
 
 
 @pytest.mark.golden
@@ -176,6 +190,9 @@ def test_timm_cannot_hold_every_network(family, option, tmp_path):
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ({"layer_norm_eps": None}, r"config\.json of .*x lacks layer_norm_eps: fetch it again"),
         ({"num_attention_heads": None}, r"config\.json of .*x lacks num_attention_heads"),
+        ({"layer_norm_eps": math.nan}, r"config\.json of .*x has layer_norm_eps = nan, which must be a number above 0"),
+        ({"layer_norm_eps": "1e-6"}, r"has layer_norm_eps = '1e-6', which must be a number above 0"),
+        ({"num_attention_heads": 0}, r"has num_attention_heads = 0, which must be a number above 0"),
     ],
 )
 def test_configurations_that_are_not_dinos(change, message, tmp_path):

@@ -143,6 +143,15 @@ def test_few_bytes_do_not_become_many(tmp_path, monkeypatch):
         pth.read(tmp_path / "a.pth")
 
 
+def test_a_number_of_a_part_takes_no_memory(tmp_path):
+    """Python's own unpickler makes room for 2**31 parts: 16 bytes each."""
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02Nr\xff\xff\xff\x7f.")
+        archive.writestr("x/byteorder", b"little")
+    with pytest.raises(ValueError, match="its pickle numbers part 2147483647 of 2"):
+        pth.read(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_files_that_are_cut_off(tmp_path, share):
     pth_writer.write(tmp_path / "a.pth", ARRAYS)
