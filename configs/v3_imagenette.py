@@ -55,11 +55,11 @@ def get_config(variant: str = "gpu"):
     c.eval.dense.path = "../shared/data/segmentation.tar.gz"
     # About 2 % of the time on a CPU: docs/results.md.
     c.eval.knn.every = c.eval.dense.every = c.eval.quality.every = 250 if device == "gpu" else 400
+    c.remat = "matmuls"
     if device == "gpu":
         c.data.workers = 12
     else:
         c.precision = "float32"
-        c.remat = "matmuls"
     generations[generation](c, budget)
     return c
 

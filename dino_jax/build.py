@@ -1,6 +1,7 @@
 """Makes the objects of a run from its configuration; models, losses, data and the step know nothing of ConfigDict."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from dino_jax.phases import Phase
 from dino_jax.recipe import naming
 from dino_jax.state import Networks
 from dino_jax.step import Step, make_train_step
+
+MOST_FUSED = 128  # width of a head that cuDNN attends with on all these devices
 
 
 def sources(config: ConfigDict) -> tuple[Source, Source | None]:
@@ -88,20 +91,31 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
     )
 
 
-def networks(config: ConfigDict, *, shards: int) -> Networks:
+def networks(config: ConfigDict, *, shards: int, device: jax.Device | None = None) -> Networks:
     """Builds backbone and heads.
 
     Args:
       shards: data shards of the mesh.
+      device: one of those that compute, for which `model.attention` "auto" is chosen; without one it is "xla".
     """
     dtype = jnp.dtype(config.precision)
     options = config.model.to_dict()
     module: Any = network_class(options)
     training = {"shards": shards, "remat": config.remat} if module is VisionTransformer else {}
+    if options.get("attention") == "auto":
+        options["attention"] = "cudnn" if has_fused_attention(config, device) else "xla"
     backbone: Backbone = module(**options, **training, dtype=dtype)
     dino_head, ibot_head = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
     with_ibot = any(config.phases[name].loss.ibot for name in config.phase_order)
     return Networks(backbone, dino_head, ibot_head if with_ibot and not config.share_head else None)
+
+
+def has_fused_attention(config: ConfigDict, device: jax.Device | None) -> bool:
+    """Tells whether cuDNN has a kernel for the attention of a transformer on a device: from Ampere on, in bfloat16."""
+    capability = getattr(device, "compute_capability", "")  # "9.0" of an H100, "gfx942" of others
+    ampere = bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8
+    head = config.model.width // config.model.heads
+    return ampere and config.precision == "bfloat16" and head % 8 == 0 and head <= MOST_FUSED
 
 
 def centered(config: ConfigDict) -> tuple[str, ...]:

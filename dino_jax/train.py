@@ -59,7 +59,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     for phase in in_order(config):
         check_batch(phase, shards)
     check_attention(config, mesh)
-    networks = build.networks(config, shards=shards)
+    networks = build.networks(config, shards=shards, device=mesh.local_devices[0])
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
     agreement.check(settings(config) | images("training", source) | images("held-out", held_out))
@@ -111,11 +111,12 @@ def check_statistics(config: ConfigDict, source: Source) -> None:
 
 def check_attention(config: ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError when the devices or the precision do not offer the attention that is asked for."""
-    platform = mesh.devices.flat[0].platform
-    if config.model.get("attention") == "cudnn" and (platform != "gpu" or config.precision != "bfloat16"):
+    device = mesh.local_devices[0]
+    if config.model.get("attention") == "cudnn" and not build.has_fused_attention(config, device):
         raise ValueError(
-            f"model.attention = 'cudnn' needs NVIDIA GPUs and precision = 'bfloat16', here it is {platform} and "
-            f"{config.precision}: use 'xla'"
+            f"model.attention = 'cudnn' needs NVIDIA GPUs (Ampere or later), precision = 'bfloat16' and heads of a "
+            f"multiple of 8 up to {build.MOST_FUSED} features, here it is {device.device_kind}, {config.precision} and "
+            f"{config.model.width // config.model.heads}: use 'auto'"
         )
 
 

@@ -124,3 +124,19 @@ def common_folder(tmp_path_factory) -> Path:
     """Returns a temporary folder that all test processes of this session share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture
+def portable_cudnn(monkeypatch):
+    """Lets attention "cudnn" run anywhere: the same function of JAX, without its kernel; it checks what that takes."""
+    import jax
+
+    function = jax.nn.dot_product_attention
+
+    def portable(q, k, v, *, implementation, key_value_seq_lengths, **options):
+        assert implementation == "cudnn"
+        assert q.shape[1] % 2 == k.shape[1] % 2 == 0  # or it has no backward pass
+        assert key_value_seq_lengths is None or key_value_seq_lengths.shape == (len(q),)
+        return function(q, k, v, implementation="xla", key_value_seq_lengths=key_value_seq_lengths, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", portable)

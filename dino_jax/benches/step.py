@@ -20,7 +20,7 @@ from dino_jax.benches.features import DINOV3
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import processors
 from dino_jax.flops import train_flops_per_image
-from dino_jax.models.vit import REMAT_POLICIES
+from dino_jax.models.vit import ATTENTIONS, REMAT_POLICIES
 from dino_jax.progress import table
 from dino_jax.report import peak_memory
 from dino_jax.state import Networks
@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="matmuls",
         choices=tuple(REMAT_POLICIES),
         help="what the backward pass recomputes (default matmuls)",
+    )
+    parser.add_argument(
+        "--attention", default="auto", choices=("auto", *ATTENTIONS), help="its kernel (default auto: the fastest)"
     )
     parser.add_argument(
         "--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates of stochastic depth (default 0 0.3)"
@@ -101,12 +104,12 @@ def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, flo
     """Compiles and times the step of one setting, in turn with PyTorch's if that is asked for."""
     c = config.default()
     c.precision, c.remat = options.precision, options.remat
-    c.model = config.model(options.variant, drop_path=drop_path)
+    c.model = config.model(options.variant, drop_path=drop_path, attention=options.attention)
     mesh = sharding.make_mesh()
     group = options.batch // sharding.data_shards(mesh)
     phase = config.phase(steps=10, batch_size=options.batch, masks={"group_size": max(group, 1)})
     config.set_phases(c, bench=phase)  # the networks have the heads that its losses need
-    networks = build.networks(c, shards=sharding.data_shards(mesh))
+    networks = build.networks(c, shards=sharding.data_shards(mesh), device=mesh.local_devices[0])
     host = random_batch(phase, patch=c.model.patch_size)
     compiled, step, compile_seconds = compiled_step(networks, phase, host, mesh)
     with contextlib.ExitStack() as stack:
@@ -200,11 +203,15 @@ def random_batch(phase: ConfigDict, *, patch: int) -> Batch:
 
 
 def matmul_speed(dtype: Any) -> float:
-    """Returns the FLOP/s of a plain matrix product, 2048 x 2048, on one device, the best of ten."""
-    x = jnp.ones((2048, 2048), dtype)
+    """Returns the FLOP/s of a plain matrix product of noise on one device, the best of ten.
+
+    Its sides are 2,048 on a CPU, and 8,192 where that is too little to keep a device busy.
+    """
+    side = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    x = jax.random.normal(jax.random.key(0), (side, side), dtype)  # products of zeros or ones run faster
     product = jax.jit(lambda x: x @ x)
     times = turns.take_turns({"product": turns.timed(lambda: jax.block_until_ready(product(x)))}, 10)
-    return 2 * 2048**3 / min(times["product"])
+    return 2 * side**3 / min(times["product"])
 
 
 def _comparable(options: argparse.Namespace) -> bool:

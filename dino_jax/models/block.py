@@ -1,5 +1,6 @@
 """What a vision transformer is made of: its patch embedding and its blocks."""
 
+import functools
 from typing import Any
 
 from einops import rearrange
@@ -69,17 +70,19 @@ class Block(nn.Module):
         train: bool,
         collect: bool,
         rate: Array | None,
+        lengths: dict[str, int | None],
     ):
         """Maps each group's tokens `(batch, tokens, width)`; returns (groups, groups if `collect` else None)."""
         out = {}
         for name, x in groups.items():
-            x = self.residual(lambda y, table=ropes[name]: self.attention_branch(y, table), x, train, rate)
+            attend = functools.partial(self.attention_branch, table=ropes[name], length=lengths[name])
+            x = self.residual(attend, x, train, rate)
             out[name] = self.residual(self.feed_forward_branch, x, train, rate)
         return out, (out if collect else None)
 
-    def attention_branch(self, x: Array, table: layers.Table | None) -> Array:
+    def attention_branch(self, x: Array, *, table: layers.Table | None, length: int | None) -> Array:
         """Returns what the attention adds to `(batch, tokens, width)`."""
-        y = self.attn(self.norm1(x), table)
+        y = self.attn(self.norm1(x), table, length)
         return self.ls1(y) if self.layer_scale else y
 
     def feed_forward_branch(self, x: Array) -> Array:

@@ -92,10 +92,11 @@ def tables(coords: Array | np.ndarray, periods: np.ndarray) -> tuple[Array, Arra
     return jnp.sin(angles), jnp.cos(angles)
 
 
-def with_prefix(table: tuple[Array, Array], prefix: int) -> tuple[Array, Array]:
-    """Prepends `prefix` unrotated positions (CLS and registers) to the tables."""
+def with_unrotated(table: tuple[Array, Array], *, before: int = 0, after: int = 0) -> tuple[Array, Array]:
+    """Adds positions that are not rotated to the tables, such as those of CLS and registers before the patches."""
     sin, cos = table
-    return jnp.pad(sin, ((prefix, 0), (0, 0))), jnp.pad(cos, ((prefix, 0), (0, 0)), constant_values=1.0)
+    rows = ((before, after), (0, 0))
+    return jnp.pad(sin, rows), jnp.pad(cos, rows, constant_values=1.0)
 
 
 def rotate(x: Array, table: tuple[Array, Array]) -> Array:

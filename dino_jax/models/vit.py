@@ -91,6 +91,7 @@ class VisionTransformer(nn.Module):
     shards: int = 1
     remat: str = "none"
     attention: str = "xla"
+    unroll: int = 1
     dtype: Any = jnp.float32
 
     def grid(self, image_size: tuple[int, ...], layer: int = -1) -> tuple[int, int]:
@@ -133,8 +134,9 @@ class VisionTransformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=self.depth,
+            unroll=self.unroll,
             check_constancy_invariants=False,  # it traces every block twice
         )(**self.block_options())
         options: dict[str, Any] = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
@@ -171,12 +173,18 @@ class VisionTransformer(nn.Module):
         tokens = {name: self.embed(images, masks.get(name)) for name, images in groups.items()}
         ropes = {name: self.rope_table(images.shape[1:3], train) for name, images in groups.items()}
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path_ramp else None
-        tokens, blocks = self.blocks(tokens, ropes, train, collect, rates)
+        lengths = {name: x.shape[1] for name, x in tokens.items()}
+        fill = {name: length % 2 if self.attention == "cudnn" else 0 for name, length in lengths.items()}
+        tokens = {name: jnp.pad(x, ((0, 0), (0, fill[name]), (0, 0))) for name, x in tokens.items()}
+        ropes = {name: table and rope.with_unrotated(table, after=fill[name]) for name, table in ropes.items()}
+        attended = {name: length if fill[name] else None for name, length in lengths.items()}
+        tokens, blocks = self.blocks(tokens, ropes, train, collect, rates, attended)
+        tokens = {name: x[:, : lengths[name]] for name, x in tokens.items()}
         out = {name: self.final_norm(x, local=train and name == "local") for name, x in tokens.items()}
         if self.is_initializing() and self.untie_global_and_local_norms:
             self.local_cls_norm(tokens["global"][:, :1])
         if collect:
-            out = {name: out[name] | {"blocks": blocks[name]} for name in out}
+            out = {name: out[name] | {"blocks": blocks[name][:, :, : lengths[name]]} for name in out}
         return out
 
     def embed(self, images: Array, mask: Array | None = None) -> Array:
@@ -229,7 +237,7 @@ class VisionTransformer(nn.Module):
             min_period=self.rope_min_period,
             max_period=self.rope_max_period,
         )
-        return rope.with_prefix(rope.tables(coords, periods), 1 + self.registers)
+        return rope.with_unrotated(rope.tables(coords, periods), before=1 + self.registers)
 
     def final_norm(self, x: Array, *, local: bool = False) -> dict[str, Array]:
         """Applies to tokens `(batch, tokens, width)` the norm of each kind; `local` for a local crop in training."""

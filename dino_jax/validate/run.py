@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple] = {
     "dino_head.gain": GAINS,
     "ibot_head.gain": GAINS,
     "model.norm": ("layernorm", "rmsnorm"),
-    "model.attention": ATTENTIONS,
+    "model.attention": ("auto", *ATTENTIONS),
     "data.bits": (0, 16),
 }
 RULES: tuple[Rule, ...] = (

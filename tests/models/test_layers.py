@@ -103,3 +103,23 @@ def test_stochastic_depth_gives_each_sample_its_own_update():
     y = layers.residual_on_subset(lambda rows: 10 * rows, x, jax.random.key(1), rate=0.5, shards=2)
     ratio = np.asarray(y[1:] / x[1:])
     assert set(np.unique(ratio.round(4))) == {1, 21}  # 1 + 10 * 4 / 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "most", "found"),
+    [(1, 1, 1), (31, 44, 31), (33, 48, 32), (89, 128, 88), (126, 127, 124), (921, 1024, 928), (3686, 4096, 3712)],
+)
+def test_subsets_of_many_samples_are_rounded(samples, most, found):
+    assert layers.aligned(samples, most=most) == found
+
+
+def test_fused_attention_leaves_out_the_tokens_that_fill_up(portable_cudnn):
+    inputs = [jnp.concatenate([x, x[:, :1]], axis=1) for x in qkv()]
+    cotangent = jax.random.normal(jax.random.key(9), inputs[0].shape)
+    for length in (None, 7, 5):
+        found, backward = jax.vjp(lambda *x, length=length: layers.attend_fused(*x, length)[:, :length], *inputs)
+        whole, theirs = jax.vjp(attend, *(x[:, :length] for x in inputs))
+        np.testing.assert_allclose(found, whole, atol=1e-6)
+        for a, b in zip(backward(cotangent[:, :length]), theirs(cotangent[:, :length]), strict=True):
+            np.testing.assert_allclose(a[:, :length], b, atol=5e-6)
+            assert not a[:, b.shape[1] :].any()

@@ -130,7 +130,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only():
 
 
 def test_prefix_tokens_are_not_rotated():
-    table = rope.with_prefix(rope.tables(rope.coordinates(2, 2), rope.periods(8)), 3)
+    table = rope.with_unrotated(rope.tables(rope.coordinates(2, 2), rope.periods(8)), before=3)
     x = jax.random.normal(jax.random.key(0), (1, 7, 2, 8))
     turned = rope.rotate(x, table)
     np.testing.assert_array_equal(turned[:, :3], x[:, :3])

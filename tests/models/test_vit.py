@@ -212,3 +212,23 @@ def test_bfloat16_stays_near_float32(small):
     assert half.dtype == jnp.bfloat16
     # bfloat16 keeps 8 bits: errors of a few 2**-8 on unit-variance tokens.
     assert np.abs(exact - half.astype(jnp.float32)).max() < 0.1
+
+
+@pytest.mark.parametrize("side", [8, 12])  # 7 tokens, an odd number, and 12
+def test_fused_attention_equals_plain(small, portable_cudnn, side):
+    """With the tokens that make their number even, stochastic depth, and what is collected."""
+    model, params, _ = small
+    images = jax.random.normal(jax.random.key(1), (4, side, side, 3))
+
+    def run(attention):
+        network = model.clone(attention=attention, drop_path=0.5, rope_jitter=1.5, remat="matmuls")
+        rngs = {"rope": jax.random.key(2), "drop_path": jax.random.key(3)}
+
+        def tokens(params):
+            return network.apply({"params": params}, {"global": images}, train=True, collect=True, rngs=rngs)["global"]
+
+        out, backward = jax.vjp(tokens, params)
+        return out, backward(jax.tree.map(jnp.cos, out))
+
+    for a, b in zip(jax.tree.leaves(run("cudnn")), jax.tree.leaves(run("xla")), strict=True):
+        assert_close(a, b, relative=GRADIENT)
