@@ -96,26 +96,40 @@ def networks(config: ConfigDict, *, shards: int, device: jax.Device | None = Non
 
     Args:
       shards: data shards of the mesh.
-      device: one of those that compute, for which `model.attention` "auto" is chosen; without one it is "xla".
+      device: one of those that compute, for which the kernel of `model.attention` "auto" is chosen.
+
+    Raises:
+      ValueError: for the attention "cudnn" on a device without it.
     """
     dtype = jnp.dtype(config.precision)
     options = config.model.to_dict()
     module: Any = network_class(options)
     training = {"shards": shards, "remat": config.remat} if module is VisionTransformer else {}
-    if options.get("attention") == "auto":
-        options["attention"] = "cudnn" if has_fused_attention(config, device) else "xla"
+    if "attention" in options:
+        options["attention"] = attention_of(config, device)
     backbone: Backbone = module(**options, **training, dtype=dtype)
     dino_head, ibot_head = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
     with_ibot = any(config.phases[name].loss.ibot for name in config.phase_order)
     return Networks(backbone, dino_head, ibot_head if with_ibot and not config.share_head else None)
 
 
-def has_fused_attention(config: ConfigDict, device: jax.Device | None) -> bool:
-    """Tells whether cuDNN has a kernel for the attention of a transformer on a device: from Ampere on, in bfloat16."""
-    capability = getattr(device, "compute_capability", "")  # "9.0" of an H100, "gfx942" of others
+def attention_of(config: ConfigDict, device: jax.Device | None) -> str:
+    """Returns the kernel with which a transformer attends on a device: "auto" is "cudnn" where there is that.
+
+    Raises:
+      ValueError: for "cudnn" on a device without it.
+    """
+    asked, head = config.model.attention, config.model.width // config.model.heads
+    capability = getattr(device, "compute_capability", "")  # "9.0" of an H100, "gfx942" of a GPU that is not NVIDIA's
     ampere = bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8
-    head = config.model.width // config.model.heads
-    return ampere and config.precision == "bfloat16" and head % 8 == 0 and head <= MOST_FUSED
+    fused = ampere and config.precision == "bfloat16" and head % 8 == 0 and head <= MOST_FUSED
+    if asked == "cudnn" and device is not None and not fused:
+        raise ValueError(
+            f"model.attention = 'cudnn' needs NVIDIA GPUs (Ampere or later), precision = 'bfloat16' and heads whose "
+            f"width is a multiple of 8 up to {MOST_FUSED}, here they are {device.device_kind}, {config.precision} and "
+            f"{head}: use 'auto'"
+        )
+    return ("cudnn" if fused else "xla") if asked == "auto" else asked
 
 
 def centered(config: ConfigDict) -> tuple[str, ...]:

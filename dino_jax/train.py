@@ -58,7 +58,6 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     shards = sharding.data_shards(mesh)
     for phase in in_order(config):
         check_batch(phase, shards)
-    check_attention(config, mesh)
     networks = build.networks(config, shards=shards, device=mesh.local_devices[0])
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
@@ -107,17 +106,6 @@ def check_statistics(config: ConfigDict, source: Source) -> None:
         f"data.mean has {len(data.mean)} values and data.std {len(data.std)} for model.in_channels = {channels}: these "
         f"images have --config.data.mean={mean} --config.data.std={std}"
     )
-
-
-def check_attention(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError when the devices or the precision do not offer the attention that is asked for."""
-    device = mesh.local_devices[0]
-    if config.model.get("attention") == "cudnn" and not build.has_fused_attention(config, device):
-        raise ValueError(
-            f"model.attention = 'cudnn' needs NVIDIA GPUs (Ampere or later), precision = 'bfloat16' and heads of a "
-            f"multiple of 8 up to {build.MOST_FUSED} features, here it is {device.device_kind}, {config.precision} and "
-            f"{config.model.width // config.model.heads}: use 'auto'"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,15 +128,31 @@ def common_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def portable_cudnn(monkeypatch):
-    """Lets attention "cudnn" run anywhere: the same function of JAX, without its kernel; it checks what that takes."""
+    """Lets attention "cudnn" run anywhere: the same function of JAX, without its kernel but with what that asks for.
+
+    Gradients of keys and values beyond the length are whatever was in memory.
+    """
     import jax
+    import jax.numpy as jnp
 
     function = jax.nn.dot_product_attention
 
-    def portable(q, k, v, *, implementation, key_value_seq_lengths, **options):
+    @jax.custom_vjp
+    def leave_unwritten(x, lengths):
+        return x
+
+    def backward(lengths, gradient):
+        written = jnp.arange(gradient.shape[1]) < lengths[:, None]
+        return jnp.where(written[..., None, None], gradient, jnp.nan), None
+
+    leave_unwritten.defvjp(lambda x, lengths: (x, lengths), backward)
+
+    def portable(q, k, v, *, implementation, key_value_seq_lengths=None):
         assert implementation == "cudnn"
         assert q.shape[1] % 2 == k.shape[1] % 2 == 0  # or it has no backward pass
-        assert key_value_seq_lengths is None or key_value_seq_lengths.shape == (len(q),)
-        return function(q, k, v, implementation="xla", key_value_seq_lengths=key_value_seq_lengths, **options)
+        if key_value_seq_lengths is not None:
+            assert key_value_seq_lengths.shape == (len(q),)
+            k, v = (leave_unwritten(x, key_value_seq_lengths) for x in (k, v))
+        return function(q, k, v, implementation="xla", key_value_seq_lengths=key_value_seq_lengths)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", portable)

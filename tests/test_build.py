@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from dino_jax import build, phases
@@ -15,6 +17,39 @@ def test_a_phase_may_recompute_more_than_the_run(monkeypatch):
     backbones = {name: build.train_step(networks, config.phases[name], seed=0) for name in config.phase_order}
     assert {name: backbone.remat for name, backbone in backbones.items()} == {"pretrain": "matmuls", "gram": "full"}
     assert backbones["gram"].clone(remat="matmuls") == networks.backbone
+
+
+H100 = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H100")
+OTHERS = [
+    None,
+    SimpleNamespace(device_kind="cpu"),
+    SimpleNamespace(compute_capability="7.5", device_kind="Tesla T4"),
+    SimpleNamespace(compute_capability="gfx942", device_kind="MI300X"),
+]
+
+
+def of_heads(width, precision="bfloat16", attention="auto"):
+    c = get_config()
+    c.precision, c.model.attention = precision, attention
+    c.model.width, c.model.heads = 2 * width, 2
+    return c
+
+
+def test_attention_is_fused_where_there_is_a_kernel():
+    assert build.networks(of_heads(64), shards=1, device=H100).backbone.attention == "cudnn"
+    assert build.networks(of_heads(64, attention="xla"), shards=1, device=H100).backbone.attention == "xla"
+    for width, precision in ((64, "float32"), (12, "bfloat16"), (136, "bfloat16")):
+        assert build.attention_of(of_heads(width, precision), H100) == "xla"
+    assert [build.attention_of(of_heads(64), device) for device in OTHERS] == ["xla"] * 4
+
+
+def test_fused_attention_that_is_not_there_is_one_line():
+    words = "here they are NVIDIA H100, float32 and 64: use 'auto'"
+    with pytest.raises(ValueError, match=words):
+        build.networks(of_heads(64, "float32", "cudnn"), shards=1, device=H100)
+    for device in OTHERS[1:]:
+        with pytest.raises(ValueError, match=f"model.attention = 'cudnn' needs NVIDIA .* are {device.device_kind}, "):
+            build.attention_of(of_heads(64, attention="cudnn"), device)
 
 
 def test_a_convolutional_network_recomputes_nothing():

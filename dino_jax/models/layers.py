@@ -150,10 +150,13 @@ def attend_fused(q: Array, k: Array, v: Array, length: Array | int | None) -> Ar
       q, k, v: `(batch, tokens, heads, head_dim)`.
       length: of the tokens, that many are attended to; the rest fill up. None for all.
     """
-    lengths = None if length is None else jnp.full(len(q), length, jnp.int32)
-    return jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
+    if length is None:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    # The kernel need not write the gradients of keys and values beyond the length: they are replaced by zeros here.
+    inside = (jnp.arange(k.shape[1]) < length)[:, None, None]
+    k, v = (jnp.where(inside, x, 0) for x in (k, v))
+    lengths = jnp.full(len(q), length, jnp.int32)
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 class Attention(nn.Module):

@@ -91,7 +91,6 @@ class VisionTransformer(nn.Module):
     shards: int = 1
     remat: str = "none"
     attention: str = "xla"
-    unroll: int = 1
     dtype: Any = jnp.float32
 
     def grid(self, image_size: tuple[int, ...], layer: int = -1) -> tuple[int, int]:
@@ -136,7 +135,6 @@ class VisionTransformer(nn.Module):
             split_rngs={"params": True, "drop_path": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=self.depth,
-            unroll=self.unroll,
             check_constancy_invariants=False,  # it traces every block twice
         )(**self.block_options())
         options: dict[str, Any] = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
@@ -174,10 +172,7 @@ class VisionTransformer(nn.Module):
         ropes = {name: self.rope_table(images.shape[1:3], train) for name, images in groups.items()}
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path_ramp else None
         lengths = {name: x.shape[1] for name, x in tokens.items()}
-        fill = {name: length % 2 if self.attention == "cudnn" else 0 for name, length in lengths.items()}
-        tokens = {name: jnp.pad(x, ((0, 0), (0, fill[name]), (0, 0))) for name, x in tokens.items()}
-        ropes = {name: table and rope.with_unrotated(table, after=fill[name]) for name, table in ropes.items()}
-        attended = {name: length if fill[name] else None for name, length in lengths.items()}
+        tokens, ropes, attended = self.fill_up(tokens, ropes)
         tokens, blocks = self.blocks(tokens, ropes, train, collect, rates, attended)
         tokens = {name: x[:, : lengths[name]] for name, x in tokens.items()}
         out = {name: self.final_norm(x, local=train and name == "local") for name, x in tokens.items()}
@@ -186,6 +181,20 @@ class VisionTransformer(nn.Module):
         if collect:
             out = {name: out[name] | {"blocks": blocks[name][:, :, : lengths[name]]} for name in out}
         return out
+
+    def fill_up(
+        self, tokens: dict[str, Array], ropes: dict[str, layers.Table | None]
+    ) -> tuple[dict[str, Array], dict[str, layers.Table | None], dict[str, int | None]]:
+        """Adds a last token, of zeros, where "cudnn" attention would have an odd number of them.
+
+        Returns:
+          (tokens, their rotations, how many of them are attended to if not all).
+        """
+        odd = {name: x.shape[1] % 2 if self.attention == "cudnn" else 0 for name, x in tokens.items()}
+        attended = {name: x.shape[1] if odd[name] else None for name, x in tokens.items()}
+        tokens = {name: jnp.pad(x, ((0, 0), (0, odd[name]), (0, 0))) for name, x in tokens.items()}
+        ropes = {name: table and rope.with_unrotated(table, after=odd[name]) for name, table in ropes.items()}
+        return tokens, ropes, attended
 
     def embed(self, images: Array, mask: Array | None = None) -> Array:
         """Turns images into tokens `(batch, 1 + registers + patches, width)`: [CLS, registers, patches]."""
