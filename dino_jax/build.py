@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from typing import Any
 
 import jax
@@ -18,8 +19,9 @@ from dino_jax.data.pipeline import TrainBatches, train_batches
 from dino_jax.data.sources import Source, open_path, open_source
 from dino_jax.data.subset import Joined
 from dino_jax.models import Backbone, PrototypeHead, VisionTransformer, network_class
+from dino_jax.models.fused import disagreement
 from dino_jax.objective import Objective
-from dino_jax.phases import Phase
+from dino_jax.phases import Phase, by_size
 from dino_jax.recipe import naming
 from dino_jax.state import Networks
 from dino_jax.step import Step, make_train_step
@@ -114,7 +116,9 @@ def networks(config: ConfigDict, *, shards: int, device: jax.Device | None = Non
 
 
 def attention_of(config: ConfigDict, device: jax.Device | None) -> str:
-    """Returns the kernel with which a transformer attends on a device: "auto" is "cudnn" where there is that.
+    """Returns the kernel with which a transformer attends on a device.
+
+    "auto" is "cudnn" where there is that kernel, and it computes what the plain products do at the run's crop sizes.
 
     Raises:
       ValueError: for "cudnn" on a device without it.
@@ -129,7 +133,23 @@ def attention_of(config: ConfigDict, device: jax.Device | None) -> str:
             f"width is a multiple of 8 up to {MOST_FUSED}, here they are {device.device_kind}, {config.precision} and "
             f"{head}: use 'auto'"
         )
-    return ("cudnn" if fused else "xla") if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    if device is None or not fused:
+        return "xla"
+    checks = (disagreement(tokens=tokens, head_dim=head, device=device) for tokens in token_counts(config))
+    if wrong := next(filter(None, checks), ""):
+        if jax.process_index() == 0:
+            print(f"attention by plain products: cuDNN's kernel fails its check here ({wrong})", file=sys.stderr)
+        return "xla"
+    return "cudnn"
+
+
+def token_counts(config: ConfigDict) -> list[int]:
+    """Lists the numbers of tokens of the crops on which a transformer is trained."""
+    phases = [sized for name in config.phase_order for _, sized in by_size(config.phases[name])]
+    sides = {side for phase in phases for side in (phase.crops.global_size, phase.crops.local_size)}
+    return sorted(1 + config.model.registers + (side // config.model.patch_size) ** 2 for side in sides)
 
 
 def centered(config: ConfigDict) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     networks = build.networks(config, shards=shards, device=mesh.local_devices[0])
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
-    agreement.check(settings(config) | images("training", source) | images("held-out", held_out))
+    kernel = {"the kernel of model.attention": getattr(networks.backbone, "attention", "")}
+    agreement.check(settings(config) | kernel | images("training", source) | images("held-out", held_out))
     check_statistics(config, source)
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
         initial.check_path(config.init.weights)  # before the workdir takes the value on

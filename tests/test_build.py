@@ -35,12 +35,19 @@ def of_heads(width, precision="bfloat16", attention="auto"):
     return c
 
 
-def test_attention_is_fused_where_there_is_a_kernel():
+def test_attention_is_fused_where_there_is_a_kernel(monkeypatch, capsys):
+    checked = []
+    monkeypatch.setattr(build, "disagreement", lambda **options: checked.append(options) or "")
     assert build.networks(of_heads(64), shards=1, device=H100).backbone.attention == "cudnn"
     assert build.networks(of_heads(64, attention="xla"), shards=1, device=H100).backbone.attention == "xla"
     for width, precision in ((64, "float32"), (12, "bfloat16"), (136, "bfloat16")):
         assert build.attention_of(of_heads(width, precision), H100) == "xla"
     assert [build.attention_of(of_heads(64), device) for device in OTHERS] == ["xla"] * 4
+    counts = build.token_counts(get_config())  # of local and global crops
+    assert checked == [{"tokens": tokens, "head_dim": 64, "device": H100} for tokens in counts] and len(counts) == 2
+    monkeypatch.setattr(build, "disagreement", lambda **_: "7 tokens: off by nan of the largest entry")
+    assert build.attention_of(of_heads(64), H100) == "xla"
+    assert "kernel fails its check here (7 tokens: off by nan of the largest entry)" in capsys.readouterr().err
 
 
 def test_fused_attention_that_is_not_there_is_one_line():

@@ -1,0 +1,55 @@
+"""Tells whether the fused attention of a device can be trusted: its kernel is that of whichever cuDNN is there."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dino_jax.models.layers import attend, attend_fused
+
+# Of each array's largest entry. Rounding to bfloat16 several times makes about 0.01; what is wrong is off by more.
+TOLERANCE = 0.04
+
+
+def disagreement(*, tokens: int, head_dim: int, device: jax.Device) -> str:
+    """Compares the results and gradients of `layers.attend_fused` with those of `layers.attend` on noise, in bfloat16.
+
+    Args:
+      tokens: so many are attended to; an odd number is filled up, as the transformer does.
+
+    Returns:
+      What is wrong, in words; "" if the two agree.
+    """
+    filled = tokens + tokens % 2
+    keys = jax.random.split(jax.random.key(tokens), 4)
+    noise = [jax.random.normal(key, (2, filled, 2, head_dim), jnp.bfloat16) for key in keys]
+    *inputs, cotangent = jax.device_put(noise, device)
+    length = tokens if filled > tokens else None
+    try:
+        found = _with_gradients(lambda q, k, v: attend_fused(q, k, v, length), inputs, cotangent, tokens)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return f"{tokens} tokens: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    expected = _with_gradients(attend, [x[:, :tokens] for x in inputs], cotangent, tokens)
+    off = max(map(_relative_error, found, expected), key=lambda value: math.inf if math.isnan(value) else value)
+    return "" if off < TOLERANCE else f"{tokens} tokens: off by {off:.2g} of the largest entry"
+
+
+def _with_gradients(
+    function: Callable[..., Array], inputs: list[Array], cotangent: Array, tokens: int
+) -> tuple[Array, ...]:
+    """Returns the function's result for the first tokens, and the gradients of their inputs."""
+
+    @jax.jit
+    def run(inputs: list[Array], cotangent: Array) -> tuple[Array, ...]:
+        out, backward = jax.vjp(lambda *x: function(*x)[:, :tokens], *inputs)
+        return out, *(gradient[:, :tokens] for gradient in backward(cotangent))
+
+    return run(inputs, cotangent[:, :tokens])
+
+
+def _relative_error(found: Array, expected: Array) -> float:
+    """Returns the largest difference over the largest entry; NaN if there is one."""
+    found, expected = (x.astype(jnp.float32) for x in (found, expected))
+    return float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
