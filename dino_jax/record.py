@@ -17,7 +17,7 @@ from dino_jax.objective import Batch, teacher_logits
 from dino_jax.phases import Phase
 from dino_jax.progress import Progress
 from dino_jax.scores import Scores
-from dino_jax.state import Networks, TrainState, teacher_weights
+from dino_jax.state import Networks, Params, TrainState, teacher_weights
 from dino_jax.throughput import Throughput
 
 
@@ -34,8 +34,14 @@ class Recorder:
         *,
         workdir: Path,
         resume_step: int,
+        first_backbone: Callable[[], Params],
     ):
-        """Opens the metrics files of a run that continues after `resume_step` (see `metrics.MetricsWriter`)."""
+        """Opens the metrics files of a run that continues after `resume_step` (see `metrics.MetricsWriter`).
+
+        Args:
+          first_backbone: returns the backbone with which the run began.
+        """
+        self._first_backbone = first_backbone
         self._config, self._networks, self._mesh = config, networks, mesh
         self._scores, self._progress = scores, progress
         self._writer = MetricsWriter(workdir, resume_step)
@@ -48,6 +54,7 @@ class Recorder:
             progress.note(f"{file} ends at step {recorded}: the records of the steps up to {resume_step} are lost")
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
         self.throughput: Throughput  # of the phase
+        self._compared = False
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._started = time.monotonic()
 
@@ -92,13 +99,14 @@ class Recorder:
             values = {name: float(value) for name, value in jax.device_get(measured).items()}
             values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
             if evaluated:
-                values |= self._evaluate(step, state)
+                values |= self._evaluate(phase, step, state)
         self._write(phase, step, values, healthy)
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Runs the protocols that are due."""
+    def _evaluate(self, phase: Phase, step: int, state: TrainState) -> dict[str, float]:
+        """Runs the protocols that are due, and says what they found, beside what training must surpass."""
         try:
             numbers = self._scores.at(step, teacher_weights(state))
+            baselines = self._scores.baselines(self._first_backbone) if "knn/teacher" in numbers else {}
         except ValueError as error:  # of the images, which may be mended while the run goes on
             if jax.process_count() > 1:  # the others wait for this one, whose end is the end of all
                 raise
@@ -106,7 +114,24 @@ class Recorder:
             return {}
         words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self._progress.note(f"step {step}: {words}" if words else f"step {step}: nothing to evaluate on")
+        if baselines:
+            self._compare(phase, step, numbers["knn/teacher"], **baselines)
         return numbers
+
+    def _compare(self, phase: Phase, step: int, accuracy: float, **baselines: float) -> None:
+        """Says once what training must surpass, and, each time after the warm-up, that it made the network worse."""
+        pixels, untrained = baselines["knn/pixels"], baselines["knn/untrained"]
+        if not self._compared:
+            self._progress.note(
+                f"{self._config.eval.knn.k}-NN accuracy of raw pixels is {pixels:.4f}, of the network as the run began "
+                f"{untrained:.4f}"
+            )
+            self._compared = True
+        if step >= phase.first + phase.options.schedules.lr.warmup and accuracy < untrained:
+            self._progress.note(
+                f"step {step}: the teacher's {self._config.eval.knn.k}-NN accuracy is below the {untrained:.4f} with "
+                "which the run began; if it does not rise, lower the peak of schedules.lr (in a new workdir)"
+            )
 
     def _write(self, phase: Phase, step: int, values: dict[str, float], healthy: bool) -> None:
         """Writes a record and shows it; after a measurement of health, says what looks wrong."""

@@ -50,9 +50,7 @@ class Report:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
         """
         scores, teacher = self.scores, teacher_weights(state)
-        results = scores.knn_of_pixels()
-        if scores.labelled:
-            results |= scores.knn(self.first_backbone(), "knn/untrained")
+        results = dict(scores.baselines(self.first_backbone))
         results |= scores.knn(teacher, "knn/trained") | scores.dense(teacher) | scores.quality(teacher)
         records = read_metrics(self.folder / "metrics.jsonl")
         if records:

@@ -66,6 +66,7 @@ class Scores:
             )
         self.seconds = 0.0
         self._last_dense: tuple[jax.Array, float] | None = None
+        self._baselines: Numbers | None = None
         where = sharding.replicated(mesh)
         self._patches = jax.jit(views.patches, out_shardings=where)
 
@@ -105,6 +106,14 @@ class Scores:
             return {}
         train, test = (self._features(params, source, "cls") for source in (self.voters, self.held_out))
         return {name: self._accuracy(train["cls"], train["labels"], test["cls"], test["labels"])}
+
+    def baselines(self, first_backbone: Callable[[], Params]) -> Numbers:
+        """Returns what training must surpass, measured once per process: {"knn/pixels", "knn/untrained"}, see `knn`."""
+        if self._baselines is None:
+            with self._clock():
+                untrained = self.knn(first_backbone(), "knn/untrained") if self.labelled else {}
+                self._baselines = self.knn_of_pixels() | untrained
+        return self._baselines
 
     def knn_of_pixels(self) -> Numbers:
         """Returns {"knn/pixels": accuracy} of the images shrunk to 16 x 16, less their mean."""

@@ -276,6 +276,7 @@ class Trainer:
             self.progress,
             workdir=self.workdir.path,
             resume_step=resumed.step if resumed else NOTHING_RESTORED,
+            first_backbone=self.first_backbone,
         )
 
     def enter(self, phase: Phase, state: TrainState, resumed: Resumed | None) -> tuple[TrainState, TrainBatches]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax import build, initial, sharding
+from dino_jax import build, initial, phases, sharding
 from dino_jax import record as records
 from dino_jax.data.sources import open_path
 from dino_jax.data.subset import part_of
@@ -71,13 +71,58 @@ def test_of_a_single_image_there_is_no_quality(networks, mesh, images):
     assert scores.quality(params) == {}
 
 
-def test_an_evaluation_that_fails_is_noted(tmp_path, capsys):
+def recorder_of(scores, first_backbone=dict):
+    """A recorder that does nothing but evaluate."""
+    recorder = records.Recorder.__new__(records.Recorder)
+    recorder._scores, recorder._progress, recorder._config = scores, Progress(10), get_config()
+    recorder._first_backbone, recorder._compared = first_backbone, False
+    return recorder
+
+
+STATE = SimpleNamespace(teacher={"backbone": {}}, stats=lambda network: None)
+
+
+def test_an_evaluation_that_fails_is_noted(capsys):
     class Failing:
         def at(self, step, params):
             raise ValueError("the images are gone")
 
-    recorder = records.Recorder.__new__(records.Recorder)
-    recorder._scores, recorder._progress = Failing(), Progress(10)
-    state = SimpleNamespace(teacher={"backbone": {}}, stats=lambda network: None)
-    assert recorder._evaluate(5, state) == {}
+    assert recorder_of(Failing())._evaluate(phases.in_order(get_config())[0], 5, STATE) == {}
     assert "step 5: not evaluated: the images are gone" in "".join(capsys.readouterr())
+
+
+def test_what_training_must_surpass_is_said_once_and_when_it_is_missed(capsys):
+    class Falling:
+        def at(self, step, params):
+            return {"knn/teacher": {2: 0.2, 5: 0.4, 8: 0.2}[step]}
+
+        def baselines(self, first_backbone):
+            return {"knn/pixels": 0.35, "knn/untrained": 0.28}
+
+    phase = phases.in_order(get_config())[0]
+    phase.options.schedules.lr.warmup = 4
+    recorder = recorder_of(Falling())
+    said = []
+    for step in (2, 5, 8):
+        assert recorder._evaluate(phase, step, STATE).keys() == {
+            "knn/teacher"
+        }  # alone: a resumed run records the same
+        said.append("".join(capsys.readouterr()))
+    assert "NN accuracy of raw pixels is 0.3500, of the network as the run began 0.2800" in said[0]
+    assert "below" not in said[0] + said[1] and "raw pixels" not in said[1] + said[2]
+    assert "accuracy is below the 0.2800 with which the run began" in said[2] and "schedules.lr" in said[2]
+
+
+def test_what_training_must_surpass_is_measured_once(networks, mesh, images):
+    scores = open_scores(get_config(), networks, mesh, images)
+    drawn = []
+
+    def first():
+        drawn.append(initial.drawn(networks, mesh, seed=0))
+        return drawn[-1]
+
+    found = scores.baselines(first)
+    assert scores.baselines(first) is found and len(drawn) == 1
+    assert found == scores.knn_of_pixels() | scores.knn(drawn[0], "knn/untrained")
+    assert open_scores(get_config(), networks, mesh, images, held_out=False).baselines(first) == {}
+    assert len(drawn) == 1
