@@ -104,9 +104,7 @@ def test_what_training_must_surpass_is_said_once_and_when_it_is_missed(capsys):
     recorder = recorder_of(Falling())
     said = []
     for step in (2, 5, 8):
-        assert recorder._evaluate(phase, step, STATE).keys() == {
-            "knn/teacher"
-        }  # alone: a resumed run records the same
+        assert recorder._evaluate(phase, step, STATE).keys() == {"knn/teacher"}  # alone: a resumed run records the same
         said.append("".join(capsys.readouterr()))
     assert "NN accuracy of raw pixels is 0.3500, of the network as the run began 0.2800" in said[0]
     assert "below" not in said[0] + said[1] and "raw pixels" not in said[1] + said[2]
