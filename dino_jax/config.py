@@ -85,7 +85,7 @@ def model(variant: str, **changes: Any) -> ConfigDict:
     training = {
         "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block,
         "drop_path_ramp": False,  # or rising from 0 in the first block to drop_path in the last
-        "attention": "auto",  # xla | cudnn (fused; NVIDIA GPUs, bfloat16) | auto: cudnn where there is one
+        "attention": "xla",  # xla | cudnn (fused; NVIDIA GPUs, bfloat16) | auto: cudnn where it passes a check
     }
     rope = {
         "rope_shift": 0.0,  # RoPE box augmentation: +- shift,

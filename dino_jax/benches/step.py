@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the backward pass recomputes (default matmuls)",
     )
     parser.add_argument(
-        "--attention", default="auto", choices=("auto", *ATTENTIONS), help="its kernel (default auto: the fastest)"
+        "--attention", default="xla", choices=("auto", *ATTENTIONS), help="its kernel (default xla: plain products)"
     )
     parser.add_argument(
         "--drop-path", type=float, nargs="+", default=[0.0, 0.3], help="rates of stochastic depth (default 0 0.3)"

@@ -4,10 +4,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+
+QUIET = "ignore:resource_tracker"  # beginning of the warning; an option of Python, which new processes inherit
 
 
 @contextlib.contextmanager
@@ -16,6 +19,9 @@ def signals_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # When the workers stop, batches that were ready lie in shared memory. This process frees them, and would warn of it.
+    if QUIET not in sys.warnoptions:
+        sys.warnoptions.append(QUIET)
     resource_tracker.ensure_running()  # whose own start would let the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
