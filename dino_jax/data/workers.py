@@ -19,7 +19,7 @@ def signals_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # When the workers stop, batches that were ready lie in shared memory. This process frees them, and would warn of it.
+    # When the workers stop, batches that were ready lie in shared memory. The tracker frees them, and would warn of it.
     if QUIET not in sys.warnoptions:
         sys.warnoptions.append(QUIET)
     resource_tracker.ensure_running()  # whose own start would let the signals through again
