@@ -4,11 +4,11 @@ Variants: a device, `gpu` (ViT-S/8, 200 epochs) or `cpu` (a ViT of 2 M parameter
   DINOv3 or followed by `_no_gram` (the last phase without its Gram loss), `_v2` or `_v1`, on the same budget.
 Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294) at small size; not published settings.
 Data: tars of <class>/<id>.jpg at data.path and data.test_path; images and masks at eval.dense.path ('' for none).
-Hardware: `gpu`: one GPU with 40 GB, fewer with --config.remat=full, and 16 cores; 1,640 images/s on an H200. An earlier
-  learning rate, five times as high, learnt nothing there; this one was not run. `cpu`: 2 CPU cores, 75 minutes if
-  nothing else runs; 20-NN accuracy 38.7 % (39.3 at best), where raw pixels have 37.1 % (35.7 % with an unweighted vote)
-  and the untrained network 28.1 %: docs/results.md. `cpu_no_gram` 38.6 % (39.3 at best), `cpu_v2` 40.1 (40.3, with
-  masks of fixed sizes), `cpu_v1` 35.1 (35.6).
+Hardware: `gpu`: one GPU and 16 cores; with cuDNN's attention an H200 trained 1,640 images/s in 31 GiB (fewer with
+  --config.remat=full), but learnt nothing at five times the learning rate: docs/results.md. As it stands: not run.
+  `cpu`: 2 CPU cores, 75 minutes if nothing else runs; 20-NN accuracy 38.7 % (39.3 at best), where raw pixels have
+  37.1 % (35.7 % with an unweighted vote) and the untrained network 28.1 %. `cpu_no_gram` 38.6 % (39.3 at best), `cpu_v2`
+  40.1 (40.3, with masks of fixed sizes), `cpu_v1` 35.1 (35.6).
 Command: python -m dino_jax.main --config configs/v3_imagenette.py:cpu --workdir runs/imagenette \
   --config.data.path=../shared/data/objects-train.tar.gz --config.data.test_path=../shared/data/objects-test.tar.gz
 """
@@ -34,8 +34,7 @@ DEVICES = {
         "gram_share": 0.1,
         "local_number": 4,
         "lr": 2e-3,
-        # DINO has no LayerScale: its network moves at once, and takes a quarter of the others' learning rate.
-        "lr_v1": 5e-4,
+        "lr_v1": 5e-4,  # at that of the others, DINO's loss alone makes a network without LayerScale worse
         "model": {"patch_size": 12, "width": 192, "depth": 4, "heads": 3},
         # Few prototypes for few samples: Sinkhorn-Knopp spreads the 128 global crops of a batch over all of them.
         "head": {"prototypes": 256, "hidden": 512, "bottleneck": 128},

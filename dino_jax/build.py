@@ -26,8 +26,6 @@ from dino_jax.recipe import naming
 from dino_jax.state import Networks
 from dino_jax.step import Step, make_train_step
 
-MOST_FUSED = 128  # width of a head that cuDNN attends with on all these devices
-
 
 def sources(config: ConfigDict) -> tuple[Source, Source | None]:
     """Opens the training images and the held-out ones, None if there are none; both number the classes alike.
@@ -93,63 +91,67 @@ def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:
     )
 
 
-def networks(config: ConfigDict, *, shards: int, device: jax.Device | None = None) -> Networks:
-    """Builds backbone and heads.
+def networks(config: ConfigDict, *, shards: int) -> Networks:
+    """Builds backbone and heads; attention is plain unless `with_attention` changes that.
 
     Args:
       shards: data shards of the mesh.
-      device: one of those that compute, for which the kernel of `model.attention` "auto" is chosen.
-
-    Raises:
-      ValueError: for the attention "cudnn" on a device without it.
     """
     dtype = jnp.dtype(config.precision)
     options = config.model.to_dict()
     module: Any = network_class(options)
     training = {"shards": shards, "remat": config.remat} if module is VisionTransformer else {}
     if "attention" in options:
-        options["attention"] = attention_of(config, device)
+        options["attention"] = "xla"
     backbone: Backbone = module(**options, **training, dtype=dtype)
     dino_head, ibot_head = (PrototypeHead(**h.to_dict(), dtype=dtype) for h in (config.dino_head, config.ibot_head))
     with_ibot = any(config.phases[name].loss.ibot for name in config.phase_order)
     return Networks(backbone, dino_head, ibot_head if with_ibot and not config.share_head else None)
 
 
-def attention_of(config: ConfigDict, device: jax.Device | None) -> str:
-    """Returns the kernel with which a transformer attends on a device.
-
-    "auto" is "cudnn" where there is that kernel, and it computes what the plain products do at the run's crop sizes.
+def with_attention(networks: Networks, config: ConfigDict, device: jax.Device) -> Networks:
+    """Gives a transformer the kernel of `model.attention`; says on stderr what "auto" comes to on this device.
 
     Raises:
-      ValueError: for "cudnn" on a device without it.
+      ValueError: "cudnn" is asked for, and does not compute here what plain products do.
     """
-    asked, head = config.model.attention, config.model.width // config.model.heads
+    asked = config.model.get("attention", "xla")
+    if asked == "xla":
+        return networks
+    wrong = why_not_fused(config, device)
+    if asked == "auto":
+        print(f"attention: {f'plain, as {wrong}' if wrong else 'the kernel of cuDNN'}", file=sys.stderr)
+    elif wrong:
+        raise ValueError(f"model.attention = {asked!r}: {wrong}: use 'xla'")
+    backbone = networks.backbone.clone(attention="xla" if wrong else "cudnn")
+    return dataclasses.replace(networks, backbone=backbone)
+
+
+def why_not_fused(config: ConfigDict, device: jax.Device) -> str:
+    """Returns what is against cuDNN's attention on a device, "" if nothing is; runs it at all sizes of crops."""
     capability = getattr(device, "compute_capability", "")  # "9.0" of an H100, "gfx942" of a GPU that is not NVIDIA's
     ampere = bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8
-    fused = ampere and config.precision == "bfloat16" and head % 8 == 0 and head <= MOST_FUSED
-    if asked == "cudnn" and device is not None and not fused:
-        raise ValueError(
-            f"model.attention = 'cudnn' needs NVIDIA GPUs (Ampere or later), precision = 'bfloat16' and heads whose "
-            f"width is a multiple of 8 up to {MOST_FUSED}, here they are {device.device_kind}, {config.precision} and "
-            f"{head}: use 'auto'"
-        )
-    if asked != "auto":
-        return asked
-    if device is None or not fused:
-        return "xla"
+    if not ampere or config.precision != "bfloat16":
+        needs = "an NVIDIA GPU (Ampere or later) and precision = 'bfloat16'"
+        return f"cuDNN's kernel needs {needs}, not {device.device_kind} and {config.precision!r}"
+    head = config.model.width // config.model.heads
     checks = (disagreement(tokens=tokens, head_dim=head, device=device) for tokens in token_counts(config))
-    if wrong := next(filter(None, checks), ""):
-        if jax.process_index() == 0:
-            print(f"attention by plain products: cuDNN's kernel fails its check here ({wrong})", file=sys.stderr)
-        return "xla"
-    return "cudnn"
+    wrong = next(filter(None, checks), "")
+    return wrong and f"cuDNN's kernel fails its check ({wrong})"
 
 
 def token_counts(config: ConfigDict) -> list[int]:
-    """Lists the numbers of tokens of the crops on which a transformer is trained."""
+    """Lists the numbers of tokens that a transformer sees while it trains: of all crops, and of evaluated images."""
     phases = [sized for name in config.phase_order for _, sized in by_size(config.phases[name])]
-    sides = {side for phase in phases for side in (phase.crops.global_size, phase.crops.local_size)}
-    return sorted(1 + config.model.registers + (side // config.model.patch_size) ** 2 for side in sides)
+    sides = {config.eval.size} | {side for phase in phases for side in _sides(phase)}
+    patch = config.model.patch_size
+    return sorted({1 + config.model.registers + (side // patch) ** 2 for side in sides})
+
+
+def _sides(phase: ConfigDict) -> list[int]:
+    """Lists the sides of a phase's crops."""
+    gram = [phase.gram.crop_size] if phase.gram.teacher != "none" and phase.gram.crop_size else []
+    return [phase.crops.global_size, phase.crops.local_size, *gram]
 
 
 def centered(config: ConfigDict) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ def backbone_flops(model: Backbone, side: int, *, kept: float = 1.0) -> float:
     """Returns the forward FLOPs of one square image of `side` pixels (two per multiply-add).
 
     Args:
-      kept: share of the samples that a residual branch runs on, below 1 with batch-subset stochastic depth.
+      kept: share of the samples that a residual branch runs on, below 1 with batch-subset stochastic depth, before it
+        is rounded (`layers.aligned`).
     """
     if isinstance(model, ConvNext):
         return _convnext_flops(model, side)

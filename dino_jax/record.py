@@ -1,5 +1,6 @@
 """What a run writes down and shows while it trains: metrics, health, throughput, quality, progress."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from dino_jax.progress import Progress
 from dino_jax.scores import Scores
 from dino_jax.state import Networks, Params, TrainState, teacher_weights
 from dino_jax.throughput import Throughput
+
+TIMES_BELOW = 2  # evaluations in a row that are below what the run began with, before it is said
 
 
 class Recorder:
@@ -54,7 +57,8 @@ class Recorder:
             progress.note(f"{file} ends at step {recorded}: the records of the steps up to {resume_step} are lost")
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
         self.throughput: Throughput  # of the phase
-        self._compared = False
+        self._to_surpass: float | None = None
+        self._times_below = 0
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self._started = time.monotonic()
 
@@ -106,7 +110,6 @@ class Recorder:
         """Runs the protocols that are due, and says what they found, beside what training must surpass."""
         try:
             numbers = self._scores.at(step, teacher_weights(state))
-            baselines = self._scores.baselines(self._first_backbone) if "knn/teacher" in numbers else {}
         except ValueError as error:  # of the images, which may be mended while the run goes on
             if jax.process_count() > 1:  # the others wait for this one, whose end is the end of all
                 raise
@@ -114,23 +117,33 @@ class Recorder:
             return {}
         words = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self._progress.note(f"step {step}: {words}" if words else f"step {step}: nothing to evaluate on")
-        if baselines:
-            self._compare(phase, step, numbers["knn/teacher"], **baselines)
+        if "knn/teacher" in numbers:
+            self._tell_what_to_surpass(phase, step, numbers["knn/teacher"])
         return numbers
 
-    def _compare(self, phase: Phase, step: int, accuracy: float, **baselines: float) -> None:
-        """Says once what training must surpass, and, each time after the warm-up, that it made the network worse."""
-        pixels, untrained = baselines["knn/pixels"], baselines["knn/untrained"]
-        if not self._compared:
+    def _tell_what_to_surpass(self, phase: Phase, step: int, accuracy: float) -> None:
+        """Says once what the teacher's k-NN accuracy must surpass, and when, after the warm-up, it is twice below."""
+        k = self._config.eval.knn.k
+        if self._to_surpass is None:
+            try:
+                baselines = self._scores.baselines(self._first_backbone)
+            except ValueError as error:  # of the backbone or the images with which the run began
+                if jax.process_count() > 1:
+                    raise
+                self._to_surpass = -math.inf
+                self._progress.note(f"step {step}: not compared with the network as the run began: {error}")
+                return
+            self._to_surpass = baselines["knn/untrained"]
             self._progress.note(
-                f"{self._config.eval.knn.k}-NN accuracy of raw pixels is {pixels:.4f}, of the network as the run began "
-                f"{untrained:.4f}"
+                f"{k}-NN accuracy of raw pixels is {baselines['knn/pixels']:.4f}, of the network as the run began "
+                f"{self._to_surpass:.4f}"
             )
-            self._compared = True
-        if step >= phase.first + phase.options.schedules.lr.warmup and accuracy < untrained:
+        warm = step >= phase.first + phase.options.schedules.lr.warmup
+        self._times_below = self._times_below + 1 if warm and accuracy < self._to_surpass else 0
+        if self._times_below >= TIMES_BELOW:
             self._progress.note(
-                f"step {step}: the teacher's {self._config.eval.knn.k}-NN accuracy is below the {untrained:.4f} with "
-                "which the run began; if it does not rise, lower the peak of schedules.lr (in a new workdir)"
+                f"step {step}: the teacher's {k}-NN accuracy stays below the {self._to_surpass:.4f} with which the run "
+                "began: lower the peak of schedules.lr (in a new workdir)"
             )
 
     def _write(self, phase: Phase, step: int, values: dict[str, float], healthy: bool) -> None:

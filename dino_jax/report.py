@@ -50,8 +50,8 @@ class Report:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
         """
         scores, teacher = self.scores, teacher_weights(state)
-        results = dict(scores.baselines(self.first_backbone))
-        results |= scores.knn(teacher, "knn/trained") | scores.dense(teacher) | scores.quality(teacher)
+        results = scores.baselines(self.first_backbone) | scores.knn(teacher, "knn/trained")
+        results |= scores.dense(teacher) | scores.quality(teacher)
         records = read_metrics(self.folder / "metrics.jsonl")
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}

@@ -108,7 +108,10 @@ class Scores:
         return {name: self._accuracy(train["cls"], train["labels"], test["cls"], test["labels"])}
 
     def baselines(self, first_backbone: Callable[[], Params]) -> Numbers:
-        """Returns what training must surpass, measured once per process: {"knn/pixels", "knn/untrained"}, see `knn`."""
+        """Returns what training must surpass, measured once per process: {"knn/pixels", "knn/untrained"}, see `knn`.
+
+        Empty without labels.
+        """
         if self._baselines is None:
             with self._clock():
                 untrained = self.knn(first_backbone(), "knn/untrained") if self.labelled else {}

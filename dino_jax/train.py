@@ -58,10 +58,11 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     shards = sharding.data_shards(mesh)
     for phase in in_order(config):
         check_batch(phase, shards)
-    networks = build.networks(config, shards=shards, device=mesh.local_devices[0])
+    networks = build.networks(config, shards=shards)
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
-    kernel = {"the kernel of model.attention": getattr(networks.backbone, "attention", "")}
+    networks = build.with_attention(networks, config, mesh.local_devices[0])
+    kernel = {"the kernel of model.attention (xla runs everywhere)": getattr(networks.backbone, "attention", "")}
     agreement.check(settings(config) | kernel | images("training", source) | images("held-out", held_out))
     check_statistics(config, source)
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -21,42 +22,49 @@ def test_a_phase_may_recompute_more_than_the_run(monkeypatch):
 
 H100 = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H100")
 OTHERS = [
-    None,
     SimpleNamespace(device_kind="cpu"),
     SimpleNamespace(compute_capability="7.5", device_kind="Tesla T4"),
     SimpleNamespace(compute_capability="gfx942", device_kind="MI300X"),
 ]
 
 
-def of_heads(width, precision="bfloat16", attention="auto"):
+def kernel(device, attention="auto", precision="bfloat16"):
+    """Returns the attention of a network on a device."""
     c = get_config()
     c.precision, c.model.attention = precision, attention
-    c.model.width, c.model.heads = 2 * width, 2
-    return c
+    return build.with_attention(build.networks(c, shards=1), c, device).backbone.attention
 
 
-def test_attention_is_fused_where_there_is_a_kernel(monkeypatch, capsys):
+def test_attention_is_fused_where_its_kernel_passes_the_check(monkeypatch, capsys):
     checked = []
     monkeypatch.setattr(build, "disagreement", lambda **options: checked.append(options) or "")
-    assert build.networks(of_heads(64), shards=1, device=H100).backbone.attention == "cudnn"
-    assert build.networks(of_heads(64, attention="xla"), shards=1, device=H100).backbone.attention == "xla"
-    for width, precision in ((64, "float32"), (12, "bfloat16"), (136, "bfloat16")):
-        assert build.attention_of(of_heads(width, precision), H100) == "xla"
-    assert [build.attention_of(of_heads(64), device) for device in OTHERS] == ["xla"] * 4
-    counts = build.token_counts(get_config())  # of local and global crops
-    assert checked == [{"tokens": tokens, "head_dim": 64, "device": H100} for tokens in counts] and len(counts) == 2
+    assert kernel(H100) == kernel(H100, "cudnn") == "cudnn"
+    assert capsys.readouterr().err == "attention: the kernel of cuDNN\n"
+    assert kernel(H100, "xla") == "xla"
+    counts = [1 + 4 + side**2 for side in (2, 4, 8)]  # local; global, evaluated; Gram
+    assert checked == 2 * [{"tokens": tokens, "head_dim": 16, "device": H100} for tokens in counts]
     monkeypatch.setattr(build, "disagreement", lambda **_: "7 tokens: off by nan of the largest entry")
-    assert build.attention_of(of_heads(64), H100) == "xla"
-    assert "kernel fails its check here (7 tokens: off by nan of the largest entry)" in capsys.readouterr().err
+    assert kernel(H100) == "xla"
+    words = "cuDNN's kernel fails its check (7 tokens: off by nan of the largest entry)"
+    assert capsys.readouterr().err == f"attention: plain, as {words}\n"
+    with pytest.raises(ValueError, match=re.escape(f"model.attention = 'cudnn': {words}: use 'xla'")):
+        kernel(H100, "cudnn")
 
 
-def test_fused_attention_that_is_not_there_is_one_line():
-    words = "here they are NVIDIA H100, float32 and 64: use 'auto'"
-    with pytest.raises(ValueError, match=words):
-        build.networks(of_heads(64, "float32", "cudnn"), shards=1, device=H100)
-    for device in OTHERS[1:]:
-        with pytest.raises(ValueError, match=f"model.attention = 'cudnn' needs NVIDIA .* are {device.device_kind}, "):
-            build.attention_of(of_heads(64, attention="cudnn"), device)
+def test_attention_is_plain_where_there_is_no_kernel(capsys):
+    for device, precision in ((H100, "float32"), *((device, "bfloat16") for device in OTHERS)):
+        assert kernel(device, "auto", precision) == kernel(device, "xla", precision) == "xla"
+        words = f"needs an NVIDIA GPU .* and precision = 'bfloat16', not {device.device_kind} and '{precision}'"
+        assert re.search(words, capsys.readouterr().err)
+        with pytest.raises(ValueError, match=words):
+            kernel(device, "cudnn", precision)
+
+
+def test_a_convolutional_network_attends_nowhere():
+    c = get_config()
+    c.model = config_lib.model("dino_resnet50")
+    networks = build.networks(c, shards=1)
+    assert build.with_attention(networks, c, H100) is networks
 
 
 def test_a_convolutional_network_recomputes_nothing():

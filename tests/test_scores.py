@@ -75,7 +75,7 @@ def recorder_of(scores, first_backbone=dict):
     """A recorder that does nothing but evaluate."""
     recorder = records.Recorder.__new__(records.Recorder)
     recorder._scores, recorder._progress, recorder._config = scores, Progress(10), get_config()
-    recorder._first_backbone, recorder._compared = first_backbone, False
+    recorder._first_backbone, recorder._to_surpass, recorder._times_below = first_backbone, None, 0
     return recorder
 
 
@@ -91,24 +91,45 @@ def test_an_evaluation_that_fails_is_noted(capsys):
     assert "step 5: not evaluated: the images are gone" in "".join(capsys.readouterr())
 
 
-def test_what_training_must_surpass_is_said_once_and_when_it_is_missed(capsys):
-    class Falling:
-        def at(self, step, params):
-            return {"knn/teacher": {2: 0.2, 5: 0.4, 8: 0.2}[step]}
+class Measured:
+    """Scores of which the accuracy at each step is known."""
 
-        def baselines(self, first_backbone):
-            return {"knn/pixels": 0.35, "knn/untrained": 0.28}
+    def __init__(self, accuracies, problem=None):
+        self.accuracies, self.problem = accuracies, problem
 
+    def at(self, step, params):
+        return {"knn/teacher": self.accuracies[step]}
+
+    def baselines(self, first_backbone):
+        if self.problem:
+            raise ValueError(self.problem)
+        return {"knn/pixels": 0.35, "knn/untrained": 0.28}
+
+
+def evaluate(recorder, steps, capsys):
+    """Evaluates after each of the steps; returns what was said then."""
     phase = phases.in_order(get_config())[0]
     phase.options.schedules.lr.warmup = 4
-    recorder = recorder_of(Falling())
     said = []
-    for step in (2, 5, 8):
+    for step in steps:
         assert recorder._evaluate(phase, step, STATE).keys() == {"knn/teacher"}  # alone: a resumed run records the same
         said.append("".join(capsys.readouterr()))
+    return said
+
+
+def test_what_training_must_surpass_is_said_once_and_when_it_is_missed_twice(capsys):
+    accuracies = {2: 0.2, 5: 0.2, 6: 0.4, 7: 0.2, 8: 0.1}
+    said = evaluate(recorder_of(Measured(accuracies)), accuracies, capsys)
     assert "NN accuracy of raw pixels is 0.3500, of the network as the run began 0.2800" in said[0]
-    assert "below" not in said[0] + said[1] and "raw pixels" not in said[1] + said[2]
-    assert "accuracy is below the 0.2800 with which the run began" in said[2] and "schedules.lr" in said[2]
+    assert not any("raw pixels" in words for words in said[1:])
+    assert ["stays below" in words for words in said] == [False] * 4 + [True]
+    assert "stays below the 0.2800 with which the run began" in said[4] and "schedules.lr" in said[4]
+
+
+def test_what_the_run_began_with_may_be_gone(capsys):
+    said = evaluate(recorder_of(Measured({5: 0.2, 6: 0.2, 7: 0.2}, "there is no snapshot")), (5, 6, 7), capsys)
+    assert "step 5: not compared with the network as the run began: there is no snapshot" in said[0]
+    assert "knn/teacher 0.2000" in said[0] and "compared" not in said[1] and "below" not in said[2]
 
 
 def test_what_training_must_surpass_is_measured_once(networks, mesh, images):

@@ -83,6 +83,7 @@ def bench_step(options: argparse.Namespace) -> dict[str, float]:
     numbers["step/peak_memory_gib"] = peak_memory()
     print(
         f"{options.variant}, {options.precision}, batch {options.batch}, 2 x 224 + 8 x 96 px, "
+        f"remat {options.remat}, attention {options.attention}, "
         f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     )
     print(
@@ -109,7 +110,8 @@ def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, flo
     group = options.batch // sharding.data_shards(mesh)
     phase = config.phase(steps=10, batch_size=options.batch, masks={"group_size": max(group, 1)})
     config.set_phases(c, bench=phase)  # the networks have the heads that its losses need
-    networks = build.networks(c, shards=sharding.data_shards(mesh), device=mesh.local_devices[0])
+    networks = build.networks(c, shards=sharding.data_shards(mesh))
+    networks = build.with_attention(networks, c, mesh.local_devices[0])
     host = random_batch(phase, patch=c.model.patch_size)
     compiled, step, compile_seconds = compiled_step(networks, phase, host, mesh)
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
-QUIET = "ignore:resource_tracker"  # beginning of the warning; an option of Python, which new processes inherit
+QUIET = "ignore:resource_tracker"  # what warnings begin with; an option of Python, which new processes inherit
 
 
 @contextlib.contextmanager
@@ -19,15 +19,22 @@ def signals_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # When the workers stop, batches that were ready lie in shared memory. The tracker frees them, and would warn of it.
-    if QUIET not in sys.warnoptions:
-        sys.warnoptions.append(QUIET)
-    resource_tracker.ensure_running()  # whose own start would let the signals through again
+    start_quiet_tracker()  # whose own start would let the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_quiet_tracker() -> None:
+    """Starts the process that frees shared memory, so that it does not warn of what it frees at the end.
+
+    When the workers stop, batches that were ready lie there.
+    """
+    if QUIET not in sys.warnoptions:
+        sys.warnoptions.append(QUIET)
+    resource_tracker.ensure_running()
 
 
 def initialize_worker(index: int, count: int) -> None:

@@ -70,7 +70,7 @@ class Block(nn.Module):
         train: bool,
         collect: bool,
         rate: Array | None,
-        lengths: dict[str, int | None],
+        lengths: dict[str, Array | int | None],
     ):
         """Maps each group's tokens `(batch, tokens, width)`; returns (groups, groups if `collect` else None)."""
         out = {}
@@ -80,7 +80,7 @@ class Block(nn.Module):
             out[name] = self.residual(self.feed_forward_branch, x, train, rate)
         return out, (out if collect else None)
 
-    def attention_branch(self, x: Array, *, table: layers.Table | None, length: int | None) -> Array:
+    def attention_branch(self, x: Array, *, table: layers.Table | None, length: Array | int | None) -> Array:
         """Returns what the attention adds to `(batch, tokens, width)`."""
         y = self.attn(self.norm1(x), table, length)
         return self.ls1(y) if self.layer_scale else y

@@ -183,7 +183,7 @@ class Attention(nn.Module):
         return rope.rotate(q, table), rope.rotate(k, table), v
 
     def __call__(self, x: Array, table: Table | None, length: Array | int | None = None) -> Array:
-        """Attends over `(batch, tokens, width)`, for `length` see `attend_fused`."""
+        """Attends over `(batch, tokens, width)`; `length` is for "cudnn" alone, see `attend_fused`."""
         q, k, v = self.queries_keys_values(x, table)
         y = attend_fused(q, k, v, length) if self.implementation == "cudnn" else attend(q, k, v)
         return self.proj(y.reshape(x.shape))
@@ -262,13 +262,14 @@ def residual_on_subset(branch: Callable[[Array], Array], x: Array, key: Array, *
 
 
 def aligned(samples: int, *, most: int) -> int:
-    """Rounds a number of samples, at most `most`, to a multiple of 2, 4, ... or 64 that moves it by about 1 in 32.
+    """Rounds a number of samples to a multiple of 2, 4, ... or 64 that moves it by at most 1 in 32.
 
-    Matrix units want multiples of 8 rows, and a sample has an odd number of tokens: others would be padded in memory.
-    Up to 31 samples stay as they are.
+    A sample often has an odd number of tokens, and GPUs copy matrices whose rows are no multiple of 8 or more before
+    they multiply them. Up to 31 samples stay as they are, as do those that would be rounded to all, `most`.
     """
     multiple = min(64, 1 << max((samples // 16).bit_length() - 1, 0))
-    return min(round(samples / multiple), most // multiple) * multiple
+    rounded = round(samples / multiple) * multiple
+    return rounded if rounded < most else samples
 
 
 def residual_per_sample(branch: Callable[[Array], Array], x: Array, key: Array, *, rate: Array | float) -> Array:

@@ -171,9 +171,8 @@ class VisionTransformer(nn.Module):
         tokens = {name: self.embed(images, masks.get(name)) for name, images in groups.items()}
         ropes = {name: self.rope_table(images.shape[1:3], train) for name, images in groups.items()}
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path_ramp else None
-        lengths = {name: x.shape[1] for name, x in tokens.items()}
-        tokens, ropes, attended = self.fill_up(tokens, ropes)
-        tokens, blocks = self.blocks(tokens, ropes, train, collect, rates, attended)
+        tokens, ropes, lengths = self.fill_up(tokens, ropes)
+        tokens, blocks = self.blocks(tokens, ropes, train, collect, rates, lengths)
         tokens = {name: x[:, : lengths[name]] for name, x in tokens.items()}
         out = {name: self.final_norm(x, local=train and name == "local") for name, x in tokens.items()}
         if self.is_initializing() and self.untie_global_and_local_norms:
@@ -190,7 +189,9 @@ class VisionTransformer(nn.Module):
         Returns:
           (tokens, their rotations, how many of them are attended to if not all).
         """
-        odd = {name: x.shape[1] % 2 if self.attention == "cudnn" else 0 for name, x in tokens.items()}
+        if self.attention != "cudnn":
+            return tokens, ropes, dict.fromkeys(tokens)
+        odd = {name: x.shape[1] % 2 for name, x in tokens.items()}
         attended = {name: x.shape[1] if odd[name] else None for name, x in tokens.items()}
         tokens = {name: jnp.pad(x, ((0, 0), (0, odd[name]), (0, 0))) for name, x in tokens.items()}
         ropes = {name: table and rope.with_unrotated(table, after=odd[name]) for name, table in ropes.items()}

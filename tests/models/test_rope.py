@@ -129,12 +129,12 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only():
     np.testing.assert_allclose(products[:4, :4, :4, :4], products[1:, 1:, 1:, 1:], atol=1e-4)
 
 
-def test_prefix_tokens_are_not_rotated():
-    table = rope.with_unrotated(rope.tables(rope.coordinates(2, 2), rope.periods(8)), before=3)
-    x = jax.random.normal(jax.random.key(0), (1, 7, 2, 8))
+def test_tokens_before_and_after_the_patches_are_not_rotated():
+    table = rope.with_unrotated(rope.tables(rope.coordinates(2, 2), rope.periods(8)), before=3, after=1)
+    x = jax.random.normal(jax.random.key(0), (1, 8, 2, 8))
     turned = rope.rotate(x, table)
-    np.testing.assert_array_equal(turned[:, :3], x[:, :3])
-    assert np.abs(turned[:, 3:] - x[:, 3:]).min() > 0
+    np.testing.assert_array_equal(turned[:, [0, 1, 2, 7]], x[:, [0, 1, 2, 7]])
+    assert np.abs(turned[:, 3:7] - x[:, 3:7]).min() > 0
 
 
 def test_rotation_is_computed_in_float32_and_returned_in_the_input_dtype():
