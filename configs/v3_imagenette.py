@@ -7,8 +7,8 @@ Data: tars of <class>/<id>.jpg at data.path and data.test_path; images and masks
 Hardware: `gpu`: one GPU and 16 cores; with cuDNN's attention an H200 trained 1,640 images/s in 31 GiB (fewer with
   --config.remat=full), but learnt nothing at five times the learning rate: docs/results.md. As it stands: not run.
   `cpu`: 2 CPU cores, 75 minutes if nothing else runs; 20-NN accuracy 38.7 % (39.3 at best), where raw pixels have
-  37.1 % (35.7 % with an unweighted vote) and the untrained network 28.1 %. `cpu_no_gram` 38.6 % (39.3 at best), `cpu_v2`
-  40.1 (40.3, with masks of fixed sizes), `cpu_v1` 35.1 (35.6).
+  37.1 % (35.7 % with an unweighted vote) and the untrained network 28.1 %. `cpu_no_gram` 38.6 % (39.3 at best),
+  `cpu_v2` 40.1 (40.3, with masks of fixed sizes), `cpu_v1` 35.1 (35.6).
 Command: python -m dino_jax.main --config configs/v3_imagenette.py:cpu --workdir runs/imagenette \
   --config.data.path=../shared/data/objects-train.tar.gz --config.data.test_path=../shared/data/objects-test.tar.gz
 """
