@@ -25,7 +25,7 @@ def disagreement(*, tokens: int, head_dim: int, device: jax.Device) -> str:
     filled = tokens + tokens % 2
     keys = jax.random.split(jax.random.key(tokens), 4)
     q, k, *others = (jax.random.normal(key, (2, filled, 2, head_dim), jnp.bfloat16) for key in keys)
-    # All scores are far below zero, that of a token that fills up: were it attended to, it would take half the weight.
+    # All scores are far below zero; that of a token that fills up is zero, and it would take most of the weight.
     *inputs, cotangent = jax.device_put([jnp.abs(q), -jnp.abs(k), *others], device)
     length = tokens if filled > tokens else None
     try:
