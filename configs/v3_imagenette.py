@@ -22,7 +22,7 @@ DEVICES = {
         "batch_size": 512,
         "gram_share": 0.2,
         "local_number": 8,
-        # 5e-4 for 512 images (`lr_scaling`). With 2.8e-3, a network of this width and LayerScale 1 gets worse.
+        # 5e-4 for 512 images (`lr_scaling`); at 2.8e-3, networks of this width learnt less or nothing: docs/results.md
         "lr": 1.8e-4,
         "lr_v1": 1.8e-4,
         "model": {"patch_size": 8, "drop_path": 0.1},
@@ -34,7 +34,7 @@ DEVICES = {
         "gram_share": 0.1,
         "local_number": 4,
         "lr": 2e-3,
-        "lr_v1": 5e-4,  # at that of the others, DINO's loss alone makes a network without LayerScale worse
+        "lr_v1": 5e-4,  # without LayerScale the network moves at once
         "model": {"patch_size": 12, "width": 192, "depth": 4, "heads": 3},
         # Few prototypes for few samples: Sinkhorn-Knopp spreads the 128 global crops of a batch over all of them.
         "head": {"prototypes": 256, "hidden": 512, "bottleneck": 128},

@@ -9,8 +9,9 @@ from jax import Array
 
 from dino_jax.models.layers import attend, attend_fused
 
-# Of each array's largest entry: rounding to bfloat16 several times makes about 0.01.
-TOLERANCE = 0.04
+# Of each array's largest entry. By their roundings to bfloat16 alone, `attend` and JAX's function on CPUs are 0.006 to
+# 0.008 apart for 41 to 581 tokens.
+TOLERANCE = 0.02
 
 
 def disagreement(*, tokens: int, head_dim: int, device: jax.Device) -> str:
