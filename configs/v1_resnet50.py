@@ -23,7 +23,7 @@ def get_config():
         batch=batch,
         epochs=100,
         crops={"global_scale": (0.14, 1.0), "local_scale": (0.05, 0.14)},
-        optim={"name": "sgd", "b1": 0.9},
+        optim={"name": "sgd"},
         schedules={
             "lr": {"peak": 0.03},
             "weight_decay": config.constant(1e-4),

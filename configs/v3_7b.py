@@ -2,7 +2,7 @@
 
 Paper: DINOv3 (arXiv 2508.10104), sections 3, 4 and 5.1; the three phases of the public configurations.
 Hardware: 256 accelerators with 80 GB or more (16 images each); the published run took 61,440 H100-hours. A step takes
-  57 GB of an H100, and in the third phase, which computes each block twice, 31 to 45. With --config.remat=full the
+  56 GB of an H100, and in the third phase, which computes each block twice, 31 to 45. With --config.remat=full the
   first two do so as well, and need 9 and 16 GB.
 Time and score: not run; those figures are the compiler's (docs/results.md).
 Command, on every host: DINO_JAX_DISTRIBUTED=1 python -m dino_jax.main --config configs/v3_7b.py --workdir DIR

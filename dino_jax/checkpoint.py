@@ -46,10 +46,10 @@ class Restored:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves it to the run to notice a preemption.
+    """Orbax's manager without its own check for preemption, which is the run's business (`stop`).
 
-    Its own question, asked of JAX when a save ends, with the step of that save, would undo what the run has asked: the
-    processes might then stop after different steps.
+    Orbax would ask JAX with the step of a save that has ended, after the run has asked for a later one: processes might
+    then stop after different steps.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -58,9 +58,9 @@ class Manager(ocp.CheckpointManager):
 
 
 def barrier(*, key: str, timeout_ms: int) -> None:
-    """Waits for the other processes, unless on the way out of a save that failed here.
+    """Waits for all processes, unless an exception is on its way: this process must report that at once, not time out.
 
-    They wait elsewhere for this one to write: its error must be heard, not be replaced by the end of their patience.
+    Orbax calls this after a save that failed here, too, when the others are still waiting for this process to write.
     """
     if sys.exc_info()[0] is None:
         multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)

@@ -242,6 +242,15 @@ def join_cluster() -> None:
         raise ValueError(f"this process cannot join the others: {' '.join(str(error).split())}") from error
 
 
+def check_one_process(name: str) -> None:
+    """Raises ValueError when several processes are meant to run a command that knows of one."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
+        raise ValueError(
+            f"{name} runs in one process, on all its devices: start it once, without DINO_JAX_DISTRIBUTED and "
+            "JAX_COORDINATOR_ADDRESS"
+        )
+
+
 def describe_devices(devices: list, processes: int) -> str:
     """Says in a line what the command computes on."""
     kind = devices[0].device_kind if devices[0].device_kind != devices[0].platform else devices[0].platform.upper()

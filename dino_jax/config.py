@@ -27,8 +27,8 @@ def default() -> ConfigDict:
     c.data.source = "folder"  # packaged | folder | tar | arrayrecord
     c.data.path = ""  # folder or file; unused by "packaged"
     c.data.test_path = ""  # labelled held-out images for evaluation; "" uses the source's own, or none
-    c.data.homogeneous_path = ""  # further images that stay among themselves (DINOv3: ImageNet-1k); "" has none
-    c.data.homogeneous_share = 0.0  # of the batches, those of such images alone
+    c.data.homogeneous_path = ""  # images for homogeneous batches (DINOv3: ImageNet-1k); "" for none
+    c.data.homogeneous_share = 0.0  # share of the batches that are of those images alone
     c.data.window_size = 96  # pixels; of the windows cut from the packaged photographs
     c.data.windows_per_photograph = 512  # in training; a quarter of it held out
     c.data.workers = 0  # processes that decode and crop; 0 uses a thread of the training process
@@ -65,7 +65,7 @@ def default() -> ConfigDict:
     c.eval.knn.images = 20_000  # training images that vote, spread evenly over the set
     c.eval.dense = ConfigDict()  # mIoU of a linear probe on patches, in closed form: the dense quality
     c.eval.dense.every = 5000  # steps
-    c.eval.dense.path = ""  # folder or tar of {train,val}/{images,masks}; "" has none
+    c.eval.dense.path = ""  # folder or tar of {train,val}/{images,masks}; "" for none
     c.eval.dense.images = 200  # maximum of each split, spread evenly
     c.eval.quality = ConfigDict()  # effective rank, uniformity, patch consistency; needs no labels
     c.eval.quality.every = 5000  # steps
@@ -83,8 +83,8 @@ def model(variant: str, **changes: Any) -> ConfigDict:
       ValueError: for an unknown size, or a change of something that is not an option of it.
     """
     training = {
-        "drop_path": 0.0,  # share of the samples that skip a residual branch, the same in every block,
-        "drop_path_ramp": False,  # or rising from 0 in the first block to drop_path in the last
+        "drop_path": 0.0,  # stochastic depth: share of the samples that skip a residual branch
+        "drop_path_ramp": False,  # the share rises from 0 in the first block to drop_path in the last
         "attention": "xla",  # xla | cudnn (fused; NVIDIA GPUs, bfloat16) | auto: cudnn where it passes a check
     }
     rope = {

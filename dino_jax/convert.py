@@ -9,7 +9,8 @@ from typing import Any
 
 from dino_jax import command
 from dino_jax.data.whole import write_json
-from dino_jax.weights.files import replacing, same_bits
+from dino_jax.weights import store
+from dino_jax.weights.files import refuse_existing, replacing, same_bits
 from dino_jax.weights.manifest import Manifest
 from dino_jax.weights.store import FORMATS, ManifestError, Weights
 
@@ -25,7 +26,7 @@ dino_jax.safetensors, so that converting back is lossless.
 
 def main(arguments: list[str] | None = None) -> int:
     """Converts; returns the exit code of `command.run`."""
-    options = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(arguments)
     return command.run(lambda: convert(options), interrupted="interrupted: nothing was written")
 
 
@@ -70,8 +71,6 @@ def convert(options: argparse.Namespace) -> None:
         raise ValueError("--to FORMAT and --out PATH go together")
     command.only_our_lines()
     from dino_jax import pretrained
-    from dino_jax.weights import store
-    from dino_jax.weights.files import refuse_existing
 
     command.check_output(options.json)
     if options.out:
@@ -120,7 +119,7 @@ def check(weights: Weights, to: str | None, out: Path | None) -> dict[str, float
     Official files and our own are checked through the library that has the network, whose tensors are the same, and
     so are timm's of a size that it cannot build.
     """
-    from dino_jax.weights import configs, reference, store
+    from dino_jax.weights import configs, reference
 
     family = weights.architecture.family
     library = to if to in ("hf", "timm") else "timm" if family == "resnet" else "hf"

@@ -66,6 +66,7 @@ def start(arguments: list[str]) -> None:
         raise ValueError(f"which task? There are {', '.join(TASKS)}")
     task = open_task(name)
     options = task_parser(name, task.add_arguments).parse_args(arguments)
+    command.check_one_process("evaluate")
     command.check_output(options.json)
     command.only_our_lines()
     model = model_options.load_model(options)

@@ -144,8 +144,8 @@ def _features(model: Extractor) -> export_onnx.Features:
     """Returns the function that is exported: from images in [0, 1] to float32 features, empty ones left out."""
 
     def features(images: Array) -> dict[str, Array]:
-        images = (images - jnp.asarray(model.mean)) / jnp.asarray(model.std)
-        return {name: tokens.astype(jnp.float32) for name, tokens in model(images).items() if tokens.size}
+        features = model(model.normalize(images))
+        return {name: tokens.astype(jnp.float32) for name, tokens in features.items() if tokens.size}
 
     return features
 

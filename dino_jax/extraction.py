@@ -162,7 +162,9 @@ class Extraction:
 
     @functools.cached_property
     def _weights(self) -> str:
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(checksums(self._model.params)))
+        trees = (self._model.params, self._model.batch_stats)
+        found = jax.device_get([checksums(tree) for tree in trees])
+        leaves = [leaf for tree in found for leaf in jax.tree_util.tree_leaves_with_path(tree)]
         return _digest([(sharding.path_name(path), int(value)) for path, value in leaves])
 
     @functools.cached_property
@@ -312,7 +314,7 @@ def _check(
 def _placed(model: Extractor, mesh: Mesh) -> Extractor:
     """Brings the parameters to the mesh, unless they are spread over its devices already."""
     devices = set(mesh.devices.flat)
-    leaves = jax.tree.leaves(model.params)
+    leaves = jax.tree.leaves(model)
     if all(isinstance(leaf, Array) and leaf.sharding.device_set == devices for leaf in leaves):
         return model
     split = sharding.state_shards(mesh) > 1

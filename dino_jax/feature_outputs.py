@@ -29,7 +29,7 @@ def program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any:
     return jax.jit(_features(outputs, layers), out_shardings=where, compiler_options=options)
 
 
-@functools.lru_cache(maxsize=16)  # of one function JAX keeps what it has traced
+@functools.lru_cache(maxsize=16)  # JAX keeps its traces by function object
 def _features(outputs: tuple[str, ...], layers: int) -> Callable[[Extractor, Array], dict[str, Array]]:
     """Returns the function from a model and raw images to named outputs."""
 

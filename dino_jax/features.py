@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
-from dino_jax import command, feature_files, model_options
+from dino_jax import command, feature_files, model_options, sharding
 from dino_jax.data.fingerprint import same_images
 from dino_jax.data.fit import FITS
 from dino_jax.data.whole import write_json, write_whole
@@ -74,10 +76,6 @@ def start(options: argparse.Namespace) -> None:
 
 def write(options: argparse.Namespace) -> None:
     """Opens images and model, and writes this process's parts."""
-    import jax
-
-    from dino_jax import sharding
-
     source, model = model_options.open_both(options)
     # Each process works alone, on parts of its own, so that nobody waits for anybody.
     mesh = sharding.make_mesh(devices=jax.local_devices())
@@ -122,10 +120,7 @@ def write_parts(
     Raises:
       ValueError: if the folder holds features of other settings, or no image can be used.
     """
-    from tqdm import tqdm
-
     settings = work.settings() | {"format": kind, "dtype": dtype, "parts": work.count}
-    settings["class_names"] = list(work.source.class_names)
     _claim(folder, settings)
     mine = range(process[0], work.count, process[1])
     total = sum(len(work.images_of(number)) for number in mine)

@@ -113,7 +113,7 @@ class GramTeachers:
             return {}
         try:
             return {int(step): float(score) for step, score in json.loads(self.scores_file.read_text()).items()}
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             raise ValueError(
                 f"{self.scores_file} is damaged: delete it and name a snapshot by gram.teacher = gram_teacher/STEP"
             ) from None

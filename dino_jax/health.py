@@ -15,8 +15,10 @@ from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, rankm
 
 # A warning needs this many consecutive records, so that one odd batch causes none.
 PATIENCE = 3
-# Entropy over log(prototypes) of softmax(teacher logits / 0.1). Prototypes drawn with standard deviation 0.02 on unit
-# vectors give 0.998; above 0.999 a head tells images apart less than at random initialisation.
+# Of the softmax of the teacher's logits; the same for every recipe, so that the limits below hold for all.
+TEMPERATURE = 0.1
+# Entropy of that softmax over log(prototypes). Prototypes drawn with standard deviation 0.02 on unit vectors give
+# 0.998; above 0.999 a head tells images apart less than at random initialisation.
 UNIFORM_ENTROPY = 0.999
 ONE_HOT_ENTROPY = 0.01
 # One-hot targets alone are legitimate (a confident teacher); with under 5 % of the prototypes that the batch could use,

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--workdir", metavar="DIR", help="folder of the run; an existing run is continued")
     parser.add_argument("--keys", action="store_true", help="print every key of the recipe with its value, and stop")
-    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(arguments)
     words = "interrupted: the last checkpoint is kept"
     return command.run(lambda: start(options, overrides(rest)), interrupted=words, trains=True)
 

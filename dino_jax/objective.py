@@ -30,7 +30,7 @@ class Objective:
     Attributes:
       targets: how teacher scores become probabilities: "sinkhorn_knopp" (`sinkhorn_iterations`), or "centering" with
         sharpening (`center_momentum` of the running mean).
-      ibot: 0 has no iBOT: no masks, and no use of its head.
+      ibot: weight of the iBOT loss; 0 switches it off: no masks, and its head is unused.
       koleo_group_size: samples among which nearest neighbours are sought; None for the whole batch.
       gram: whether there is a Gram term; its weight is a schedule.
       gram_tokens: "all", or only "masked" or "unmasked" patches of the student's view.

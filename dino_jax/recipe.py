@@ -74,7 +74,7 @@ def naming(key: str) -> Iterator[None]:
 
 
 def left_behind(config: str, overrides: dict[str, str]) -> list[str]:
-    """Says which phases keep a value that they had in common with a phase whose value is overridden.
+    """Lists settings that were overridden in one phase and keep their old value in others, in case all were meant.
 
     Args:
       config, overrides: as `load`.

@@ -176,13 +176,14 @@ class Recorder:
 def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[str, Array]]:
     """Builds the measurement of a run's health on a batch: flat `health/...` float32 scalars (see `health.measure`).
 
-    Teacher distributions are softmaxes at the student's temperature of 0.1: Sinkhorn-Knopp would hide a collapse.
+    Teacher distributions are softmaxes at `health.TEMPERATURE`: Sinkhorn-Knopp would hide a collapse.
     """
 
     def masked_patches(out: dict[str, Array], batch: Batch) -> dict[str, Array]:
         if "ibot" not in out:
             return {}
-        return {"ibot_probs": jax.nn.softmax(out["ibot"] / 0.1), "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
+        probs = jax.nn.softmax(out["ibot"] / health.TEMPERATURE)
+        return {"ibot_probs": probs, "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
         out, _ = teacher_logits(networks, state.teacher, batch, state.stats("teacher"))
@@ -192,7 +193,7 @@ def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[s
             patches=out["patches"][::views],
             student=state.student,
             teacher=state.teacher,
-            dino_probs=jax.nn.softmax(out["dino"] / 0.1),
+            dino_probs=jax.nn.softmax(out["dino"] / health.TEMPERATURE),
             **masked_patches(out, batch),
         )
 

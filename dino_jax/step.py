@@ -13,8 +13,8 @@ from dino_jax import optim
 from dino_jax.objective import Batch, Objective, loss_terms, targets
 from dino_jax.state import Networks, Params, TrainState
 
-# Sets the random numbers of the networks apart from those of the weights and of the augmentation (see `train`), which
-# fold small numbers into the same seed.
+# Keeps the random numbers of the networks apart from those of initialisation and augmentation (see `train`), which fold
+# small numbers into the same seed.
 NETWORK_STREAM = 0x6E657477
 Clip = Callable[[Params, float], tuple[Params, dict[str, Array]]]
 Step = Callable[[TrainState, Batch, Mapping[str, Array]], tuple[TrainState, dict[str, Array], Array]]

@@ -40,6 +40,8 @@ from dino_jax.workdir import IMAGES_COMPARED, Workdir
 
 # What only the host needs of a batch.
 HOST_ONLY = ("labels", "ids", "replaced")
+# What each process may have in another place.
+PLACES = ("data.path", "data.test_path", "data.homogeneous_path", "eval.dense.path", "init.weights")
 
 
 def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
@@ -83,8 +85,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns what all processes must agree on; each may have the data in another place."""
-    return {key: value for key, value in flatten(config).items() if not key.endswith(("path", "init.weights"))}
+    """Returns what all processes must agree on: the recipe without `PLACES`."""
+    return {key: value for key, value in flatten(config).items() if key not in PLACES}
 
 
 def images(kind: str, source: Source | None) -> dict[str, Any]:

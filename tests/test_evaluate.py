@@ -106,6 +106,12 @@ def test_where_the_numbers_go_is_checked_first(planted, monkeypatch, tmp_path, c
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_several_processes_are_one_line(planted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DINO_JAX_DISTRIBUTED", "1")
+    assert evaluate.main(["knn", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out"]) == 2
+    assert "evaluate runs in one process, on all its devices: start it once" in capsys.readouterr().err
+
+
 def test_weights_for_other_channels_are_one_line(planted, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pretrained, "load", lambda *names, mean, std: (model("M", channels=5), None))
     assert evaluate.main(["depth", "--weights", "W", "--data", "D", "--out", f"{tmp_path}/out"]) == 2

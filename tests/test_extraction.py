@@ -1,3 +1,4 @@
+import dataclasses
 import doctest
 import os
 import socket
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import dino_jax
 from dino_jax import extraction, host_memory, sharding
 from dino_jax.data import fingerprint as fingerprints
 from dino_jax.data.decode import BadImage
@@ -151,6 +153,14 @@ def test_the_cache_belongs_to_weights_images_and_settings(model, tmp_path):
     extract_features(model, source, size=24, cache=tmp_path)
     extract_features(model, source, size=16, outputs=("mean_patch",), cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_cache_belongs_to_running_statistics_too(tmp_path):
+    network, _ = dino_jax.load("random:dino_resnet50", depths=(1, 1), channels=4)
+    other = dataclasses.replace(network, batch_stats=jax.tree.map(lambda x: 3 * x + 0.1, network.batch_stats))
+    first, second = (extract_features(m, Photographs(count=4), size=32, cache=tmp_path) for m in (network, other))
+    assert np.abs(first["cls"] - second["cls"]).max() > 0.01
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_shards_shrink_for_large_outputs(model):

@@ -14,6 +14,7 @@ from dino_jax.gram_teacher import save_snapshot
 from dino_jax.workdir import Workdir
 from tests.data.images import encode, photograph
 from tests.program import ROOT
+from tests.tiny_recipe import get_config
 
 TINY = "--config=tests/tiny_recipe.py"
 
@@ -185,3 +186,10 @@ def test_full_disk_keeps_the_last_checkpoint(program, uninterrupted, tmp_path):
     assert (folder / "12" / "_CHECKPOINT_METADATA").exists()
     assert not (folder / "14").exists()
     assert (workdir / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+
+
+def test_processes_may_differ_in_nothing_but_places():
+    config = get_config()
+    agreed = train.settings(config)
+    assert "model.drop_path" in agreed
+    assert recipe.flatten(config).keys() - agreed.keys() == set(train.PLACES)

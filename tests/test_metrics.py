@@ -148,6 +148,13 @@ def test_tensorboard_gets_all_scalars_and_hides_steps_after_the_restored_one(tmp
     assert [e.step for e in found if e.session_log.status == SessionLog.START] == [2]
 
 
+def test_write_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "results.json", {"loss/total": math.nan, "sizes": (1, -math.inf), "health": {"rank": 2.5}})
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text) == {"loss/total": None, "sizes": [1, None], "health": {"rank": 2.5}}
+    assert "NaN" not in text and "Infinity" not in text
+
+
 def test_write_json_keeps_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "results.json"
     write_json(path, {"knn/trained": 0.5})

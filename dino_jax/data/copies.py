@@ -22,7 +22,7 @@ class Copies:
 
 
 def open_copies(path: str, subset: str = "strong") -> Copies:
-    """Opens a folder or archive with `original/` and folders of copies, such as `strong/`, `jpeg/75` or `crops/50`.
+    """Opens a folder or archive with `original/` and folders of copies, such as `strong/`, `jpegqual/75` or `crops/50`.
 
     Files are named by numbers; the first four digits of six tell the photograph, as published: 200100.jpg is the
     original of strong/200101.jpg and crops/50/200100.jpg.

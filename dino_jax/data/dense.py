@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
@@ -22,6 +22,7 @@ CAMVID_CLASSES = (
     "bicyclist",
 )
 ADE_CLASSES = 150
+ADE_SPLITS = {"train": "training", "val": "validation", "test": "validation"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +91,15 @@ def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
     - pairs: `{train,val,test}/images/<id>.jpg`, `.../masks/<id>.png`, optionally `classes.txt` of `<label> <name>`;
     - CamVid as SegNet has it: `{train,val,test}`, `{train,val,test}annot`; value 11 is ignored;
     - ADE20K: `images/{training,validation}`, `annotations/{training,validation}`; value 0 is ignored;
-    - VOC2012: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/{train,val}.txt`.
+    - VOC2012: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/{train,val}.txt`; for training, the longer
+      `trainaug.txt` with `SegmentationClassAug` where both are there.
 
     Args:
-      split: "train", "val" or "test"; ADE20K and VOC take "test" for their validation set.
+      split: "train", "val" or "test", of VOC any of its lists; ADE20K and VOC take "test" for their validation set.
 
     Raises:
-      ValueError: when the layout or split is unknown, an image has no mask, or there are fewer than two classes.
+      ValueError: when the layout or split is unknown, an image has no mask, or there are fewer than two classes or more
+        than 255.
     """
     files = open_files(path)
     voc, ade, camvid = (below(files, folder) for folder in ("SegmentationClass", "annotations", "trainannot"))
@@ -113,6 +116,8 @@ def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:
         raise ValueError(f"{files.path} has no images in its split {split!r}")
     if len(data.class_names) < 2:
         raise ValueError(f"{files.path} has {len(data.class_names)} class: segmentation needs two or more")
+    if len(data.class_names) > IGNORE:
+        raise ValueError(f"{files.path} has {len(data.class_names)} classes: labels must be 0 to {IGNORE - 1}")
     return data
 
 
@@ -157,7 +162,9 @@ def _camvid(files: Files, root: str, split: str) -> MaskPairs:
 
 
 def _ade(files: Files, root: str, split: str) -> MaskPairs:
-    folder = "training" if split == "train" else "validation"
+    if split not in ADE_SPLITS:
+        raise ValueError(f"ADE20K has no split {split!r}: use {', '.join(ADE_SPLITS)}")
+    folder = ADE_SPLITS[split]
     images = in_folder(files, f"{root}images/{folder}", IMAGE_EXTENSIONS)
     pairs = paired("annotation", images, in_folder(files, f"{root}annotations/{folder}", (".png",)))
     listed = f"{root}objectInfo150.txt"
@@ -170,10 +177,14 @@ def _ade(files: Files, root: str, split: str) -> MaskPairs:
 
 
 def _voc(files: Files, root: str, split: str) -> MaskPairs:
-    listed = f"{root}ImageSets/Segmentation/{'train' if split == 'train' else 'val'}.txt"
+    name, folder = ("val" if split == "test" else split), "SegmentationClass"
+    lists = f"{root}ImageSets/Segmentation"
+    if name == "train" and f"{lists}/trainaug.txt" in files.names and below(files, f"{folder}Aug") is not None:
+        name, folder = "trainaug", f"{folder}Aug"
+    listed = f"{lists}/{name}.txt"
     if listed not in files.names:
         raise ValueError(f"{files.path} has no {listed}, which lists the images of the split {split!r}")
-    masks = in_folder(files, f"{root}SegmentationClass", (".png",))
+    masks = in_folder(files, f"{root}{folder}", (".png",))
     images = in_folder(files, f"{root}JPEGImages", IMAGE_EXTENSIONS)
     ids = files.read(listed).decode().split()
     lost = [name for name in ids if name not in images]
@@ -214,5 +225,7 @@ def read_png(files: Files, name: str) -> np.ndarray:
             if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
                 raise ValueError(f"mode {image.mode}: save it as a palette or grey PNG that holds the values")
             return np.asarray(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} in {files.path} cannot be read: it is no image") from None
     except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
         raise ValueError(f"{name} in {files.path} cannot be read: {' '.join(str(error).split())}") from None

@@ -50,8 +50,8 @@ def open_depths(path: str | os.PathLike, split: str) -> Depths:
 
     - pairs: `{train,test}/images/<id>.jpg` with `.../depth/<id>.png`, 16-bit millimetres or 8-bit relative depth;
     - NYUv2, labelled: `nyu_depth_v2_labeled.mat` and `splits.mat`, or the folder of both; needs h5py;
-    - NYUv2, synchronised: `<scene>/rgb_<n>.jpg` with `<scene>/sync_depth_<n>.png` in 16-bit millimetres, below
-      `train` or `sync` for training and below `test` for testing.
+    - NYUv2, synchronised: `<scene>/rgb_<n>.jpg` with `<scene>/sync_depth_<n>.png` in 16-bit millimetres, below `sync`
+      or else `train` for training and below `test` for testing.
 
     Raises:
       ValueError: when the layout or split is unknown, or an image has no depth.
@@ -122,7 +122,9 @@ def _is_relative(samples: np.ndarray) -> bool:
 
 
 def _nyu_synchronised(files: Files, split: str) -> DepthPairs:
-    folders = [name for name in (split, "sync" if split == "train" else "") if name and below(files, name) is not None]
+    # Beside the 24,000 frames of `sync`, a `train` folder holds the 795 of the labelled file.
+    wanted = ("sync", split) if split == "train" else (split,)
+    folders = [name for name in wanted if below(files, name) is not None]
     if not folders:
         raise ValueError(f"{files.path} has depth maps, but no folder {split!r} with them")
     root = f"{below(files, folders[0])}{folders[0]}"

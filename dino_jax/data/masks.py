@@ -1,8 +1,8 @@
 """Block masks of the patch grid for iBOT, with the statistics of DINOv2 and DINOv3.
 
-A mask group is a fixed number of consecutive samples. Each group masks the same number of its global crops, up to the
-same targets, dealt out anew: so the most patches it masks are a constant of the configuration, and so are the shapes
-the networks compile for.
+Samples are masked in groups of a fixed number of consecutive ones. Every group masks the same number of its global
+crops, with the same target sizes in a random order. So the largest number of masked patches of a group follows from
+the configuration, shapes never change, and nothing is compiled again.
 """
 
 import math
@@ -17,7 +17,7 @@ ALIGNMENT = 8  # the padded bound of a group's masked patches is a multiple of t
 
 
 def group_targets(*, crops: int, patches: int, ratio: tuple[float, float], probability: float) -> np.ndarray:
-    """Returns the most masked patches of each of a group's masked crops, int64 (masked crops,), before shuffling.
+    """Returns for each masked crop of a group how many patches may be masked at most, int64 (masked crops,).
 
     int(crops * probability) crops are masked; their ratios are the upper ends of as many equal parts of `ratio`, in the
     float32 of the reference, which decides the rounding.

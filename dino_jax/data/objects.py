@@ -12,7 +12,7 @@ from scipy import ndimage
 from dino_jax.data.decode import IMAGE_EXTENSIONS
 from dino_jax.data.dense import read_image, read_values
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
-from dino_jax.data.video import VOID, open_videos
+from dino_jax.data.video import VOID, objects_of, open_videos
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; right and bottom are exclusive."""
@@ -58,7 +58,7 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
 
     - VOC: `JPEGImages`, `Annotations/<id>.xml`, those in `ImageSets/Main/trainval.txt` (all without that list);
     - videos as `open_videos` reads them, every frame with an object an image of its own;
-    - `images/<id>.jpg` and `masks/<id>.png`, where all that is not 0 is the object.
+    - `images/<id>.jpg` and `masks/<id>.png`, where all that is not 0 is the object; of grey masks, the bright half is.
 
     Args:
       year: of DAVIS, see `open_videos`.
@@ -84,10 +84,8 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
 
 
 def _masked(files: Files, image_name: str, mask_name: str) -> ObjectImage:
-    mask = read_values(files, mask_name)
-    # Where 255 is the only value beside 0, it is the object.
-    void = (mask == VOID) if set(np.unique(mask)) - {0, VOID} else np.zeros(mask.shape, bool)
-    return _of_mask(files, image_name, mask_name, np.where(void, VOID, mask > 0))
+    mask = objects_of(read_values(files, mask_name))
+    return _of_mask(files, image_name, mask_name, np.where(mask == VOID, VOID, mask > 0))
 
 
 def _of_mask(files: Files, image_name: str, mask_name: str, mask: np.ndarray) -> ObjectImage:

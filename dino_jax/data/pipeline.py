@@ -23,7 +23,7 @@ from dino_jax.data.samples import Sizes, samples_of
 from dino_jax.data.sources import Source
 from dino_jax.data.workers import initialize_worker, signals_held_back
 
-HOMOGENEOUS_STREAM = 2**32  # added to the seed of batches of images that stay among themselves
+HOMOGENEOUS_STREAM = 2**32  # added to the seed of homogeneous batches
 # Each worker holds a batch that is ready and one in the making.
 WORKER_BUFFER = 1
 
@@ -66,9 +66,9 @@ def train_batches(
       seed: of the order, the crops and the masks.
       global_size, ..., horizontal_flips, gram_size: see `crops.multi_crop`.
       mixture: further (share of the batches, global_size, local_size, gram_size); each batch has one of all sizes.
-      homogeneous: how many images at the end of the source stay among themselves: a batch is made of them alone, or of
-        the others alone.
-      homogeneous_share: of the batches, those of the images that stay among themselves, at even distances.
+      homogeneous: how many images at the end of the source are for homogeneous batches: a batch is made of them alone,
+        or of the others alone.
+      homogeneous_share: share of the batches that are homogeneous; they come at even distances.
       channels, dtype: of the images.
       patch_size: side of a patch in pixels; divides every `global_size`.
       mask_ratio, mask_probability: see `masks.draw_masks`; a probability of 0 leaves the masks out of the batches.

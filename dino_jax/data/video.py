@@ -10,6 +10,7 @@ from dino_jax.data.dense import read_image, read_values
 from dino_jax.data.files import Files, below, in_folder, natural, open_files
 
 VOID = 255
+MOST_OBJECTS = 20  # in a frame; above, a mask that also has 255 is taken for a grey one
 # Folders of ImageSets with the list of a year; DAVIS 2017 brings both years, DAVIS 2016 its own under 480p.
 LISTS = {2016: ("480p", "2016"), 2017: ("2017",)}
 
@@ -55,8 +56,7 @@ class Videos:
         """
         video = self.videos[index]
         masks = self._stack("mask", video.masks, [read_values(self.files, name) for name in video.masks])
-        if set(np.unique(masks)) <= {0, VOID}:  # one object (DAVIS 2016); elsewhere 255 is void (DAVIS 2017)
-            masks = (masks > 0).astype(np.uint8)
+        masks = objects_of(masks).astype(np.uint8)
         if self.one_object:
             masks = np.where(masks == VOID, masks, np.minimum(masks, 1))
         frame = read_image(self.files, video.frames[0])
@@ -73,7 +73,20 @@ class Videos:
         for name, array in zip(names, arrays, strict=True):
             if array.shape != arrays[0].shape:
                 raise ValueError(f"{name} in {self.files.path}: this {what} differs in size from {names[0]}")
+            if array.max() > VOID:
+                raise ValueError(f"{name} in {self.files.path} holds value {array.max()}: objects are 1, 2, ... to 254")
         return np.stack(arrays).astype(np.uint8)
+
+
+def objects_of(values: np.ndarray) -> np.ndarray:
+    """Returns the object in each pixel, 0 for none and `VOID`, of the values of a mask.
+
+    255 is void beside objects 1, 2, ... (DAVIS 2017). Where it is the only value beside 0 (DAVIS 2016), or there are
+    others above `MOST_OBJECTS`, which are soft edges, the mask is grey and its bright half is the one object.
+    """
+    others = values[(values > 0) & (values != VOID)]
+    labels = others.size and (others.max() <= MOST_OBJECTS or not (values == VOID).any())
+    return values if labels else (values > VOID // 2).astype(values.dtype)
 
 
 def open_videos(path: str | os.PathLike, *, year: int = 2017) -> Videos:

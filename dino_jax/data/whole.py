@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, together: bool
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as indented JSON, see `write_whole`."""
-    text = json.dumps(obj, indent=2) + "\n"
+    """Writes `obj` as indented JSON, see `write_whole`; numbers that are not finite become null, as JSON has none."""
+    text = json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n"
     write_whole(Path(path), lambda file: file.write(text.encode()), together=True)
+
+
+def _finite(obj: Any) -> Any:
+    """Replaces non-finite floats in dicts, lists and tuples by None."""
+    if isinstance(obj, dict):
+        return {key: _finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    return None if isinstance(obj, float) and not math.isfinite(obj) else obj

@@ -1,7 +1,6 @@
 """Finds nearest neighbours exactly: blocks of similarities, and sorting of the maxima of groups alone."""
 
 import functools
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,8 +50,8 @@ def neighbours(
     check_ks((k,), len(train_features))
     if train_features.shape[1] != queries.shape[1]:
         raise ValueError(f"k-NN: train has {train_features.shape[1]} dimensions, test {queries.shape[1]}")
-    chunks, group = _train_chunks(train_features, k, chunk)
-    chunks = chunks if whole is None else jax.device_put(chunks, whole)
+    rows, group = _train_chunks(train_features, k, chunk)
+    chunks = jax.device_put(rows, whole)
     if placement is None:  # blocks of one size: the last is not filled up with much
         block = -(-len(queries) // -(-len(queries) // block))
 
@@ -84,26 +83,31 @@ def check_features(name: str, features: np.ndarray) -> None:
         raise ValueError(f"k-NN: {name} features are not all finite; check the model that made them")
 
 
-def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[jax.Array, int]:
-    """Puts the training set on the device as unit vectors `(chunks, group, groups, dim)`, and returns the group size.
+def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[np.ndarray, int]:
+    """Returns the training set as unit vectors `(chunks, group, groups, dim)`, and the group size.
 
     Group g of a chunk holds consecutive samples, but the j-th samples of all groups lie side by side, so that the
     maximum over a group is one of whole rows. Copies of the last sample fill its group, whose maximum they leave as it
-    is, and groups of copies alone fill the chunk.
+    is, and groups of copies alone fill the chunk. The device normalises one chunk at a time, so that it never holds two
+    copies of the set.
     """
     count = -(-len(features) // chunk)
     size = -(-len(features) // count)
     # `size / group` maxima are sorted in, and `k * group` candidates.
     group = 2 ** max(0, round(np.log2(size / (SORTING * k)) / 2))
     groups = -(-size // group)
-    return _grouped(jnp.asarray(features, jnp.float32), shape=(count, groups, group)), group
+    rows = np.empty((count, group, groups, features.shape[1]), np.float32)
+    for number in range(count):
+        part = features[number * group * groups :][: group * groups]
+        copies = np.broadcast_to(features[-1], (group * groups - len(part), features.shape[1]))
+        rows[number] = _grouped(np.concatenate([part, copies]).astype(np.float32), groups=groups)
+    return rows, group
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _grouped(features: jax.Array, *, shape: tuple[int, int, int]) -> jax.Array:
-    """Returns unit vectors `(chunks, group, groups, dim)` of `shape` (chunks, groups, group), the last one repeated."""
-    copies = jnp.broadcast_to(features[-1], (math.prod(shape) - len(features), features.shape[1]))
-    return jnp.swapaxes(unit(jnp.concatenate([features, copies])).reshape(*shape, -1), 1, 2)
+@functools.partial(jax.jit, static_argnames="groups")
+def _grouped(features: jax.Array, *, groups: int) -> jax.Array:
+    """Returns the unit vectors `(group, groups, dim)` of a chunk `(groups * group, dim)`."""
+    return jnp.swapaxes(unit(features).reshape(groups, -1, features.shape[1]), 0, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "group", "train"))

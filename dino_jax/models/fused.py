@@ -9,8 +9,8 @@ from jax import Array
 
 from dino_jax.models.layers import attend, attend_fused
 
-# Of each array's largest entry. By their roundings to bfloat16 alone, `attend` and JAX's function on CPUs are 0.006 to
-# 0.008 apart for 41 to 581 tokens.
+# Relative to each array's largest entry. Rounding to bfloat16 alone puts `attend` and JAX's function 0.006 to 0.008
+# apart on CPUs, for 41 to 581 tokens.
 TOLERANCE = 0.02
 
 

@@ -265,7 +265,7 @@ def aligned(samples: int, *, most: int) -> int:
     """Rounds a number of samples to a multiple of 2, 4, ... or 64 that moves it by at most 1 in 32.
 
     A sample often has an odd number of tokens, and GPUs copy matrices whose rows are no multiple of 8 or more before
-    they multiply them. Up to 31 samples stay as they are, as do those that would be rounded to all, `most`.
+    they multiply them. Numbers up to 31 stay as they are, and so does one that would be rounded up to all, `most`.
     """
     multiple = min(64, 1 << max((samples // 16).bit_length() - 1, 0))
     rounded = round(samples / multiple) * multiple

@@ -20,7 +20,7 @@ QUERIES, FOUND = 8, 7  # shown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     parser.add_argument("--data", required=True, metavar="PATH", help="folder or tar with original/ and strong/")
-    parser.add_argument("--subset", default="strong", help="folder of the copies, such as strong, jpeg/75 or crops/50")
+    parser.add_argument("--subset", default="strong", help="folder of the copies: strong, jpegqual/75, crops/50, ...")
     parser.add_argument("--distractors", metavar="PATH", help="unrelated images added to the database (papers: 10,000)")
     parser.add_argument(
         "--whitening", metavar="PATH", help="images from which to learn a PCA whitening (papers: 20,000)"

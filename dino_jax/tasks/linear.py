@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from dino_jax import sharding
+from dino_jax import host_memory, sharding
 from dino_jax.data.probe_views import Augmented
 from dino_jax.data.reading import read_batches
 from dino_jax.data.subset import Chosen
@@ -67,6 +67,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     blocks = min(linear.BLOCKS, backbone.depth) if isinstance(backbone, VisionTransformer) else 1
     # Whatever their classes: to know them all here, every image would have to be decoded.
     kept, held = linear.hold_out(np.zeros(len(data.train)), share=options.validation, seed=options.seed)
+    check_views(options, images=len(kept), width=model.width, blocks=blocks)
     train, validation = (Chosen(data.train, part, class_names=data.class_names) for part in (kept, held))
     valid, test = (
         features_of(model, source, options, outputs=OUTPUTS, layers=blocks) for source in (validation, data.test)
@@ -96,6 +97,14 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     pictures.append(over_setting(options.rates, chosen_by, path, title=title, setting=setting, chosen=(name, index)))
     numbers, rows = _report(options.rates, chosen_by, scores, (name, index))
     return Result(numbers, rows, pictures)
+
+
+def check_views(options: argparse.Namespace, *, images: int, width: int, blocks: int) -> None:
+    """Raises ValueError when the features of all `--views` cannot be held in memory at once."""
+    views = min(options.views, options.epochs)
+    vectors = blocks + 1  # of float32: the CLS tokens, and the last block's mean patch
+    what, fix = f"the features of {views} views of {images} images", "use fewer --views, or 0 to draw them as needed"
+    host_memory.check(4 * views * images * width * vectors, what, fix)
 
 
 def train_probes(
@@ -154,7 +163,9 @@ def _from_cache(
     """Yields features of `--views` views of every image, which are extracted once and taken in turn."""
     # Views have their size already: "crop" leaves them as they are.
     views = [Augmented(train, options.size, options.seed, view) for view in range(min(options.views, options.epochs))]
-    found = [features_of(model, view, options, outputs=OUTPUTS, layers=blocks, how="crop") for view in views]
+    found = [
+        _without_unused(features_of(model, view, options, outputs=OUTPUTS, layers=blocks, how="crop")) for view in views
+    ]
     for epoch in range(options.epochs):
         features = found[epoch % len(found)]
         for order in _orders(len(features["labels"]), min(batch_size, len(features["labels"])), options.seed, epoch):
@@ -175,10 +186,16 @@ def _blocks(features: Features) -> Iterator[dict[str, Array]]:
         yield _choices({name: features[name][start : start + BLOCK] for name in OUTPUTS})
 
 
-def _choices(features: Features) -> dict[str, Array]:
-    """Joins extracted tokens; of the mean patches, only the last block's is used."""
+def _without_unused(features: Features) -> Features:
+    """Drops the mean patches of all blocks but the last, which alone are used."""
     patch = features["mean_patch"]
-    return linear.choices(features["cls"], patch if patch.ndim == 2 else patch[:, -1])
+    return features | {"mean_patch": patch if patch.ndim == 2 else patch[:, -1].copy()}
+
+
+def _choices(features: Features) -> dict[str, Array]:
+    """Joins extracted tokens."""
+    features = _without_unused(features)
+    return linear.choices(features["cls"], features["mean_patch"])
 
 
 def _report(

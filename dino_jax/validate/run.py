@@ -173,7 +173,7 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
 
 
 def _late_problems(c: ConfigDict, phases: list[ConfigDict], loss: str) -> Iterator[str]:
-    """Finds a loss that begins, or begins again, after phases without it, and without a warm-up.
+    """Reports a loss that begins, or begins again, after phases without it and has no warm-up.
 
     AdamW counts updates for all parameters together: the moments of a head that has rested are too small for its count,
     and its steps up to six times too long, for about as many updates as the second moment lasts.

@@ -105,6 +105,8 @@ def test_ade20k_starts_at_one(tmp_path):
     assert len(data.class_names) == 150
     np.testing.assert_array_equal(np.unique(data[0][1]), [0, 149, 255])
     assert (open_masks(tmp_path, "val")[0][1] == 2).all()
+    with pytest.raises(ValueError, match="ADE20K has no split 'vall': use train, val, test"):
+        open_masks(tmp_path, "vall")
 
 
 def test_two_years_of_voc_are_one_line(tmp_path):
@@ -128,6 +130,21 @@ def test_voc_reads_its_lists(tmp_path):
     train, val = open_masks(tmp_path, "train"), open_masks(tmp_path, "val")
     assert len(train) == len(val) == 1
     assert train.class_names == VOC_CLASSES and (train[0][1] == 20).all() and (val[0][1] == 255).all()
+    with pytest.raises(ValueError, match=r"has no .*/Segmentation/trainval.txt, which lists the images of the split"):
+        open_masks(tmp_path, "trainval")
+
+
+def test_voc_trains_on_its_augmented_list_where_both_are_there(tmp_path):
+    root = "VOCdevkit/VOC2012"
+    files = {f"{root}/JPEGImages/{name}.jpg": photograph() for name in "abc"}
+    files |= {f"{root}/SegmentationClass/{name}.png": labels(1, mode="P") for name in "ab"}
+    files |= {f"{root}/ImageSets/Segmentation/{name}.txt": ids for name, ids in (("train", "a\n"), ("val", "b\n"))}
+    files |= {f"{root}/ImageSets/Segmentation/trainaug.txt": "a\nc\n"}
+    assert len(open_masks(write(tmp_path, files), "train")) == 1
+    write(tmp_path, {f"{root}/SegmentationClassAug/{name}.png": labels(2) for name in "abc"})
+    train, val = open_masks(tmp_path, "train"), open_masks(tmp_path, "val")
+    assert [train.name(n)[-5:] for n in range(len(train))] == ["a.jpg", "c.jpg"] and (train[0][1] == 2).all()
+    assert len(val) == 1 and (val[0][1] == 1).all()
 
 
 def test_the_shared_tars(shared_data):
@@ -142,7 +159,7 @@ def test_the_shared_tars(shared_data):
         ({"test/masks/a.png": labels(size=(12, 16))}, "is 12 x 16 pixels, its image 24 x 16"),
         ({"test/masks/a.png": labels(7)}, r"a.png .* holds value 7, but there are 2 classes \(0 to 1"),
         ({"test/masks/a.png": photograph()}, "mode RGB: save it as a palette or grey PNG"),
-        ({"test/masks/a.png": "no image"}, "test/masks/a.png .* cannot be read"),
+        ({"test/masks/a.png": "no image"}, "test/masks/a.png .* cannot be read: it is no image"),
         ({"test/images/a.jpg": "no image"}, "test/images/a.jpg .* not an image of a known format"),
         ({"classes.txt": "0 sky\n"}, "has 1 class: segmentation needs two"),
         ({"classes.txt": "0 sky\n2 car\n"}, "without a gap"),
@@ -154,6 +171,13 @@ def test_bad_data_is_one_line(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         open_masks(tmp_path, "test")[0]
     assert "\n" not in str(error.value)
+
+
+def test_more_classes_than_a_byte_holds(tmp_path):
+    mask = Image.fromarray(np.full((16, 24), 300, np.uint16))
+    write(tmp_path, camvid(**{"classes.txt": None, "train/masks/a.png": mask}))
+    with pytest.raises(ValueError, match="has 301 classes: labels must be 0 to 254"):
+        open_masks(tmp_path, "test")
 
 
 def test_unknown_layouts_are_one_line(tmp_path):

@@ -58,6 +58,18 @@ def test_nyu_synchronised(tmp_path):
         np.testing.assert_allclose(metres, 2.5)
 
 
+def test_nyu_trains_on_all_frames_beside_those_of_the_labelled_file(tmp_path):
+    few = {
+        f"nyu/official_splits/train/den/{name}": content
+        for name, content in {
+            "rgb_00001.jpg": photograph(),
+            "sync_depth_00001.png": Image.fromarray(np.full((16, 24), METRES)),
+        }.items()
+    }
+    data = open_depths(write(tmp_path, synchronised(**few)), "train")
+    assert len(data) == 1 and data.name(0) == "nyu/sync/kitchen_1/rgb_00045.jpg"
+
+
 def labelled(folder, *, frames=3, changes=None):
     """Writes the labelled file and its splits, two frames to train and the last to test."""
     h5py = pytest.importorskip("h5py")

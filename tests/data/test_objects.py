@@ -69,6 +69,13 @@ def test_void_is_no_object(tmp_path):
     assert example.boxes == [(3, 2, 10, 6)] and example.mask.sum() == 28
 
 
+def test_soft_edges_of_a_grey_mask(tmp_path):
+    mask = np.array(rectangle())
+    mask[6, 3:10], mask[7, 3:10] = 128, 90
+    example = open_objects(write(tmp_path, {"images/a.jpg": photograph(), "masks/a.png": Image.fromarray(mask)}))[0]
+    assert example.boxes == [(3, 2, 10, 7)] and example.mask.sum() == 35
+
+
 def test_frames_of_videos_without_an_object_are_left_out(tmp_path):
     data = open_objects(write(tmp_path, clip(**{"dog/masks/00001.png": labels(0)})))
     assert len(data) == 2

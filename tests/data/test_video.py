@@ -76,6 +76,16 @@ def test_davis_2017_read_as_2016_has_its_list_and_one_object(tmp_path):
     np.testing.assert_array_equal(found[1], np.where(mask == 2, 1, mask))
 
 
+@pytest.mark.parametrize("year", [2016, 2017])
+@pytest.mark.parametrize("edge", [100, 200])
+def test_soft_edges_are_no_object(tmp_path, edge, year):
+    """A grey mask's bright half is the object, and nothing of it is void."""
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:4], mask[4], mask[5] = 255, edge, 3
+    masks = {f"dog/masks/{n:05d}.png": Image.fromarray(mask) for n in range(3)}
+    np.testing.assert_array_equal(open_videos(write(tmp_path, clip(**masks)), year=year).masks(0)[0], mask > 127)
+
+
 @pytest.mark.parametrize(
     "listed, year, message",
     [
@@ -118,6 +128,10 @@ def test_the_shared_tar(shared_data):
         ({"dog/masks/00000.png": labels(0)}, "has no object: the first mask says what to follow"),
         ({f"dog/masks/{n:05d}.png": labels(1, size=(12, 8)) for n in range(3)}, "12 x 8 pixels, its frame 24 x 16"),
         ({"dog/masks/00002.png": labels(1, size=(12, 8))}, "this mask differs in size from dog/masks/00000.png"),
+        (
+            {"dog/masks/00001.png": Image.fromarray(np.full((16, 24), 257, np.uint16))},
+            "00001.png .* holds value 257: objects are 1, 2, ... to 254",
+        ),
     ],
 )
 def test_bad_videos_are_one_line(tmp_path, change, message):

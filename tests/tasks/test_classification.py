@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 import dino_jax
+from dino_jax import host_memory
 from dino_jax.tasks import linear, open_task
 from tests.tasks.planted import options
 
@@ -57,6 +58,13 @@ def test_linear(evaluate, colors, views, monkeypatch):
     # The tiny network has three blocks.
     assert {"linear/cls_1", "linear/cls_1+patch", "linear/cls_3", "linear/cls_3+patch"} <= set(result.numbers)
     assert "rates.png" in {path.name for path in result.pictures}
+
+
+def test_linear_refuses_views_that_memory_cannot_hold(evaluate, colors, monkeypatch):
+    views = ("--views", 3, "--epochs", 5)
+    monkeypatch.setattr(host_memory, "of_process", lambda: 5000)
+    with pytest.raises(ValueError, match="the features of 3 views of 18 images take"):
+        evaluate("linear", "--data", colors, *views, "--validation", 0.25, *SMALL)
 
 
 def test_linear_refuses_images_without_a_class(evaluate, colors, tmp_path):
