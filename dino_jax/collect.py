@@ -49,6 +49,29 @@ def collect(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
+def of_images(apply: Callable[[Array], Array], images: np.ndarray, *, batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Runs a function over images that every process holds, and returns its output float32 `(images, ...)` on the host.
+
+    The last batch is filled up with its last image. One batch is in flight while the previous one is copied.
+
+    Args:
+      apply: maps images `(batch, height, width, channels)` to an array `(batch, ...)` that is readable here.
+      batch_size: images at once; rounded up to a multiple of the devices, and fewer when there are fewer.
+    """
+    size = min(batch_size, len(images))
+    size += -size % sharding.data_shards(mesh)
+    parts: list[np.ndarray] = []
+    pending: Array | None = None
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        running = apply(sharding.place_whole(padded, mesh))
+        if pending is not None:
+            parts.append(np.asarray(pending, np.float32))
+        pending = running
+    return np.concatenate([*parts, np.asarray(pending, np.float32)])[: len(images)]
+
+
 @functools.lru_cache(maxsize=2)
 def _everywhere(where: NamedSharding) -> Any:
     return jax.jit(lambda arrays: arrays, out_shardings=where)

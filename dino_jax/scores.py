@@ -1,6 +1,7 @@
 """What is measured of a backbone while it trains: global quality, dense quality, and quality without labels."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dino_jax import sharding, views
+from dino_jax.collect import of_images
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
 from dino_jax.data.fit import resize
 from dino_jax.data.pipeline import eval_batches
@@ -187,15 +189,8 @@ class Scores:
 
     def patches(self, params: Params, images: np.ndarray) -> np.ndarray:
         """Returns patches float32 `(images, rows, columns, dim)` of uint8 images `(images, height, width, 3)`."""
-        model, parts = self.extractor(params), []
-        size = min(DENSE_BATCH, len(images))
-        size += -size % sharding.data_shards(self.mesh)
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            found = self._patches(model, sharding.place_whole(padded, self.mesh))
-            parts.append(np.asarray(found, np.float32)[: len(batch)])
-        return np.concatenate(parts)
+        apply = functools.partial(self._patches, self.extractor(params))
+        return of_images(apply, images, batch_size=DENSE_BATCH, mesh=self.mesh)
 
 
 def check_readable(source: Source) -> None:

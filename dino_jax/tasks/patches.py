@@ -12,6 +12,7 @@ from einops import rearrange
 from jax import Array
 
 from dino_jax import sharding
+from dino_jax.collect import of_images
 from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
@@ -58,7 +59,7 @@ class PatchFeatures:
         """
         self.name, self.key, self.patch_size = model.name, key, model.patch_size
         self._mesh = sharding.make_mesh()
-        self._batch = batch_size + -batch_size % sharding.data_shards(self._mesh)
+        self._batch = batch_size
         self._model = jax.device_put(model, sharding.replicated(self._mesh))
         side = 2 * model.patch_size
         shape = jax.eval_shape(_patches, model, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)).shape
@@ -71,18 +72,8 @@ class PatchFeatures:
 
         Sides are multiples of the patch size. Few images take a batch of their own size, many share full ones.
         """
-        shards = sharding.data_shards(self._mesh)
-        size = min(self._batch, len(images) + -len(images) % shards)
-        parts, pending = [], None
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            running = _patches(self._model, sharding.place_whole(padded, self._mesh))
-            if pending is not None:
-                parts.append(np.asarray(pending, np.float32))
-            pending = running
-        parts.append(np.asarray(pending, np.float32))
-        return np.concatenate(parts)[: len(images)]
+        apply = functools.partial(_patches, self._model)
+        return of_images(apply, images, batch_size=self._batch, mesh=self._mesh)
 
     def of_sizes(self, images: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
         """Returns the features of images of any sizes, each float32 `(rows, columns, dim)`; equal sizes go together.
