@@ -1,6 +1,9 @@
+import dataclasses
 import re
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dino_jax import build, phases
@@ -18,6 +21,79 @@ def test_a_phase_may_recompute_more_than_the_run(monkeypatch):
     backbones = {name: build.train_step(networks, config.phases[name], seed=0) for name in config.phase_order}
     assert {name: backbone.remat for name, backbone in backbones.items()} == {"pretrain": "matmuls", "gram": "full"}
     assert backbones["gram"].clone(remat="matmuls") == networks.backbone
+
+
+def unusual():
+    """Returns the tiny recipe's phases with values that no default has."""
+    c = get_config()
+    c.seed, c.data.workers, c.data.homogeneous_share = 3, 5, 0.25
+    p = c.phases.gram
+    p.update({"student_temperature": 0.11, "sinkhorn_iterations": 5, "center_momentum": 0.8, "targets": "centering"})
+    p.loss.update({"dino": 1.5, "ibot": 0.5, "koleo": 0.2, "koleo_topk": 2, "koleo_group_size": 4})
+    p.gram.update(
+        {"antialias": True, "image_level": False, "remove_negatives": "both", "tokens": "masked", "stats": True}
+    )
+    p.gram.crop_size = 48
+    p.optim.update({"b1": 0.8, "b2": 0.95, "clip": "tensor", "clip_norm": 2.5, "layer_decay": 0.7})
+    p.optim.patch_embed_multiplier = 0.3
+    p.crops.update(
+        {"global_scale": (0.3, 0.9), "local_scale": (0.1, 0.2), "local_number": 3, "horizontal_flips": False}
+    )
+    p.crops.mixture = ((0.5, 48, 24, 40),)
+    p.masks.update({"ratio": (0.2, 0.4), "probability": 0.75, "drawn_sizes": True, "circular_shift": True})
+    return c
+
+
+def test_every_option_of_a_phase_reaches_its_step(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        build, "make_train_step", lambda networks, optimizer, objective, **o: seen.update(o, of=objective)
+    )
+    monkeypatch.setattr(build.optim, "adamw", lambda *decays: decays)
+    c = unusual()
+    phase = c.phases.gram
+    assert build.optimizer(phase) == (0.8, 0.95)
+    build.train_step(build.networks(c, shards=1), phase, seed=7)
+    expected = {name: phase[name] for name in ("student_temperature", "targets", "sinkhorn_iterations")}
+    expected |= {"center_momentum": 0.8} | phase.loss.to_dict()
+    options = ("antialias", "image_level", "remove_negatives", "tokens", "stats")
+    expected |= {f"gram_{name}": phase.gram[name] for name in options} | {"gram": True}
+    assert dataclasses.asdict(seen.pop("of")) == expected
+    rest = {"clip_norm": 2.5, "layer_decay": 0.7, "patch_embed_multiplier": 0.3, "seed": 7}
+    assert seen == rest | {"clip": build.optim.clip_by_tensor}
+
+
+def test_every_option_of_a_phase_reaches_its_batches(monkeypatch):
+    monkeypatch.setattr(build, "train_batches", lambda source, **options: options)
+    c = unusual()
+    expected = {
+        name: c.phases.gram.crops[name] for name in ("global_size", "global_scale", "local_size", "local_scale")
+    }
+    expected |= {"local_number": 3, "horizontal_flips": False, "mixture": [(0.5, 48, 24, 40)], "gram_size": 48}
+    expected |= {f"mask_{name}": value for name, value in c.phases.gram.masks.to_dict().items()}
+    expected |= {"batch_size": 8, "seed": 3001, "homogeneous": 0, "homogeneous_share": 0.25, "patch_size": 8}
+    expected |= {"channels": 3, "dtype": np.uint8, "workers": 5, "process_index": 0, "process_count": 1}
+    assert build.batches(c, phases.in_order(c)[1], source=()) == expected
+    first = build.batches(c, phases.in_order(c)[0], source=())
+    assert (first["seed"], first["gram_size"]) == (3000, 0)
+    c.phases.gram.loss.ibot = 0.0
+    assert build.batches(c, phases.in_order(c)[1], source=())["mask_probability"] == 0
+
+
+def test_networks_compute_in_the_recipe_s_precision():
+    c = get_config()
+    c.precision = "bfloat16"
+    networks = build.networks(c, shards=1)
+    assert networks.backbone.dtype == networks.dino_head.dtype == networks.ibot_head.dtype == jnp.bfloat16
+
+
+def test_centers_are_kept_if_any_phase_needs_them():
+    c = get_config()
+    assert build.centered(c) == ()
+    c.phases.gram.targets = "centering"
+    assert build.centered(c) == ("dino", "ibot")
+    c.phases.gram.loss.ibot = 0.0
+    assert build.centered(c) == ("dino",)
 
 
 H100 = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H100")

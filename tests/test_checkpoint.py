@@ -103,6 +103,24 @@ def test_restores_what_was_saved(saved):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]  # the last two
 
 
+def test_which_checkpoints_stay(saved, tmp_path):
+    state, _, _ = saved
+    with Checkpoints(tmp_path / "run", keep_last=1, keep_every=2) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(step, dataclasses.replace(state, step=jnp.int32(step)), {})
+    with Checkpoints(tmp_path / "run", keep_last=1, keep_every=2) as checkpoints:
+        assert checkpoints.steps() == [5, 4, 2]
+
+
+def test_a_checkpoint_of_another_step_is_damaged(saved, tmp_path):
+    _, like, workdir = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2").rename(tmp_path / "run" / "checkpoints" / "3")
+    restored, notes = restore(tmp_path / "run", like)
+    assert restored.step == 1
+    assert "it is not what was saved at this step" in notes[0]
+
+
 def test_nothing_to_restore(saved, tmp_path):
     assert restore(tmp_path, saved[1]) == (None, [])
 

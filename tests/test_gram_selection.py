@@ -50,6 +50,24 @@ def test_the_snapshot_with_the_best_dense_score_becomes_gram_teacher(tmp_path, p
     assert teachers.best_dense(gram.first) == (peak, 1.0)
 
 
+def test_a_refresh_copies_the_ema_teacher(tmp_path):
+    config = get_config()
+    config.phases.gram.gram.update({"teacher": "ema", "refresh_every": 2, "max_refreshes": 1})
+    _, gram = in_order(config)
+    networks, mesh = build.networks(config, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
+    state = filled(states.init(networks, build.optimizer(gram.options), mesh, seed=0), 2)
+    teachers = GramTeachers(tmp_path, mesh, print)
+    state = teachers.enter(gram, state)
+    np.testing.assert_array_equal(state.gram_teacher["cls_token"], 2)
+    found = []
+    for step in range(gram.first + 1, gram.first + 5):
+        if teachers.due(gram, step):
+            state = teachers.after_step(gram, step, filled(state, step))
+        found.append(int(state.gram_teacher["cls_token"][0]))
+    assert found == [2, gram.first + 2, gram.first + 2, gram.first + 2]
+    assert (tmp_path / "gram_teacher" / str(gram.first + 2)).is_dir()
+
+
 def test_scores_of_steps_that_are_taken_again_are_forgotten(tmp_path):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     teachers = GramTeachers(tmp_path, mesh, print)

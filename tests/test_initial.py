@@ -11,6 +11,8 @@ import pytest
 
 from dino_jax import build, config, initial, sharding
 from dino_jax import state as states
+from dino_jax.checkpoint import with_sharding
+from dino_jax.gram_teacher import restore_snapshot
 from dino_jax.metrics import read_metrics
 from dino_jax.models import VARIANTS, VisionTransformer
 from dino_jax.models.stages import STATS
@@ -148,6 +150,12 @@ def test_a_run_continues_from_the_weights_of_another(program, uninterrupted, tmp
     assert whole.returncode == 0, whole.stderr
     assert f"student and teacher: from {weights}/gram_teacher/4; heads: new, from seed 0" in whole.stderr
     assert "teacher as loaded" in whole.stdout
+    # What it started from is what it was given, not what the seed would draw.
+    networks = build.networks(get_config(), shards=1)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    like = with_sharding(jax.eval_shape(networks.backbone_weights, jax.random.key(0)), mesh)
+    folders = (weights / "gram_teacher" / "4", tmp_path / "whole" / "gram_teacher" / "0")
+    jax.tree.map(np.testing.assert_array_equal, *(restore_snapshot(folder, like) for folder in folders))
     moved = [record["update_norm/backbone"] for record in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
     assert moved[:3] == [0, 0, 0]
     assert min(moved[3:8]) > 0

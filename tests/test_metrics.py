@@ -2,8 +2,10 @@ import contextlib
 import errno
 import json
 import math
+import os
 import resource
 import struct
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +148,20 @@ def test_tensorboard_gets_all_scalars_and_hides_steps_after_the_restored_one(tmp
     assert scalars[3, "loss/total"] == 0.25
     assert scalars[3, "throughput/images_per_second"] == 30.0
     assert [e.step for e in found if e.session_log.status == SessionLog.START] == [2]
+
+
+def test_what_is_written_reaches_the_disk(tmp_path, monkeypatch):
+    """Before a file takes its name, and before a checkpoint that follows the records."""
+    order, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: order.append("fsync") or fsync(number))
+    monkeypatch.setattr(Path, "replace", lambda self, target: order.append("replace") or replace(self, target))
+    write_json(tmp_path / "results.json", {})
+    assert order == ["fsync", "replace"]
+    with MetricsWriter(tmp_path, metrics.NOTHING_RESTORED) as writer:
+        writer.write(1, {"loss/total": 1.0})
+        order.clear()
+        writer.sync()
+        assert "fsync" in order
 
 
 def test_write_json_has_no_nan(tmp_path):

@@ -83,6 +83,15 @@ def test_poisoned_sample_is_skipped_and_found(setting, value):
     assert int(recovered.optimizer.count) == 1
 
 
+def test_a_poisoned_local_crop_is_found_too(setting):
+    step, state, batch = setting
+    crops = batch["local_crops"].copy()
+    crops[0, 1, 3, 3, 0] = np.nan
+    after, _, finite = step(state, batch | {"local_crops": crops}, hyper())
+    assert_untouched(state, after)
+    assert finite.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("name", ["backbone_lr", "weight_decay"])
 def test_update_that_would_overflow_is_skipped(setting, name):
     """Losses and gradients are fine, what they would make of the parameters is not."""

@@ -7,6 +7,11 @@ import signal
 
 import pytest
 
+from dino_jax.build import hyper, phase_schedules
+from dino_jax.metrics import read_metrics
+from dino_jax.phases import in_order
+from tests.tiny_recipe import get_config
+
 pytestmark = pytest.mark.slow
 
 
@@ -43,6 +48,15 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     assert re.search(f"from {workdir}/checkpoints/(8|9)\n", finished.stderr), finished.stderr
     assert lines(workdir) == expected
     assert results(workdir) == results(uninterrupted)
+
+
+def test_schedules_count_from_the_start_of_their_phase(uninterrupted):
+    found = {record["step"]: record for record in read_metrics(uninterrupted / "metrics.jsonl")}
+    for phase in in_order(get_config()):
+        schedules = phase_schedules(phase.options)
+        for step in (phase.first + 1, phase.first + 3, phase.last):
+            expected = {f"schedule/{name}": value for name, value in hyper(schedules, step - 1 - phase.first).items()}
+            assert {name: found[step][name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_finished_run_only_evaluates_again(program, uninterrupted, tmp_path):

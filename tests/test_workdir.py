@@ -63,9 +63,16 @@ def test_dense_scores_that_choose_a_snapshot_are_of_the_same_images(tmp_path):
     with Workdir(tmp_path) as workdir:
         workdir.adopt(config)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    config.eval.dense.path = "other masks"
-    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"eval.dense.path: 'masks' there"):
-        workdir.adopt(config)
+    for group, name, value in (
+        (config.eval.dense, "path", "x"),
+        (config.eval.dense, "images", 7),
+        (config.eval, "size", 64),
+    ):
+        before = group[name]
+        group[name] = value
+        with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=rf"eval.*{name}: {before!r} there"):
+            workdir.adopt(config)
+        group[name] = before
 
 
 def test_a_lost_configuration_is_noticed(tmp_path):
@@ -90,6 +97,30 @@ def test_another_configuration_lists_the_keys(tmp_path):
     assert "phases.pretrain.crops.global_scale: [0.32, 1.0] there, [0.5, 1.0] now; seed: 0 there, 5 now" in str(
         raised.value
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("precision", "bfloat16"),
+        ("share_head", True),
+        ("model.drop_path", 0.4),
+        ("model.layer_scale", 1.0),
+        ("data.mean", (0.5, 0.5, 0.5)),
+        ("data.bits", 16),
+        ("data.homogeneous_share", 0.1),
+        ("init.weights", "x"),
+        ("log.every", 3),
+    ],
+)
+def test_what_the_numbers_depend_on_may_not_change(tmp_path, key, value):
+    config = get_config()
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config.update_from_flattened_dict({key: value})
+    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=rf"another config \({key}: "):
+        workdir.adopt(config)
 
 
 def save(workdir, step):

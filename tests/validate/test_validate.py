@@ -107,6 +107,10 @@ def test_the_tiny_recipe_is_valid():
             "phases.gram.loss.ibot begins after a phase without it, whose updates AdamW counts for its head too: "
             "set phases.gram.schedules.lr.warmup to 6 or more, or have the loss",
         ),
+        (
+            {"phases.pretrain.loss.dino": 0.0},
+            "phases.gram.loss.dino begins after a phase without it, whose updates AdamW counts for its head too",
+        ),
         ({"phases.gram.crops.global_size": 8}, "global_size = 8 holds a single patch: use 16 or more"),
         ({"data.std": (0.2, 0.0, 0.2)}, "data.std = (0.2, 0.0, 0.2) must be above 0 in each channel"),
         ({"model.in_channels": 0}, "model.in_channels = 0 must be above 0"),
