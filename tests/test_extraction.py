@@ -155,6 +155,20 @@ def test_the_cache_belongs_to_weights_images_and_settings(model, tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_the_cache_belongs_to_whatever_else_changes_features(model):
+    def key(model, **settings):
+        return Extraction(model, Photographs(count=4), size=16, mesh=sharding.make_mesh(), **settings).key
+
+    models = [
+        dataclasses.replace(model, mean=(0.4, 0.5, 0.5)),
+        dataclasses.replace(model, std=(0.25, 0.25, 0.2)),
+        dataclasses.replace(model, backbone=model.backbone.clone(heads=4)),  # of the same parameters
+    ]
+    keys = {key(model), *map(key, models), key(model, how="centre"), key(model, how="squash"), key(model, layers=2)}
+    assert len(keys) == 7
+    assert key(model, batch_size=2) in keys
+
+
 def test_the_cache_belongs_to_running_statistics_too(tmp_path):
     network, _ = dino_jax.load("random:dino_resnet50", depths=(1, 1), channels=4)
     other = dataclasses.replace(network, batch_stats=jax.tree.map(lambda x: 3 * x + 0.1, network.batch_stats))

@@ -228,6 +228,14 @@ def test_heads_reach_the_model(command, tmp_path):
     assert "heads = 4" in json.loads((tmp_path / "out" / "features.json").read_text())["backbone"]
 
 
+def test_fit_layers_and_half_floats_reach_the_parts(command, tmp_path):
+    assert command(write_images(tmp_path / "images"), "--fit", "squash", "--layers", "2", "--float16")[0] == 0
+    settings = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert (settings["fit"], settings["layers"], settings["dtype"]) == ("squash", 2, "float16")
+    found = features.read(tmp_path / "out")["cls"]
+    assert (found.shape, found.dtype) == ((3, 2, 16), np.float16)
+
+
 def test_out_is_no_file(command, tmp_path):
     (tmp_path / "out").write_text("mine")
     code, said = command(write_images(tmp_path / "images"))

@@ -48,14 +48,61 @@ def test_held_out_images_of_which_none_can_be_used(networks, mesh, images):
         open_scores(get_config(), networks, mesh, images)
 
 
-def test_a_damaged_dense_image(networks, mesh, images, tmp_path):
-    for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            (tmp_path / "dense" / split / kind).mkdir(parents=True)
-        (tmp_path / "dense" / split / "images" / "a.png").write_bytes(encode(photograph(48, 64)))
-        Image.fromarray(np.eye(48, 64, dtype=np.uint8)).save(tmp_path / "dense" / split / "masks" / "a.png")
+def test_k_nn_asks_held_out_images_of_a_class_and_a_part_of_the_others_vote(networks, mesh, images, monkeypatch):
+    read = []
+
+    def extract(model, source, **settings):
+        """Returns the classes as features, so that only an image without one is taken for another."""
+        labels = np.array([source[index]["label"] for index in range(len(source))])
+        read.append(len(source))
+        return {"cls": np.eye(3, dtype=np.float32)[labels], "labels": labels, "ids": np.arange(len(source))}
+
+    monkeypatch.setattr("dino_jax.scores.extract_features", extract)
+    for split in ("train", "test"):
+        (images / split / "beside.png").write_bytes(encode(photograph()))
     config = get_config()
-    config.eval.dense.path = str(tmp_path / "dense")
+    config.eval.knn.images, config.eval.quality.images, config.eval.knn.k = 15, 1, 3
+    scores = open_scores(config, networks, mesh, images)
+    assert scores.knn({}) == {"knn/teacher": 1}
+    assert read == [15, 10]  # of 19, and all
+    assert scores.quality({}) == {}
+    assert read[2:] == [1]
+
+
+def write_dense(folder, masks):
+    """Writes an image with its mask for each split; returns the folder."""
+    for seed, (split, mask) in enumerate(masks.items()):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        (folder / split / "images" / "a.png").write_bytes(encode(photograph(*mask.shape, seed)))
+        Image.fromarray(mask).save(folder / split / "masks" / "a.png")
+    return folder
+
+
+def test_the_dense_score_is_of_val_and_of_the_network_at_hand(networks, mesh, images, tmp_path, monkeypatch):
+    given, found = [], iter([0.25, 0.5, 0.75])
+
+    def score(*arrays, classes):
+        given.append(arrays)
+        return next(found)
+
+    monkeypatch.setattr("dino_jax.scores.quick_miou", score)
+    monkeypatch.setattr(Scores, "patches", lambda self, params, images: images)
+    mask = np.eye(48, 64, dtype=np.uint8)
+    config = get_config()
+    config.eval.dense.path = str(write_dense(tmp_path / "dense", {"train": mask, "val": 1 - mask}))
+    scores = open_scores(config, networks, mesh, images)
+    first, second = {"leaf": jax.numpy.zeros(1)}, {"leaf": jax.numpy.zeros(1)}
+    assert [scores.of_snapshot(params) for params in (first, second)] == [0.25, 0.5]
+    assert scores.dense(second) == {"dense/miou": 0.5}  # measured already
+    for array, expected in zip(given[0], (photograph(48, 64, 0), mask, photograph(48, 64, 1), 1 - mask), strict=True):
+        np.testing.assert_array_equal(array, expected[None])
+
+
+def test_a_damaged_dense_image(networks, mesh, images, tmp_path):
+    mask = np.eye(48, 64, dtype=np.uint8)
+    config = get_config()
+    config.eval.dense.path = str(write_dense(tmp_path / "dense", {"train": mask, "val": mask}))
     assert open_scores(config, networks, mesh, images)
     (tmp_path / "dense" / "val" / "images" / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"eval.dense.path: val/images/a.png in .*: not an image of a known format"):

@@ -2,11 +2,12 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 import dino_jax
 from dino_jax import host_memory
-from dino_jax.tasks import linear, open_task
+from dino_jax.tasks import classes, linear, logistic, open_task
 from tests.tasks.planted import options
 
 SMALL = ("--size", 16, "--batch-size", 8)
@@ -41,6 +42,53 @@ def test_knn_takes_the_usual_k_that_a_small_set_has(evaluate, colors):
     assert found.rows[0] == ["k-NN accuracy", "k = 10", "k = 20"]
 
 
+@pytest.mark.parametrize(("words", "expected"), [((), "centre"), (("--fit", "crop"), "crop")])
+@pytest.mark.parametrize("task", ["knn", "linear", "logistic"])
+def test_images_are_fitted_as_the_command_says(monkeypatch, model, task, words, expected):
+    asked = []
+
+    def extract(model, source, *, how, **settings):
+        asked.append(how)
+        return {"labels": np.zeros(1, int)}
+
+    monkeypatch.setattr("dino_jax.tasks.images.extract_features", extract)
+    found = options(task, "--data", "", *words)
+    classes.features_of(model, [], found)
+    classes.features_of(model, [], found, how="squash")
+    assert asked == [expected, "squash"]
+
+
+def colors_as_features(model, source, *_, **__):
+    """Returns the class of each image as its features, unlike those of any other image by a little."""
+    labels = np.array([source[index]["label"] for index in range(len(source))])
+    own = 1e-3 * np.random.default_rng(len(source)).standard_normal((len(source), 3))
+    cls = (np.eye(3)[labels] + own).astype(np.float32)
+    return {"cls": cls, "mean_patch": cls, "labels": labels, "ids": np.arange(len(source))}
+
+
+def test_logistic_chooses_on_held_out_images_and_fits_all(evaluate, colors, monkeypatch):
+    fitted, asked = [], []
+
+    def fit(x, labels, *, strengths, **settings):
+        fitted.append((x, strengths))
+        return strengths
+
+    def predict(strengths, x):
+        asked.append(x)
+        return np.array([x.argmax(1) if strength == 2 else np.zeros(len(x)) for strength in strengths], int)
+
+    for name, replaced in (("features_of", colors_as_features), ("fit", fit), ("predict", predict)):
+        monkeypatch.setattr(logistic, name, replaced)
+    words = ("--strengths", 1, 2, 3, "--validation", 0.25)
+    numbers = evaluate("logistic", "--data", colors, *words, *SMALL).numbers
+    assert (numbers["logistic/strength"], numbers["logistic/accuracy"]) == (2, 1)
+    (kept, strengths), (everything, chosen) = fitted
+    assert (strengths, chosen) == ((1, 2, 3), (2,))
+    rows = [{tuple(row) for row in x} for x in (kept, asked[0], everything, asked[1])]
+    assert [len(part) for part in rows] == [18, 6, 24, 12]
+    assert rows[0] | rows[1] == rows[2]
+
+
 def test_logistic(evaluate, colors):
     result = evaluate("logistic", "--data", colors, "--strengths", 0.1, 10, *SMALL)
     assert result.numbers["logistic/accuracy"] == 1
@@ -58,6 +106,51 @@ def test_linear(evaluate, colors, views, monkeypatch):
     # The tiny network has three blocks.
     assert {"linear/cls_1", "linear/cls_1+patch", "linear/cls_3", "linear/cls_3+patch"} <= set(result.numbers)
     assert "rates.png" in {path.name for path in result.pictures}
+
+
+def test_linear_chooses_on_held_out_training_images(evaluate, colors, monkeypatch):
+    """Of two probes, one is right on those alone, the other one on the test images alone."""
+    right = np.eye(3, dtype=np.float32)
+    kernels = np.stack([right, np.roll(right, 1, axis=1)])
+
+    def features(model, source, *_, **__):
+        found = colors_as_features(model, source)
+        return found | ({"cls": found["cls"] @ kernels[1].T} if len(source) == 12 else {})
+
+    probe = {"cls_1": {"kernel": kernels, "bias": np.zeros((2, 3), np.float32)}}
+    monkeypatch.setattr(linear, "features_of", features)
+    monkeypatch.setattr(linear, "train_probes", lambda *_, **__: (probe, np.ones(3, int)))
+    words = ("--rates", 1, 2, "--validation", 0.25)
+    numbers = evaluate("linear", "--data", colors, *words, *SMALL).numbers
+    assert [numbers[f"linear/{name}"] for name in ("rate", "validation", "accuracy")] == [1, 1, 0]
+
+
+def test_linear_draws_views_and_order_anew_in_every_epoch(model, monkeypatch):
+    read = []
+
+    def read_batches(views, indices, **_):
+        read.append((views.epoch, tuple(index for index in indices if index >= 0)))
+        return []
+
+    monkeypatch.setattr(linear, "read_batches", read_batches)
+    found = options("linear", "--data", "", "--epochs", 3, *SMALL)
+    assert not list(linear._on_the_fly(model, range(24), found, blocks=1, batch_size=8))
+    assert [epoch for epoch, _ in read] == [0, 1, 2]
+    assert len({order for _, order in read}) == 3
+    assert all(sorted(order) == list(range(24)) for _, order in read)
+
+
+def test_linear_takes_extracted_views_in_turn_and_the_order_anew(model, monkeypatch):
+    def features(model, view, *_, **__):
+        tokens = np.full((24, 2), view.epoch, np.float32)
+        return {"cls": tokens, "mean_patch": tokens, "labels": np.arange(24)}
+
+    monkeypatch.setattr(linear, "features_of", features)
+    found = options("linear", "--data", "", "--epochs", 3, "--views", 2, *SMALL)
+    batches = list(linear._from_cache(model, range(24), found, blocks=1, batch_size=12))
+    assert [float(tokens["cls_1"][0, 0]) for tokens, _, _ in batches] == [0, 0, 1, 1, 0, 0]
+    orders = [labels.tolist() for _, labels, _ in batches]
+    assert len({tuple(first + second) for first, second in zip(orders[::2], orders[1::2], strict=True)}) == 3
 
 
 def test_linear_refuses_views_that_memory_cannot_hold(evaluate, colors, monkeypatch):
