@@ -102,6 +102,23 @@ def test_half_of_the_crops_are_mirrored_and_none_without_flips():
     assert abs(mirrored(True) - 0.5) < 4 * 0.5 / np.sqrt(200)
 
 
+def test_global_and_local_crops_show_their_own_shares_of_the_image():
+    ramps = np.stack(np.meshgrid(np.arange(300), np.arange(400), indexing="ij"), axis=-1).astype(np.uint16) * 160
+    options = OPTIONS | {"global_scale": (0.5, 0.7), "local_scale": (0.1, 0.3), "local_number": 20}
+    pairs = [multi_crop(ramps, np.random.default_rng(seed), **options) for seed in range(10)]
+    for name, low, high in (("global_crops", 0.5, 0.7), ("local_crops", 0.1, 0.3)):
+        crops = np.concatenate([pair[name] for pair in pairs]) / 160
+        near, far = (
+            crops.shape[1] // 4,
+            3 * crops.shape[1] // 4,
+        )  # half of the crop: the filter is cut off at its borders
+        height = 2 * np.abs(crops[:, far, near, 0] - crops[:, near, near, 0])
+        width = 2 * np.abs(crops[:, near, far, 1] - crops[:, near, near, 1])
+        share = height * width / (300 * 400)
+        assert share.min() > 0.97 * low and share.max() < 1.03 * high
+        assert share.max() - share.min() > 0.7 * (high - low)
+
+
 def test_there_may_be_no_local_crops():
     crops = multi_crop(photograph(), np.random.default_rng(0), **OPTIONS | {"local_number": 0})
     assert crops["local_crops"].shape == (0, 16, 16, 3)

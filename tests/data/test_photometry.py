@@ -150,9 +150,64 @@ def test_probabilities_hold_for_each_image(crops, name):
 
 
 def test_jitter_factors_stay_in_their_ranges(crops):
-    grey = np.full_like(crops, 100)
+    grey = np.full_like(crops, 50)
+    grey[:, 1] = 150  # a view that shows another's pixels is out of range
     limits = {"mean": (0, 0, 0), "std": (1, 1, 1), "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-    factor = distort(grey, jitter_probability=1.0, **limits)[:, :, 0, 0, 0] / (100 / 255)
+    factor = distort(grey, jitter_probability=1.0, **limits)[:, :, 0, 0, 0] / (grey[:, :, 0, 0, 0] / 255)
     assert factor.min() >= 0.6 - 1e-5 and factor.max() <= 1.4 + 1e-5
     assert len(np.unique(factor)) == factor.size
     assert factor.max() - factor.min() > 0.7
+
+
+ROWS = np.array([[80] * 3, [160] * 3, [160, 110, 100]])
+
+
+@pytest.fixture(scope="module")
+def jittered(crops):
+    """Colours of images of a dark, a bright and a red row, jittered with four keys: (keys, batch, views, rows, 3).
+
+    Brightness stays, so that the differences of the colours show the other factors.
+    """
+    image = np.empty_like(crops)
+    image[:, :, 0], image[:, :, 1], image[:, :, 2:] = ROWS
+    options = {"mean": (0, 0, 0), "std": (1, 1, 1), "jitter_probability": 1.0, "brightness": 0.0}
+    return np.stack([distort(image, key, **options)[:, :, :3, 0] for key in range(4)])
+
+
+def contrasts(jittered):
+    return (jittered[..., 1, 0] - jittered[..., 0, 0]) / (80 / 255)  # saturation and hue leave greys alone
+
+
+def assert_uniform(values, low, high):
+    """Of 512 draws."""
+    assert values.min() >= low - 1e-4 and values.max() <= high + 1e-4
+    assert values.max() - values.min() > 0.9 * (high - low)
+
+
+def test_contrast_saturation_and_hue_have_their_own_limits(jittered):
+    red = jittered[..., 2, :]
+    saturation = (red.max(-1) - red.min(-1)) / (60 / 255) / contrasts(jittered)
+    turns = np.array([colorsys.rgb_to_hsv(*color)[0] for color in red.reshape(-1, 3)])
+    assert_uniform(contrasts(jittered), 0.6, 1.4)
+    assert_uniform(saturation, 0.8, 1.2)
+    assert_uniform((turns - colorsys.rgb_to_hsv(*ROWS[2])[0] + 0.5) % 1 - 0.5, -0.1, 0.1)
+
+
+def test_the_order_of_jitter_is_drawn_for_each_view(jittered):
+    """Contrast moves colours away from the mean grey, which hue changes if it comes first."""
+    factor = contrasts(jittered)
+    mean = (ROWS / 255 @ photometry.GREY) @ (1 / 8, 1 / 8, 6 / 8)
+    away = jittered[..., 0, 0] - (factor * 80 / 255 + (1 - factor) * mean)
+    hue_first = np.abs(away).max(1) > 1e-3  # (keys, views)
+    assert (hue_first[:, 0] != hue_first[:, 1]).any()
+
+
+def test_blurs_are_of_a_tenth_to_two_pixels(crops):
+    spot = np.zeros_like(crops)
+    spot[:, :, 4, 4] = 255
+    centre = (distort(spot, blur=(0.25, 1.0)) * STD + MEAN)[:, 1, 4, 4, 0]
+    sigmas = np.linspace(0.1, 3, 300)
+    bells = np.exp(-0.5 * (np.arange(-4, 5) / sigmas[:, None]) ** 2)
+    sigma = np.interp(-centre, -1 / bells.sum(1) ** 2, sigmas)  # the centre keeps less, the wider the bell
+    assert sigma.max() <= 2 + 1e-2
+    assert sigma.min() < 0.4 and sigma.max() > 1.8  # of 64 draws; below 0.2 the spot stays as it is

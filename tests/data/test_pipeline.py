@@ -14,6 +14,7 @@ import grain
 import numpy as np
 import pytest
 
+from dino_jax.data import pipeline
 from dino_jax.data.decode import BadImage
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import eval_batches, train_batches
@@ -96,6 +97,37 @@ def test_contents():
         np.testing.assert_array_equal(indices[weights > 0], np.flatnonzero(masks))
 
 
+def test_what_is_asked_for_reaches_the_crops_and_the_masks(monkeypatch):
+    seen = {}
+
+    def spy_on(name):
+        function = getattr(pipeline, name)
+
+        def spy(*arguments, **options):
+            seen[name] = options
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(pipeline, name, spy)
+
+    spy_on("multi_crop")
+    spy_on("draw_masks")
+    crops = {
+        "global_size": 24,
+        "global_scale": (0.5, 0.9),
+        "local_size": 12,
+        "local_scale": (0.1, 0.2),
+        "local_number": 2,
+        "horizontal_flips": False,
+    }
+    masks = {"ratio": (0.2, 0.4), "probability": 0.75, "drawn_sizes": True, "circular_shift": True}
+    options = OPTIONS | crops | {f"mask_{name}": value for name, value in masks.items()}
+    next(train_batches(Squares(20), **options | {"gram_size": 32, "mask_group_size": 2, "patch_size": 3}))
+    assert seen == {
+        "multi_crop": crops | {"gram_size": 32},
+        "draw_masks": masks | {"crops": 4, "grid": (8, 8)},  # two crops of each of two samples
+    }
+
+
 def test_every_epoch_is_another_permutation():
     ids = np.concatenate([batch["ids"] for batch in take(train_batches(Squares(24), **OPTIONS), 9)]).reshape(3, 24)
     np.testing.assert_array_equal(np.sort(ids), np.tile(np.arange(24), (3, 1)))
@@ -173,6 +205,15 @@ def test_seeds(packaged):
     assert (first[0]["ids"] != other[0]["ids"]).any() and (first[0]["masks"] != other[0]["masks"]).any()
 
 
+def test_seeds_draw_sizes_and_homogeneous_batches():
+    options = OPTIONS | {"batch_size": 12, "mixture": MIXTURE, "homogeneous": 20, "homogeneous_share": 0.5}
+    first, other = (take(train_batches(Squares(40), **options | {"seed": seed}), 8) for seed in (3, 4))
+    sides, other_sides = ([batch["global_crops"].shape[2] for batch in batches] for batches in (first, other))
+    assert sides != other_sides
+    ids, other_ids = ([b["ids"] for b in batches if b["ids"].min() >= 20] for batches in (first, other))
+    assert (np.array(ids) != np.array(other_ids)).any()
+
+
 def test_processes_share_the_global_batch(packaged):
     whole = take(train_batches(packaged, **OPTIONS), 8)
     parts = [take(train_batches(packaged, process_index=p, process_count=2, **OPTIONS), 8) for p in range(2)]
@@ -214,6 +255,8 @@ def test_each_batch_has_one_of_several_sizes(packaged):
         assert batch["masks"].shape == (8, 2, (side // 4) ** 2)
         masked = np.flatnonzero(batch["masks"][:4])  # of the first group
         np.testing.assert_array_equal(batch["mask_indices"][0, : len(masked)], masked)
+    always = take(train_batches(packaged, mixture=[(1.0, 24, 8, 0)], **OPTIONS), 10)
+    assert {batch["global_crops"].shape[2] for batch in always} == {24}
 
 
 def test_sizes_are_those_of_the_whole_batch_and_of_its_number(packaged):
@@ -255,7 +298,8 @@ def test_bad_images_are_replaced_and_named():
 
 
 def test_where_no_image_is_found_the_sample_says_so():
-    batch = next(train_batches(Squares(5, bad=range(5)), **OPTIONS))
+    batch = next(train_batches(Squares(5, bad=range(5)), **OPTIONS, channels=4, dtype=np.uint16))
+    assert batch["global_crops"].shape == (8, 2, 16, 16, 4) and batch["global_crops"].dtype == np.uint16
     assert (batch["ids"] == NOTHING_READABLE).all()
     assert (batch["replaced"] >= 0).all()
 
