@@ -1,10 +1,11 @@
 """An attentive probe: a small transformer that classifies frozen patch features of frames.
 
 Three blocks of self-attention over all patches of all frames, and a fourth in which one learnt query attends to them
-(DINOv3, arXiv 2508.10104, section 6.3; V-JEPA 2, arXiv 2506.09985). All learning rates are trained at once.
+(DINOv3, arXiv 2508.10104, section 6.3; V-JEPA 2, arXiv 2506.09985). All learning rates are trained on the same batches.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,10 @@ SELF_BLOCKS = 3
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.1
 INIT_STD = 0.02
-BLOCK = 64  # clips that are classified at a time
+BLOCK = 64  # clips that are classified at a time, at most
+# Numbers that a block forms at once for the clips of one micro-batch: 0.5 GiB. A training step holds some ten times as
+# many; three clips of 1568 tokens with 12 heads are still enough to keep a device busy.
+MOST_FORMED = 2**27
 
 Params = dict[str, Any]
 
@@ -124,9 +128,10 @@ def fit(
 def predict(params: Params, features: np.ndarray, *, heads: int) -> np.ndarray:
     """Returns labels int `(rates, clips)`, -1 where a probe has diverged."""
     parts = []
-    for start in range(0, len(features), BLOCK):
-        part = features[start : start + BLOCK]
-        padded = np.pad(part, [(0, BLOCK - len(part)), *[(0, 0)] * (part.ndim - 1)])
+    block = min(BLOCK, _clips_at_once(features.shape, heads))
+    for start in range(0, len(features), block):
+        part = features[start : start + block]
+        padded = np.pad(part, [(0, block - len(part)), *[(0, 0)] * (part.ndim - 1)])
         parts.append(np.asarray(_predict(params, jnp.asarray(padded), heads=heads))[:, : len(part)])
     return np.concatenate(parts, axis=1)
 
@@ -150,25 +155,61 @@ def _decayed(params: Params) -> Params:
     )
 
 
+def _clips_at_once(shape: Sequence[int], heads: int) -> int:
+    """Returns how many clips may be computed side by side, of features `(clips, frames, height, width, dim)`."""
+    *grid, dim = shape[1:]
+    tokens = math.prod(grid)
+    formed = tokens * (heads * tokens + 4 * dim)  # attention weights and hidden units
+    return max(1, MOST_FORMED // formed)
+
+
 @functools.partial(jax.jit, static_argnames="heads", donate_argnums=(0, 1))
 def _train_step(
     params: Params, state: Any, features: Array, labels: Array, rates: Array, *, heads: int
 ) -> tuple[Params, Any, Array]:
-    def one(params: Params, state: Any, rate: Array) -> tuple[Params, Any, Array]:
-        def loss(params: Params) -> Array:
-            found = logits(params, features, heads=heads)
-            return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+    """Updates the probe of one rate after another; side by side, they would need their memory at once."""
+    batch = _micro_batches(features, labels, most=_clips_at_once(features.shape, heads))
 
-        value, gradient = jax.value_and_grad(loss)(params)
+    def one(probe: tuple[Params, Any, Array]) -> tuple[Params, Any, Array]:
+        params, state, rate = probe
+        value, gradient = _loss_and_gradient(params, batch, heads=heads)
         updates, state = _adam().update(gradient, state, params)
         return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, value
 
-    return jax.vmap(one)(params, state, rates)
+    return jax.lax.map(one, (params, state, rates))
+
+
+def _loss_and_gradient(params: Params, batch: tuple[Array, Array, Array], *, heads: int) -> tuple[Array, Params]:
+    """Adds up the weighted loss and its gradient over micro-batches, so that only one has activations in memory."""
+
+    def loss(params: Params, features: Array, labels: Array, weights: Array) -> Array:
+        found = logits(params, features, heads=heads)
+        return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(found, labels))
+
+    def add(total: tuple[Array, Params], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Params], None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *part)), None
+
+    return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), batch)[0]
+
+
+def _micro_batches(features: Array, labels: Array, *, most: int) -> tuple[Array, Array, Array]:
+    """Cuts a batch into features, labels and weights `(parts, clips, ...)`; those that fill up the last have weight 0.
+
+    The weights sum to 1: the sum of the weighted losses is the mean of the batch.
+    """
+    count = -(-len(labels) // most)
+    size = -(-len(labels) // count)
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, count * size - len(x)), *[(0, 0)] * (x.ndim - 1)])
+        return padded.reshape(count, size, *x.shape[1:])
+
+    return cut(features), cut(labels), cut(jnp.full(len(labels), 1 / len(labels)))
 
 
 @functools.partial(jax.jit, static_argnames="heads")
 def _predict(params: Params, features: Array, *, heads: int) -> Array:
-    found = jax.vmap(lambda params: logits(params, features, heads=heads))(params)
+    found = jax.lax.map(lambda params: logits(params, features, heads=heads), params)
     return jnp.where(jnp.isfinite(found).all(axis=-1), jnp.argmax(found, axis=-1), -1)
 
 

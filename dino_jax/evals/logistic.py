@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by L-BFGS on frozen features, several strengths of regularisation at once."""
+"""Multinomial logistic regression by L-BFGS on frozen features, for several strengths of regularisation."""
 
 import functools
 from typing import Any
@@ -80,7 +80,7 @@ def _logits(params: Params, x: Array) -> Array:
 def _minimise(
     x: Array, y: Array, weights: Array, penalties: Array, *, classes: int, most_steps: int, tolerance: float
 ) -> Params:
-    """Runs all regressions side by side on `(blocks, block, dim)` samples until each is done."""
+    """Runs one regression after another on `(blocks, block, dim)` samples, each until it is done."""
     optimizer = optax.lbfgs(memory_size=MEMORY)
     count = weights.sum()
 
@@ -115,7 +115,8 @@ def _minimise(
         start = {"kernel": jnp.zeros((x.shape[-1], classes)), "bias": jnp.zeros(classes)}
         return jax.lax.while_loop(go_on, step, (start, optimizer.init(start)))[0]
 
-    return jax.vmap(run)(penalties)
+    # Not vmap: its conditions compute both branches, and its scans copy the features for every strength.
+    return jax.lax.map(run, penalties)
 
 
 def _blocks(features: np.ndarray, labels: np.ndarray) -> tuple[Array, Array, Array]:

@@ -1,5 +1,7 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dino_jax.evals import attentive
@@ -72,3 +74,51 @@ def test_wrong_input_is_refused():
         attentive.fit(features, 0 * labels, classes=2, heads=2)
     with pytest.raises(ValueError, match="5 heads do not divide"):
         attentive.fit(features, labels, classes=2, heads=5)
+
+
+def test_the_loss_of_micro_batches_is_that_of_the_batch():
+    labels = np.arange(10) % 2
+    features = jnp.asarray(turns(np.random.default_rng(0), labels))
+    params = attentive.init(jax.random.key(0), dim=12, classes=2)
+
+    def whole(params):
+        found = attentive.logits(params, features, heads=2)
+        return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+
+    batch = attentive._micro_batches(features, jnp.asarray(labels), most=4)
+    assert batch[0].shape == (3, 4, 2, 1, 1, 12)  # two clips fill up
+    compute = jax.jit(lambda p: (attentive._loss_and_gradient(p, batch, heads=2), jax.value_and_grad(whole)(p)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *compute(params))
+
+
+def test_few_clips_at_a_time_are_classified_alike(trained, monkeypatch):
+    rng, params, _ = trained
+    features = turns(rng, np.arange(10) % 2)
+    together = attentive.predict(params, features, heads=2)
+    monkeypatch.setattr(attentive, "MOST_FORMED", 450)
+    assert attentive._clips_at_once(features.shape, 2) == 4
+    np.testing.assert_array_equal(attentive.predict(params, features, heads=2), together)
+
+
+def test_clips_of_the_default_size_fit_into_memory(monkeypatch):
+    """64 clips of 8 frames of 224 pixels, with 6 heads and 3 rates, have 11 GB of attention weights in each block."""
+    grid, wide, heads = (8, 14, 14), 48, 6
+
+    def arguments():
+        params = jax.vmap(lambda key: attentive.init(key, dim=wide, classes=2))(jax.random.split(jax.random.key(0), 3))
+        clips = jnp.zeros((64, *grid, wide), jnp.float16), jnp.zeros(64, int)
+        return params, jax.vmap(attentive._adam().init)(params), *clips, jnp.zeros(3)
+
+    shapes = jax.eval_shape(arguments)
+    programs = [attentive._train_step.lower(*shapes, heads=heads)]
+
+    predict = attentive._predict
+
+    def lower(_, features, *, heads):
+        programs.append(predict.lower(shapes[0], features, heads=heads))
+        return np.zeros((3, len(features)))
+
+    monkeypatch.setattr(attentive, "_predict", lower)
+    attentive.predict({}, np.zeros(shapes[2].shape, np.float16), heads=heads)
+    for program in programs[:2]:
+        assert program.compile().memory_analysis().temp_size_in_bytes < 8 * 2**30

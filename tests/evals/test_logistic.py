@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -34,6 +36,15 @@ def test_planted_answers():
         train, test = logistic.standardise(train, test)
         params = logistic.fit(train, labels, classes=5, strengths=(1.0,))
         assert np.mean(logistic.predict(params, test)[0] == test_labels) == pytest.approx(score, abs=0.08 * (score < 1))
+
+
+def test_memory_does_not_grow_with_the_strengths():
+    """The features are shared: six strengths need no copies of them."""
+    x, y = jax.ShapeDtypeStruct((4, 8192, 256), jnp.float32), jax.ShapeDtypeStruct((4, 8192), jnp.int32)
+    weights, penalties = jax.ShapeDtypeStruct(y.shape, jnp.float32), jax.ShapeDtypeStruct((6,), jnp.float32)
+    settings = {"classes": 5, "most_steps": 10, "tolerance": 1e-4}
+    program = logistic._minimise.lower(x, y, weights, penalties, **settings).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * x.size / 2
 
 
 def test_standardise_by_one_number():
