@@ -1,31 +1,19 @@
 """Every weight and option of an objective does what it says; the terms themselves are tested in `losses`."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax import build, objective, sharding, state
+from dino_jax import objective
 from dino_jax.losses.dino import crop_weights, dino_loss
 from dino_jax.losses.gram import gram_loss
 from dino_jax.losses.koleo import koleo_loss
 from dino_jax.losses.targets import sinkhorn_knopp, update_center
+from tests import linear_networks
+from tests.linear_networks import normal
 from tests.test_nonfinite import hyper
 from tests.test_step import objective as objective_with
-from tests.tiny_recipe import get_config
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def networks():
-    config = get_config()
-    config.model.update({"depth": 1, "width": 16, "drop_path": 0.0})
-    return build.networks(config, shards=1)
 
 
 def test_targets_by_their_options():
@@ -54,41 +42,30 @@ def test_the_gram_term_by_its_options(tokens, negatives):
         np.testing.assert_array_equal(found, gram_loss(student, teacher, **expected))
 
 
-def test_crop_terms_by_their_options(networks):
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    student = state.init(networks, build.optimizer(get_config().phases["pretrain"]), mesh, seed=0).student
+def test_crop_terms_by_their_options():
+    networks, student = linear_networks.networks(), linear_networks.params(0)
     cls, local = normal(6, 2, 16), normal(6, 3, 16, seed=1)
     target = jax.nn.softmax(normal(6, 2, 64, seed=2))
     options = objective_with(student_temperature=0.2, koleo_topk=2, koleo_group_size=3)
     found = objective.crop_terms(networks, student, cls, local, target, options)
     logits = [networks.dino_logits(student, x) for x in (cls, local)]
     same = dino_loss(logits[0], target, student_temperature=0.2, ignore_diagonal=True)
-    np.testing.assert_allclose(found["dino_global"], same, rtol=1e-6)
-    np.testing.assert_allclose(found["dino_local"], dino_loss(logits[1], target, student_temperature=0.2), rtol=1e-6)
+    np.testing.assert_allclose(found["dino_global"], same, rtol=1e-5)
+    np.testing.assert_allclose(found["dino_local"], dino_loss(logits[1], target, student_temperature=0.2), rtol=1e-5)
     groups = [koleo_loss(cls[:, view], topk=2, group_size=3) for view in range(2)]
-    np.testing.assert_allclose(found["koleo"], np.mean(groups), rtol=1e-6)
+    np.testing.assert_allclose(found["koleo"], np.mean(groups), rtol=1e-5)
     assert abs(found["koleo"] - koleo_loss(cls[:, 0], topk=1, group_size=None)) > 1e-3
 
 
-def test_the_total_is_the_weighted_sum(networks):
+def test_the_total_is_the_weighted_sum():
     """Of the terms as they are reported: pairs of crops weigh alike, and KoLeo counts once per global crop."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    start = state.init(networks, build.optimizer(get_config().phases["pretrain"]), mesh, seed=0)
-    start = dataclasses.replace(start, gram_teacher=start.teacher["backbone"])
-    masks = np.zeros((4, 2, 16), bool)
-    masks[:, 0, :4] = True
-    batch = {
-        "global_crops": normal(4, 2, 32, 32, 3),
-        "local_crops": normal(4, 3, 16, 16, 3),
-        "masks": masks,
-        "mask_indices": np.flatnonzero(masks)[None].astype(np.int32),
-        "mask_weights": np.full((1, 16), 0.25, np.float32),
-    }
+    networks, start, batch = linear_networks.networks(), linear_networks.state(), linear_networks.batch()
     options = objective_with(dino=2.0, ibot=0.5, koleo=0.3, gram=True)
     scheduled = hyper(local_weight=0.7, gram_weight=3.0)
     target, _, _ = objective.targets(networks, start, batch, options, jnp.float32(0.05))
-    rngs = {"rope": jax.random.key(0), "drop_path": jax.random.key(1)}
-    total, (terms, _, _) = objective.loss_terms(networks, start.student, None, batch, target, options, scheduled, rngs)
+    total, (terms, _, _) = objective.loss_terms(
+        networks, start.student, None, batch, target, options, scheduled, rngs={}
+    )
     for_global, for_local = crop_weights(global_crops=2, local_crops=3, ignore_diagonal=True)
     weights = {
         "dino_global": 2 * for_global,

@@ -1,50 +1,27 @@
 """What is measured while a run trains and when it ends is of the network that it is said to be of."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import jax
 import numpy as np
-import pytest
 
-from dino_jax import build, health, objective, record, report, sharding, train
-from dino_jax import state as states
+from dino_jax import health, objective, record, report, sharding, train
 from dino_jax.state import student_weights, teacher_weights
+from tests import linear_networks
 from tests.tiny_recipe import get_config
 
 
-@pytest.fixture(scope="module")
-def setting():
-    """Returns (networks, a state whose teacher is not its student)."""
-    config = get_config()
-    config.model.update({"depth": 1, "width": 16, "drop_path": 0.0})
-    networks, mesh = build.networks(config, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
-    state = states.init(networks, build.optimizer(config.phases["pretrain"]), mesh, seed=0)
-    noise = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), state.teacher)
-    teacher = jax.tree.map(lambda leaf, random: leaf + 0.1 * random, state.teacher, noise)
-    return networks, dataclasses.replace(state, teacher=teacher)
+def test_weights_are_of_the_network_that_is_named():
+    state = linear_networks.state()
+    assert student_weights(state)["mask_token"] is state.student["backbone"]["mask_token"]
+    assert teacher_weights(state)["mask_token"] is state.teacher["backbone"]["mask_token"]
 
 
-def test_weights_are_of_the_network_that_is_named(setting):
-    _, state = setting
-    assert student_weights(state)["cls_token"] is state.student["backbone"]["cls_token"]
-    assert teacher_weights(state)["cls_token"] is state.teacher["backbone"]["cls_token"]
-
-
-def test_health_is_the_teacher_s_on_unpadded_patches(setting):
-    networks, state = setting
-    rng = np.random.default_rng(0)
-    masks = np.zeros((4, 2, 16), bool)
-    masks[:, 0, :4] = True
-    # Eight entries of padding point at a patch that nobody counts.
-    batch = {
-        "global_crops": rng.normal(size=(4, 2, 32, 32, 3)).astype(np.float32),
-        "masks": masks,
-        "mask_indices": np.append(np.flatnonzero(masks), np.zeros(8))[None].astype(np.int32),
-        "mask_weights": np.append(np.full(16, 0.25), np.zeros(8))[None].astype(np.float32),
-    }
-    found = jax.jit(record.make_health_step(networks))(state, batch)
-    out, _ = jax.jit(lambda teacher: objective.teacher_logits(networks, teacher, batch, None))(state.teacher)
+def test_health_is_the_teacher_s_on_unpadded_patches():
+    networks, state = linear_networks.networks(), linear_networks.state()
+    batch = linear_networks.batch(padding=8)  # which points at a patch that nobody counts
+    found = record.make_health_step(networks)(state, batch)
+    out, _ = objective.teacher_logits(networks, state.teacher, batch, None)
     dino, ibot = (jax.nn.softmax(scores / 0.1) for scores in (out["dino"], out["ibot"][:16]))
     for name, probs in (("dino", dino), ("ibot", ibot)):
         for measure, value in health.prototypes(probs).items():
@@ -52,8 +29,8 @@ def test_health_is_the_teacher_s_on_unpadded_patches(setting):
     np.testing.assert_allclose(found["health/rankme"], health.rankme(out["cls"][:, 0]), rtol=1e-5)
 
 
-def test_a_finished_run_reports_its_teacher(setting, tmp_path):
-    _, state = setting
+def test_a_finished_run_reports_its_teacher(tmp_path):
+    state = linear_networks.state()
     asked = {}
 
     class Scores:
@@ -79,7 +56,7 @@ def test_a_finished_run_reports_its_teacher(setting, tmp_path):
     results = whole.finish(state, seconds=lambda: 12.0)
     assert {"knn/untrained": 0.25, "knn/trained": 0.5, "time/seconds": 12.0, "train/step": 0}.items() <= results.items()
     for params in asked.values():
-        assert params["cls_token"] is state.teacher["backbone"]["cls_token"]
+        assert params["mask_token"] is state.teacher["backbone"]["mask_token"]
     assert asked.keys() == {"knn/trained", "dense", "quality"}
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from dino_jax import build, optim, sharding
+from dino_jax import build, optim, step
 from dino_jax import state as state_lib
 from dino_jax.models import PrototypeHead, VisionTransformer
 from dino_jax.objective import Objective
 from dino_jax.state import Networks, TrainState
 from dino_jax.step import NETWORK_STREAM, make_train_step, unused_parameters
+from tests import linear_networks
 from tests.conftest import golden_runs
 from tests.models.test_vit import FFN, NORMS, RANDOM
 from tests.test_nonfinite import hyper
@@ -251,26 +252,30 @@ def test_what_has_no_loss_is_not_trained(changes, shared, expected):
         assert any(path.startswith(beginning) for path in paths)
 
 
-def test_a_step_draws_by_its_number_and_leaves_what_it_does_not_train():
-    """Stochastic depth and RoPE boxes differ from step to step; heads without a loss stay as they are, to the bit."""
-    config = get_config()
-    config.model.update({"depth": 1, "width": 16, "drop_path": 0.5, "rope_jitter": 1.5})
-    phase = config.phases["pretrain"]
-    phase.loss.ibot = 0.0
-    networks, mesh = build.networks(config, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
-    state = state_lib.init(networks, build.optimizer(phase), mesh, seed=0)
-    rng = np.random.default_rng(0)
-    crops = {"global_crops": (4, 2, 32, 32, 3), "local_crops": (4, 2, 16, 16, 3)}
-    batch = {name: rng.normal(size=shape).astype(np.float32) for name, shape in crops.items()}
-    step = jax.jit(build.train_step(networks, phase, seed=0))
-    resting = hyper(lr=0.0, backbone_lr=0.0, last_layer_lr=0.0)
-    numbered = [dataclasses.replace(state, step=jnp.int32(number)) for number in (0, 0, 1)]
-    losses = [float(step(start, batch, resting)[1]["loss/total"]) for start in numbered]
-    assert losses[0] == losses[1] != losses[2]
-    after, _, _ = step(state, batch, hyper(lr=0.1, backbone_lr=0.1, last_layer_lr=0.1, weight_decay=0.5))
+def test_a_step_draws_by_its_number_and_leaves_what_it_does_not_train(monkeypatch):
+    """Random numbers differ from step to step; heads without a loss stay as they are, to the bit."""
+    drawn, loss_terms = [], step.loss_terms
+
+    def spy(*arguments):
+        drawn.append({name: jax.random.key_data(key).tolist() for name, key in arguments[-1].items()})
+        return loss_terms(*arguments)
+
+    monkeypatch.setattr(step, "loss_terms", spy)
+    optimizer = optim.adamw(0.9, 0.999)
+    options = {"clip_norm": 3.0, "layer_decay": 1.0, "patch_embed_multiplier": 1.0}
+    take = make_train_step(linear_networks.networks(), optimizer, objective(ibot=0.0), **options, seed=0)
+    batch = {name: x for name, x in linear_networks.batch().items() if name.endswith("crops")}
+    scheduled = hyper(lr=0.1, backbone_lr=0.1, last_layer_lr=0.1, weight_decay=0.5)
+    state = linear_networks.state(optimizer)
+    for number in (0, 0, 1):
+        after, _, _ = take(dataclasses.replace(state, step=jnp.int32(number)), batch, scheduled)
+    assert drawn[0] == drawn[1]
+    assert len({str(keys[name]) for keys in drawn for name in ("rope", "drop_path")}) == 4
     before, now = state.student, after.student
-    jax.tree.map(np.testing.assert_array_equal, now["ibot_head"], before["ibot_head"])
-    assert (now["dino_head"]["prototypes"]["kernel"] != before["dino_head"]["prototypes"]["kernel"]).all()
+    np.testing.assert_array_equal(now["ibot_head"]["prototypes"]["kernel"], before["ibot_head"]["prototypes"]["kernel"])
+    np.testing.assert_array_equal(now["backbone"]["mask_token"], before["backbone"]["mask_token"])
+    for part, name in (("dino_head", "prototypes"), ("backbone", "patch_embed")):
+        assert (now[part][name]["kernel"] != before[part][name]["kernel"]).all()
 
 
 def test_random_streams_are_apart():
