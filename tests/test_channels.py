@@ -40,8 +40,9 @@ def recipe(folder, *, channels=5, bits=0):
     return c
 
 
-def test_a_run_and_what_reads_it(tmp_path, capsys):
-    c = recipe(write_bands(tmp_path / "bands"), bits=16)
+@pytest.mark.parametrize(("channels", "bits"), [(5, 0), (3, 16)])
+def test_a_run_and_what_reads_it(tmp_path, capsys, channels, bits):
+    c = recipe(write_bands(tmp_path / "bands", channels=channels), channels=channels, bits=bits)
     c.log.pictures = True
     results = train.run(c, tmp_path / "run")
     assert results["train/step"] == 3
@@ -49,9 +50,9 @@ def test_a_run_and_what_reads_it(tmp_path, capsys):
     assert (tmp_path / "run" / "pictures" / "cosine.png").exists()
     assert "brightest" not in capsys.readouterr().err  # their own statistics say how bright they are
     model, params = dino_jax.load(tmp_path / "run")
-    assert params["patch_embed"]["kernel"].shape == (8, 8, 5, 16)
-    np.testing.assert_allclose((model.mean, model.std), (MEAN, STD))
-    assert model.bits == 16
+    assert params["patch_embed"]["kernel"].shape == (8, 8, channels, 16)
+    np.testing.assert_allclose((model.mean, model.std), (MEAN[:channels], STD[:channels]))
+    assert model.bits == bits
     data = ["--data", str(tmp_path / "bands"), "--test", str(tmp_path / "bands"), "--size", "32", "--fit", "crop"]
     numbers = str(tmp_path / "knn.json")
     weights = ["--weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--json", numbers]

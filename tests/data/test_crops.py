@@ -108,10 +108,8 @@ def test_global_and_local_crops_show_their_own_shares_of_the_image():
     pairs = [multi_crop(ramps, np.random.default_rng(seed), **options) for seed in range(10)]
     for name, low, high in (("global_crops", 0.5, 0.7), ("local_crops", 0.1, 0.3)):
         crops = np.concatenate([pair[name] for pair in pairs]) / 160
-        near, far = (
-            crops.shape[1] // 4,
-            3 * crops.shape[1] // 4,
-        )  # half of the crop: the filter is cut off at its borders
+        # Half of the crop: the filter is cut off at its borders.
+        near, far = crops.shape[1] // 4, 3 * crops.shape[1] // 4
         height = 2 * np.abs(crops[:, far, near, 0] - crops[:, near, near, 0])
         width = 2 * np.abs(crops[:, near, far, 1] - crops[:, near, near, 1])
         share = height * width / (300 * 400)
