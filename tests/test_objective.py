@@ -47,7 +47,7 @@ def test_crop_terms_by_their_options():
     cls, local = normal(6, 2, 16), normal(6, 3, 16, seed=1)
     target = jax.nn.softmax(normal(6, 2, 64, seed=2))
     options = objective_with(student_temperature=0.2, koleo_topk=2, koleo_group_size=3)
-    found = objective.crop_terms(networks, student, cls, local, target, options)
+    found = jax.jit(lambda *given: objective.crop_terms(networks, *given, options))(student, cls, local, target)
     logits = [networks.dino_logits(student, x) for x in (cls, local)]
     same = dino_loss(logits[0], target, student_temperature=0.2, ignore_diagonal=True)
     np.testing.assert_allclose(found["dino_global"], same, rtol=1e-5)
@@ -62,10 +62,13 @@ def test_the_total_is_the_weighted_sum():
     networks, start, batch = linear_networks.networks(), linear_networks.state(), linear_networks.batch()
     options = objective_with(dino=2.0, ibot=0.5, koleo=0.3, gram=True)
     scheduled = hyper(local_weight=0.7, gram_weight=3.0)
-    target, _, _ = objective.targets(networks, start, batch, options, jnp.float32(0.05))
-    total, (terms, _, _) = objective.loss_terms(
-        networks, start.student, None, batch, target, options, scheduled, rngs={}
-    )
+
+    @jax.jit
+    def compute(start, batch):
+        target, _, _ = objective.targets(networks, start, batch, options, jnp.float32(0.05))
+        return objective.loss_terms(networks, start.student, None, batch, target, options, scheduled, rngs={})
+
+    total, (terms, _, _) = compute(start, batch)
     for_global, for_local = crop_weights(global_crops=2, local_crops=3, ignore_diagonal=True)
     weights = {
         "dino_global": 2 * for_global,
