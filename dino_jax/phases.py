@@ -27,6 +27,11 @@ class Phase:
         return self.options.gram.teacher != "none"
 
     @property
+    def warm(self) -> int:
+        """Returns the step count at which the warm-up of the learning rate ends."""
+        return self.first + self.options.schedules.lr.warmup
+
+    @property
     def own_snapshot(self) -> int | None:
         """Returns the step of the snapshot of this same run that the phase begins with, None with any other teacher."""
         match = re.fullmatch(r"gram_teacher/(\d+)", self.options.gram.teacher)

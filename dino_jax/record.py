@@ -138,8 +138,8 @@ class Recorder:
                 f"{k}-NN accuracy of raw pixels is {baselines['knn/pixels']:.4f}, of the network as the run began "
                 f"{self._to_surpass:.4f}"
             )
-        warm = step >= phase.first + phase.options.schedules.lr.warmup
-        self._times_below = self._times_below + 1 if warm and accuracy < self._to_surpass else 0
+        below = step >= phase.warm and accuracy < self._to_surpass
+        self._times_below = self._times_below + 1 if below else 0
         if self._times_below >= TIMES_BELOW:
             self._progress.note(
                 f"step {step}: the teacher's {k}-NN accuracy stays below the {self._to_surpass:.4f} with which the run "
@@ -157,8 +157,7 @@ class Recorder:
         self._progress.update(step, phase=phase.name, loss=values["loss/total"], throughput=speed)
         if healthy:
             self._history.append({"step": step} | values | speed)
-            warmup = phase.first + phase.options.schedules.lr.warmup
-            for words in health.diagnose(self._history, warmup_steps=warmup):
+            for words in health.diagnose(self._history, warmup_steps=phase.warm):
                 self._progress.note(f"step {step}: {words}")
 
     def sync(self) -> None:

@@ -12,6 +12,12 @@ def phase(*, first=0, steps=100, **gram):
     return Phase("gram", options, first, first + steps, 1)
 
 
+def test_each_phase_warms_up_by_itself():
+    p = phase(first=7)
+    p.options.schedules.lr.warmup = 20
+    assert p.warm == 27
+
+
 def refreshes(p):
     """Lists the refreshes by asking after every step."""
     return [step for step in range(p.first + 1, p.last + 1) if p.last_refresh(step) == step]

@@ -1,11 +1,9 @@
 """What is measured while a run trains and when it ends is of the network that it is said to be of."""
 
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 
-from dino_jax import health, objective, record, report, sharding, train
+from dino_jax import health, objective, record, report
 from dino_jax.state import student_weights, teacher_weights
 from tests import linear_networks
 from tests.tiny_recipe import get_config
@@ -58,26 +56,3 @@ def test_a_finished_run_reports_its_teacher(tmp_path):
     for params in asked.values():
         assert params["mask_token"] is state.teacher["backbone"]["mask_token"]
     assert asked.keys() == {"knn/trained", "dense", "quality"}
-
-
-def test_a_step_is_augmented_by_its_number():
-    trainer = train.Trainer.__new__(train.Trainer)
-    trainer.mesh, trainer.key = sharding.make_mesh(devices=jax.devices()[:1]), jax.random.key(0)
-    trainer.augment = lambda key, number, arrays: arrays | {"number": number}
-    trainer.bad_images = SimpleNamespace(update=lambda *_: None)
-    host = {"global_crops": np.zeros((1, 2, 4, 4, 3), np.uint8), "ids": np.array([7]), "labels": None, "replaced": None}
-    ids, batch = trainer.place(5, host)
-    assert ids.tolist() == [7] and batch["number"] == 4 and batch.keys() == {"global_crops", "number"}
-
-
-def test_what_a_restart_takes_over(tmp_path):
-    """The time that the run has taken, and scores of snapshots up to the step that it continues from."""
-    forgotten, state = [], object()
-    trainer = train.Trainer.__new__(train.Trainer)
-    trainer.phases, trainer.progress = train.in_order(get_config()), SimpleNamespace(note=lambda words: None)
-    trainer.gram = SimpleNamespace(check=lambda *_, **__: None, forget_scores=lambda after: forgotten.append(after))
-    trainer.backbone_like = None
-    found = SimpleNamespace(step=3, data={"seconds": 7.5, "batches_taken": 3}, state=state)
-    checkpoints = SimpleNamespace(steps=lambda: [3], restore=lambda like, note: found, folder=tmp_path)
-    assert trainer.restore(checkpoints) == (state, train.Resumed(3, found.data))
-    assert (trainer.seconds_before, forgotten) == (7.5, [3])

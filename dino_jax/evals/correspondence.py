@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
+from dino_jax.evals.features import unit
 from dino_jax.evals.segmentation import upsample
-from dino_jax.evals.unit import unit
 
 ALPHAS = (0.05, 0.1, 0.2)
 

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from scipy import linalg, ndimage
 
+from dino_jax.evals.features import check_finite
+
 THRESHOLD = 0.2
 WEAK = 1e-5  # weight of the edges below the threshold: the graph stays connected
 
@@ -52,8 +54,7 @@ def token_cut(patches: np.ndarray, *, threshold: float = THRESHOLD) -> Found:
     rows, columns, dim = patches.shape
     if rows * columns < 2:
         raise ValueError(f"discovery: a grid of {rows} x {columns} patches cannot be cut; enlarge the image")
-    if not np.isfinite(patches).all():
-        raise ValueError("discovery: features are not all finite; check the model that made them")
+    check_finite(patches, "discovery: features")
     unit = patches.reshape(-1, dim).astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     vector = second_eigenvector(np.where(unit @ unit.T > threshold, 1.0, WEAK))

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from dino_jax.evals.features import check_finite
+
 # The quick check of DINOv2 sweeps 1e-6 to 1e5; outside this range accuracy hardly changes on centred, scaled features.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MOST_STEPS = 200  # of L-BFGS
@@ -135,8 +137,7 @@ def _check(features: np.ndarray, labels: np.ndarray, classes: int, strengths: tu
         raise ValueError(
             f"logistic regression: features {features.shape} and labels {labels.shape} must be (n, dim) and (n,)"
         )
-    if not np.isfinite(features).all():
-        raise ValueError("logistic regression: features are not all finite; check the model that made them")
+    check_finite(features, "logistic regression: features")
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise ValueError(f"logistic regression: label {wrong} is out of range, there are {classes} classes from 0")

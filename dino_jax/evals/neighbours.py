@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dino_jax.evals.unit import unit
+from dino_jax.evals.features import check_finite, unit
 
 # Training samples whose similarities to one block of queries are held at once: 256 MiB for 512 queries.
 CHUNK = 131_072
@@ -79,8 +79,7 @@ def check_features(name: str, features: np.ndarray) -> None:
     """Raises ValueError unless the features `(n, dim)` are one or more and finite."""
     if features.ndim != 2 or not len(features):
         raise ValueError(f"k-NN: {name} features {features.shape} must be (n, dim), n >= 1")
-    if not np.isfinite(features).all():
-        raise ValueError(f"k-NN: {name} features are not all finite; check the model that made them")
+    check_finite(features, f"k-NN: {name} features")
 
 
 def _train_chunks(features: np.ndarray, k: int, chunk: int) -> tuple[np.ndarray, int]:

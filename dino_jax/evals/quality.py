@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dino_jax.evals.unit import unit
+from dino_jax.evals.features import unit
 
 KERNEL = 2.0  # t of the Gaussian potential, the paper's choice
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from dino_jax.evals.unit import unit
+from dino_jax.evals.features import check_finite, unit
 
 # Which images count and which are ignored, by protocol (arXiv 1803.11285, section 3.2).
 PROTOCOLS = {
@@ -43,8 +43,7 @@ def rankings(queries: np.ndarray, database: np.ndarray) -> np.ndarray:
 
 def _unit(features: np.ndarray) -> np.ndarray:
     """L2-normalises `(n, dim)`; raises ValueError when a feature is not finite."""
-    if not np.isfinite(features).all():
-        raise ValueError("retrieval: features are not all finite; check the model that made them")
+    check_finite(features, "retrieval: features")
     return np.asarray(unit(jnp.asarray(features)))
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dino_jax.evals.features import check_finite
+
 IGNORE = 255
 RIDGE = 1e-3
 BLOCK = 16  # images on the device at a time
@@ -263,5 +265,4 @@ def _check_maps(what: str, patches: np.ndarray, masks: np.ndarray) -> None:
             f"segmentation: {what} patches {patches.shape} and masks {masks.shape} must be (images, rows, columns, dim)"
             " and (images, height, width), of one or more images"
         )
-    if not np.isfinite(patches).all():
-        raise ValueError(f"segmentation: {what} features are not all finite; check the model that made them")
+    check_finite(patches, f"segmentation: {what} features")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from dino_jax.evals.features import check_finite, unit
 from dino_jax.evals.segmentation import class_shares, upsample
-from dino_jax.evals.unit import unit
 
 VOID = 255
 CONTEXT, RADIUS, TOP_K, TEMPERATURE = 7, 12, 5, 0.1  # DINO's protocol
@@ -51,8 +51,7 @@ def propagate(
     objects = first_mask[(first_mask > 0) & (first_mask != VOID)]
     if not objects.size:
         raise ValueError("tracking: the first mask has no object to follow")
-    if not np.isfinite(patches).all():
-        raise ValueError("tracking: features are not all finite; check the model that made them")
+    check_finite(patches, "tracking: features")
     if min(context, radius, top_k) < 1 or not 0 < temperature < math.inf:
         raise ValueError("tracking: context, radius and top-k must be 1 or more, the temperature positive and finite")
     start = np.where(first_mask == VOID, 0, first_mask)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dino_jax.evals.features import check_finite
 from dino_jax.pictures.colors import paint_components
 
 PERCENTILES = (1.0, 99.0)  # of a component become 0 and 1
@@ -62,8 +63,8 @@ def shared_components(grids: Sequence[np.ndarray], *, foreground: bool = False) 
     """
     if not grids or len({grid.shape[-1] for grid in grids}) != 1:
         raise ValueError("components: there must be at least one image, and all features must have one width")
-    if not all(np.isfinite(grid).all() for grid in grids):
-        raise ValueError("components: features are not all finite; check the model that made them")
+    for grid in grids:
+        check_finite(grid, "components: features")
     every = -(-sum(grid.shape[0] * grid.shape[1] for grid in grids) // MOST_PATCHES)
     patches = np.concatenate([grid.reshape(-1, grid.shape[-1])[::every] for grid in grids]).astype(np.float64)
     if not foreground:

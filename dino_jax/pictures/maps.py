@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_jax.evals.features import check_finite
 from dino_jax.pictures.colors import heat, scale
 from dino_jax.pictures.components import shared_components
 from dino_jax.pictures.page import PANEL, in_rows, outline, overview, page, save, to_width
@@ -141,6 +142,5 @@ def _checked(what: str, images: np.ndarray, features: np.ndarray) -> tuple[np.nd
         raise ValueError(f"{what}: images must be (n, height, width, 3) uint8, got {images.shape} {images.dtype}")
     if features.ndim != 4 or len(features) != len(images):
         raise ValueError(f"{what}: features {features.shape} must be 4-D, one entry for each of {len(images)} images")
-    if not np.isfinite(features).all():
-        raise ValueError(f"{what}: features are not all finite; check the model that made them")
+    check_finite(features, f"{what}: features")
     return images, features

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data.whole import write_whole
+from dino_jax.evals.features import check_finite
 from dino_jax.pictures.colors import colored
 
 MOST_DIMENSIONS = 128
@@ -42,8 +43,8 @@ def similarity_page(
     """
     if not len(images) or not len(images) == len(features) == len(names):
         raise ValueError(f"similarity: {len(images)} images, {len(features)} features and {len(names)} names")
-    if not all(np.isfinite(grid).all() for grid in features):
-        raise ValueError("similarity: features are not all finite; check the model that made them")
+    for grid in features:
+        check_finite(grid, "similarity: features")
     whole = compressed(features)
     data = {
         "title": title,
