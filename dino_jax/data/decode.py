@@ -5,12 +5,22 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dino_jax.data import tiff
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+TURN = Image.Transpose
+TURNS = {  # by the EXIF orientation
+    2: TURN.FLIP_LEFT_RIGHT,
+    3: TURN.ROTATE_180,
+    4: TURN.FLIP_TOP_BOTTOM,
+    5: TURN.TRANSPOSE,
+    6: TURN.ROTATE_270,
+    7: TURN.TRANSVERSE,
+    8: TURN.ROTATE_90,
+}
 
 # About large images and damaged EXIF data, neither of which keeps an image from being used.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -54,14 +64,31 @@ def _open(encoded: bytes) -> Image.Image:
         raise BadImage("the file is empty")
     page = _unusual_tiff(encoded)
     if page is not None:
-        return _to_rgb(ImageOps.exif_transpose(_high_bytes(page)))
+        return _to_rgb(_high_bytes(page))
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise BadImage(unknown(encoded)) from None
     check_size(*image.size)
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(_to_8_bit(image)))
+    return turned(_to_rgb(_to_8_bit(image)), orientation(image))
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright) if there is none that can be read.
+
+    The tag alone is read: Pillow's own functions write the others anew, which fails where one of them is odd.
+    """
+    try:
+        found = image.getexif().get(tiff.ORIENTATION, 1)
+    except Exception:  # damaged data
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Turns an image upright."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def unknown(encoded: bytes) -> str:
@@ -130,9 +157,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         raise BadImage("32-bit samples have no known range; save it with 8 or 16 bits per channel")
     if not image.mode.startswith("I;16"):
         return image
-    grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    grey.info["exif"] = image.getexif().tobytes()
-    return grey
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

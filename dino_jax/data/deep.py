@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dino_jax.data import tiff
-from dino_jax.data.decode import FORMATS, BadImage, check_size, decode
+from dino_jax.data.decode import FORMATS, BadImage, check_size, decode, orientation, turned
 
 PNG = b"\x89PNG\r\n\x1a\n"
+RGB, GREY_ALPHA, RGBA = 2, 4, 6  # types of a PNG that Pillow reduces to 8 bits
 
 
 def sample_type(channels: int, bits: int = 0) -> type[np.unsignedinteger]:
@@ -75,8 +76,8 @@ def _samples(encoded: bytes, channels: int) -> np.ndarray:
         page = tiff.Page(encoded)
         check_size(page.width, page.height)
         samples = _of_tiff(encoded, page, channels)
-    elif encoded.startswith(PNG) and encoded[24] == 16 and encoded[25] in (2, 6):  # bit depth; RGB or RGBA
-        samples = _deep_colour_png(encoded)
+    elif encoded.startswith(PNG) and encoded[24] == 16 and encoded[25] in (RGB, GREY_ALPHA, RGBA):  # bit depth
+        samples = _deep_png(encoded)
     else:
         samples = _by_pillow(encoded)
     if samples.dtype not in (np.uint8, np.uint16):
@@ -99,20 +100,21 @@ def _of_tiff(encoded: bytes, page: tiff.Page, channels: int) -> np.ndarray:
         raise BadImage("its compression needs imagecodecs: pip install imagecodecs, or save it with zlib") from None
 
 
-def _deep_colour_png(encoded: bytes) -> np.ndarray:
+def _deep_png(encoded: bytes) -> np.ndarray:
     try:
         import cv2
     except ImportError:
-        raise BadImage("16-bit colour PNG needs OpenCV: pip install 'dino_jax[video]', or save it as TIFF") from None
+        raise BadImage(
+            "such a 16-bit PNG needs OpenCV: pip install 'dino_jax[video]', or save it as TIFF"
+        ) from None
     check_size(int.from_bytes(encoded[16:20]), int.from_bytes(encoded[20:24]))
     samples = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None:
         raise BadImage("truncated or damaged PNG")
+    # OpenCV orders blue, green, red and repeats grey; the transparency of grey is dropped.
+    kept = [0] if encoded[25] == GREY_ALPHA else [2, 1, 0, *range(3, samples.shape[2])]
     with Image.open(io.BytesIO(encoded)) as header:
-        orientation = header.getexif().get(tiff.ORIENTATION, 1)
-    return tiff.upright(
-        samples[..., [2, 1, 0, *range(3, samples.shape[2])]], orientation
-    )  # OpenCV orders blue, green, red
+        return tiff.upright(samples[..., kept], orientation(header))
 
 
 def _by_pillow(encoded: bytes) -> np.ndarray:
@@ -122,11 +124,12 @@ def _by_pillow(encoded: bytes) -> np.ndarray:
         raise BadImage("not an image of a known format") from None
     check_size(*image.size)
     image.load()
+    found = orientation(image)
     if image.mode.startswith("I;16"):
-        return tiff.upright(np.asarray(image)[..., None], image.getexif().get(tiff.ORIENTATION, 1))
+        return tiff.upright(np.asarray(image)[..., None], found)
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert({"1": "L", "LA": "L", "PA": "RGBA"}.get(image.mode, "RGB"))
-    samples = np.asarray(ImageOps.exif_transpose(image))
+    samples = np.asarray(turned(image, found))
     return samples if samples.ndim == 3 else samples[..., None]
 
 

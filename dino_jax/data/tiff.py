@@ -45,7 +45,8 @@ class Page:
         self.alpha = bool(page.extrasamples) and page.extrasamples[-1] in opacity
         self.palette = page.photometric == kinds.PALETTE
         self.inks = page.photometric == kinds.SEPARATED
-        self.orientation = int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
+        orientation: Any = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
+        self.orientation = orientation if orientation in range(1, 9) else 1
 
     def samples(self, *, pages: int = 1) -> np.ndarray:
         """Decodes the page to `(height, width, channels)` in the type of the file; white is always the largest value.

@@ -154,6 +154,31 @@ def test_exif_orientation_is_applied(orientation):
     np.testing.assert_array_equal(decode(encode(stored, "PNG", exif=exif)), grey)
 
 
+@pytest.mark.parametrize("samples", [photograph()[..., 0].astype(np.uint16) * 257, photograph()])
+def test_tags_that_pillow_cannot_write_anew_do_no_harm(samples):
+    """BigTIFF, and a private tag beyond 32 bits."""
+    for options in ({"bigtiff": True}, {"extratags": [(65000, "Q", 1, 2**40, True)], "bigtiff": True}):
+        file = io.BytesIO()
+        turned = [(0x0112, "H", 1, 6, True)]
+        options["extratags"] = options.get("extratags", []) + turned
+        tifffile.imwrite(file, samples, photometric="rgb" if samples.ndim == 3 else "minisblack", **options)
+        expected = np.rot90(photograph() if samples.ndim == 3 else photograph()[..., :1].repeat(3, 2), -1)
+        np.testing.assert_array_equal(decode(file.getvalue()), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_odd_exif_data_keeps_no_image_from_being_used(kind):
+    plain = Image.fromarray(photograph())
+    lossless = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    expected = decode(encode(plain, kind, **lossless))
+    garbage = encode(plain, kind, exif=b"Exif\0\0XX\0\0\0\0\0\x08", dpi=(72, 72), **lossless)
+    np.testing.assert_array_equal(decode(garbage), expected)
+    # Orientation 6 beside a resolution unit that is a text instead of a number.
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x0128, 2, 2, b"2\0\0\0")
+    mistyped = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4)
+    np.testing.assert_array_equal(decode(encode(plain, kind, exif=mistyped, **lossless)), np.rot90(expected, -1))
+
+
 def test_damage_is_named():
     jpeg = encode(photograph(200, 200), "JPEG")
     png = encode(photograph(200, 200), "PNG")

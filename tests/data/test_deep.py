@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from functools import partial
 
 import numpy as np
@@ -46,6 +48,26 @@ def test_grey_png_keeps_all_16_bits_and_is_repeated_for_rgb():
     encoded = encode(Image.fromarray(samples))
     np.testing.assert_array_equal(decode_deep(encoded, channels=1), samples[..., None])
     np.testing.assert_array_equal(decode_deep(encoded, channels=3), np.repeat(samples[..., None], 3, axis=2))
+
+
+def test_grey_png_with_transparency_keeps_all_16_bits():
+    grey = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32, 1) * 85 + 3
+    rows = np.concatenate([grey, np.full_like(grey, 2**15)], axis=2).astype(">u2")
+    encoded = png(rows, bits=16, kind=4)
+    np.testing.assert_array_equal(decode_deep(encoded, channels=1), grey)
+    np.testing.assert_array_equal(decode_deep(encoded, channels=3), np.repeat(grey, 3, axis=2))
+
+
+def png(rows, *, bits, kind):
+    """Encodes big-endian samples `(height, width, channels)` as a PNG of a type that no encoder here writes."""
+    height, width = rows.shape[:2]
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def test_colour_png_keeps_all_16_bits():
