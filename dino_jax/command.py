@@ -124,6 +124,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(name: object) -> str:
+    """Spells bytes of a file's name that are not UTF-8 as \\xff, as neither terminals nor all formats hold them."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def check_output(file: str | Path | None) -> None:
     """Makes the folder of a file that will be written after long work.
 

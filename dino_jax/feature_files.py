@@ -1,5 +1,6 @@
 """Part files of features: .npz, Parquet or ArrayRecord, each written whole and the same bytes every time."""
 
+import errno
 import importlib
 import io
 import json
@@ -101,12 +102,15 @@ def _write_arrayrecord(path: Path, features: Features) -> None:
     from array_record.python import array_record_module
 
     def save(file: IO[bytes]) -> None:
-        writer = array_record_module.ArrayRecordWriter(file.name, "group_size:1")
-        for row in range(len(features["ids"])):
-            record = io.BytesIO()
-            np.savez(record, **{name: array[row] for name, array in features.items()})  # type: ignore[arg-type]
-            writer.write(record.getvalue())
-        writer.close()
+        try:
+            writer = array_record_module.ArrayRecordWriter(file.name, "group_size:1")
+            for row in range(len(features["ids"])):
+                record = io.BytesIO()
+                np.savez(record, **{name: array[row] for name, array in features.items()})  # type: ignore[arg-type]
+                writer.write(record.getvalue())
+            writer.close()
+        except RuntimeError as error:  # which is all that the library raises
+            raise OSError(errno.EIO, " ".join(str(error).split())) from None
 
     write_whole(path, save)
 

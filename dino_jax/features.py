@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     text = "images per output file; a killed job loses at most one file (default: what fills 256 MiB, at most 4096)"
     parser.add_argument("--part", type=int, metavar="N", help=text)
     parser.add_argument("--float16", action="store_true", help="store the features as float16 (default float32)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write images/s and counts to this file")
+    text = "write images/s and counts to this file; of several processes, each writes its own (FILE, FILE-1, ...)"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     return command.run(lambda: start(options), interrupted="interrupted: run the same command to continue")
 
@@ -98,7 +99,7 @@ def write(options: argparse.Namespace) -> None:
         process=(jax.process_index(), jax.process_count()),
     )
     if options.json:
-        write_json(options.json, numbers)
+        write_json(_own(options.json, jax.process_index()), numbers)
 
 
 def write_parts(
@@ -144,7 +145,8 @@ def write_parts(
     if process[0] == 0:
         speed = f"{computed / seconds:.1f} images/s" if computed or not total else "all were there already"
         count = f"{total - bad} image{'s' * (total - bad != 1)}"
-        print(f"{count}, {bad} could not be used; {speed}; features: {folder}")
+        whose = " of this process" if process[1] > 1 else ""
+        print(f"{count}{whose}, {bad} could not be used; {speed}; features: {folder}")
     if total and bad == total:
         raise ValueError(f"none of the {total} images can be used: see {_bad_file(folder, process[0])}")
     return {
@@ -195,7 +197,9 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     if different == ["images"] and same_images(there["images"], settings["images"]):  # some were mended
         write_json(file, settings)
     elif different:
-        shown = f"{different[0]} {there.get(different[0])!r} there, {settings[different[0]]!r} now"
+        name = "number_of_images" if "number_of_images" in different else different[0]
+        shown = f"{name.replace('_', ' ')} {there.get(name)!r} there, {settings[name]!r} now"
+        shown = "other images" if name == "images" else shown
         raise ValueError(f"{folder} holds features of other settings ({shown}): choose another --out")
 
 
@@ -212,14 +216,9 @@ def _finished(path: Path, work: Extraction, kind: str) -> np.ndarray | None:
 
 def _named(work: Extraction, features: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """Puts the names first and the outputs into their stored dtype."""
-    names = np.array([_text(work.source.name(int(index))) for index in features["ids"]], dtype=str)
+    names = np.array([command.printable(work.source.name(int(index))) for index in features["ids"]], dtype=str)
     scalars = {name: features[name] for name in feature_files.SCALARS if name != "names"}
     return {"names": names} | scalars | {name: features[name].astype(dtype) for name in work.shapes}
-
-
-def _text(name: str) -> str:
-    """Spells bytes of a file's name that are not UTF-8 as \\xff, as not every format can hold them."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _list_bad(work: Extraction, mine: range, ids: np.ndarray, folder: Path, process: int) -> int:
@@ -232,7 +231,12 @@ def _list_bad(work: Extraction, mine: range, ids: np.ndarray, folder: Path, proc
 
 
 def _bad_file(folder: Path, process: int) -> Path:
-    return folder / (f"bad_images-{process}.jsonl" if process else "bad_images.jsonl")
+    return _own(folder / "bad_images.jsonl", process)
+
+
+def _own(file: Path, process: int) -> Path:
+    """Returns where a process writes a file that each has of its own: the first one there, others beside it."""
+    return file.with_stem(f"{file.stem}-{process}") if process else file
 
 
 if __name__ == "__main__":

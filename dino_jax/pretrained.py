@@ -108,7 +108,8 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     if not path.exists():
         of_timm = [ours for ours, theirs in TIMM.items() if str(path).startswith(theirs)]
         if not of_timm and (len(path.parts) > 1 or path.suffix):
-            hub = " (what is on a hub must be downloaded first)" if len(path.parts) == 2 and not path.suffix else ""
+            file = path.suffix in (".pth", ".pt", ".bin", ".safetensors")
+            hub = " (what is on a hub must be downloaded first)" if len(path.parts) == 2 and not file else ""
             raise ValueError(f"there are no weights at {path}: check the path{hub}")
         if str(path) in VARIANTS:
             raise ValueError(f"{path} is an architecture, not a file or folder: give the path of its weights")

@@ -25,6 +25,7 @@ KINDS = {
     "similarity": "a page on which a click shows where else the features are alike",
     "video": "attention and components of the frames of a video, as GIF and MP4",
 }
+LONGEST_STEM = 200  # bytes of a file name; most file systems allow 255, with the extension
 WIDE = 900  # pixels: such pictures are drawn below each other
 PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
 
@@ -70,7 +71,7 @@ def start(options: argparse.Namespace) -> None:
         if options.kind in ("attention", "video"):
             model.check_attention()
         for path in draw[options.kind](model, source, options):
-            print(path)
+            print(command.printable(path))
 
 
 def draw_pca(model: Extractor, source: Source, options: argparse.Namespace) -> list[Path]:
@@ -125,7 +126,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
         painted = components.paint(grid, height=height, width=width)
         panels = [shown, glow(shown, weights, high=high), painted]
         frames.append(page(in_rows([("", panel) for panel in panels], 3 if width < WIDE else 1)))
-    stem = f"video-{name.replace('/', '-') or _name_of(Path(options.images))}"
+    stem = f"video-{_stem(name) or _name_of(Path(options.images))}"
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
     if encoded is None:
@@ -170,8 +171,8 @@ def _name_of(path: Path) -> str:
 
 
 def _named_files(folder: Path, named: Sequence[tuple[str, object]]) -> list[Path]:
-    """Returns a file for each name, its folders kept as dashes, numbered where two would be the same."""
-    stems = ["-".join(PurePosixPath(name).with_suffix("").parts) for name, _ in named]
+    """Returns a file for each name, numbered where two would be the same."""
+    stems = [_stem(str(PurePosixPath(name).with_suffix(""))) for name, _ in named]
     taken, files = set(stems), []
     for index, stem in enumerate(stems):
         name = stem
@@ -180,6 +181,12 @@ def _named_files(folder: Path, named: Sequence[tuple[str, object]]) -> list[Path
             taken.add(name)
         files.append(folder / f"{name}.png")
     return files
+
+
+def _stem(name: str) -> str:
+    """Makes one name of a path, its folders parted by dashes; the beginning is left out where that is too long."""
+    whole = "-".join(PurePosixPath(name).parts).encode("utf-8", "surrogateescape")
+    return whole[-LONGEST_STEM:].decode("utf-8", "surrogateescape" if len(whole) <= LONGEST_STEM else "ignore")
 
 
 def _sequence(source: Source, wanted: str | None) -> tuple[str, list[int]]:

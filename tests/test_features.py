@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from dino_jax import extraction, features, pretrained, sharding
+from dino_jax import extraction, feature_files, features, pretrained, sharding
 from dino_jax.extraction import Extraction, extract_features
 from tests.data.images import encode, photograph
 from tests.test_extraction import Photographs
@@ -133,7 +133,7 @@ def test_killed_extraction_continues_to_the_same_bytes(model, tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from dino_jax import extraction, features, pretrained, sharding
+from dino_jax import extraction, feature_files, features, pretrained, sharding
 from tests.test_extraction import Photographs
 from tests.tiny_model import tiny_model
 extraction.MOST_IMAGES = extraction.LEAST_IMAGES = 8
@@ -161,6 +161,12 @@ def test_other_settings_need_another_folder(model, tmp_path):
     features.write_parts(work(model), tmp_path, kind="npz")
     with pytest.raises(ValueError, match=r"other settings \(size 16 there, 24 now\): choose another --out"):
         features.write_parts(work(model, size=24), tmp_path, kind="npz")
+    for source, words in (
+        (Photographs(count=22), r"\(number of images 21 there, 22 now\)"),
+        (Photographs(first_seed=50), r"\(other images\)"),
+    ):
+        with pytest.raises(ValueError, match=f"other settings {words}: choose another --out"):
+            features.write_parts(work(model, source), tmp_path, kind="npz")
     (tmp_path / "features.json").write_text("{")
     with pytest.raises(ValueError, match="damaged: remove it"):
         features.write_parts(work(model), tmp_path, kind="npz")
@@ -234,6 +240,19 @@ def test_fit_layers_and_half_floats_reach_the_parts(command, tmp_path):
     assert (settings["fit"], settings["layers"], settings["dtype"]) == ("squash", 2, "float16")
     found = features.read(tmp_path / "out")["cls"]
     assert (found.shape, found.dtype) == ((3, 2, 16), np.float16)
+
+
+def test_a_full_disk_is_an_error_that_the_program_tells(tmp_path, monkeypatch):
+    array_record = pytest.importorskip("array_record.python.array_record_module")
+
+    class Full(array_record.ArrayRecordWriter):
+        def close(self):
+            raise RuntimeError("write() failed: No space\nleft on device")
+
+    monkeypatch.setattr(array_record, "ArrayRecordWriter", Full)
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.array_record could not be written"):
+        feature_files.write(tmp_path / "x.array_record", {"ids": np.arange(3)}, "arrayrecord")
+    assert not list(tmp_path.iterdir())
 
 
 def test_out_is_no_file(command, tmp_path):

@@ -1,5 +1,6 @@
 """`dino_jax.load`: names, files, runs, channels, types, and what it says of bad input."""
 
+import dataclasses
 import doctest
 import json
 import warnings
@@ -80,11 +81,37 @@ def test_channels_that_do_not_fit(tmp_path):
     assert model.mean == IMAGENET_MEAN * 2
 
 
-def test_satellite_weights_have_statistics_of_their_own(file, tmp_path):
-    path = tmp_path / "dinov3_vitl16_pretrain_sat493m-x.pth"
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dinov3_vitl16_pretrain_sat493m-x.pth",
+        "dinov3-vitl16-pretrain-sat493m/weights.pth",
+        "models--facebook--dinov3-vitl16-pretrain-sat493m/snapshots/0a1b/weights.pth",
+    ],
+)
+def test_satellite_weights_have_statistics_of_their_own(file, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(file.read_bytes())
     model, _ = dino_jax.load(path)
     assert (model.mean, model.std) == ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+
+
+def test_statistics_beside_a_file_are_found(tmp_path):
+    drawn = dataclasses.replace(tiny.weights("dinov2"), mean=(0.1, 0.2, 0.3))
+    store.save(drawn, tmp_path / "x", "hf")
+    options = {"heads": drawn.architecture.options["heads"]}
+    assert dino_jax.load(tmp_path / "x" / "model.safetensors", **options)[0].mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_the_bits_of_the_images_stay_with_the_weights(tmp_path, to):
+    store.save(dataclasses.replace(tiny.weights("dinov2"), bits=16), tmp_path / "x", to)
+    assert dino_jax.load(tmp_path / "x")[0].bits == 16
+    file = tmp_path / "x" / "dino_jax.json"
+    file.write_text(file.read_text().replace('"bits": 16', '"bits": 12'))
+    with pytest.raises(ValueError, match=r"dino_jax\.json is damaged: bits = 12 is not 0, 8 or 16"):
+        dino_jax.load(tmp_path / "x")
 
 
 def test_statistics_can_be_given(file):
@@ -236,6 +263,8 @@ def test_options_that_make_another_network(run, tmp_path, options):
 
 
 def test_names_of_other_places():
+    with pytest.raises(ValueError, match=r"lvd142m: check the path \(what is on a hub must be downloaded"):
+        dino_jax.load("timm/vit_small_patch14_dinov2.lvd142m")
     with pytest.raises(ValueError, match=r"facebook/dinov2-base: check the path \(what is on a hub must be downloaded"):
         dino_jax.load("facebook/dinov2-base")
     with pytest.raises(ValueError, match="did you mean dinov2_vits14"):

@@ -200,3 +200,15 @@ def test_files_of_the_same_stem_do_not_meet(tmp_path):
     files = visualize._named_files(tmp_path, [(name, None) for name in names])
     assert len(set(files)) == len(names)
     assert files[2:4] == [tmp_path / "a-1.png", tmp_path / "b-c.png"]
+
+
+def test_long_names_are_shortened_and_stay_apart(tmp_path):
+    folder = "\u6f22" * 60
+    names = [f"{folder}/{folder}/{name}.jpg" for name in ("a", "b")] + [
+        f"{kind}/{folder}/{folder}.jpg" for kind in "cd"
+    ]
+    files = visualize._named_files(tmp_path, [(name, None) for name in names])
+    assert len(set(files)) == 4
+    for file in files:
+        file.touch()
+    assert files[0].name.endswith("-a.png") and files[1].name.endswith("-b.png")

@@ -5,6 +5,7 @@ example, unchanged. `write` makes such a file. `classes.txt` beside the files na
 first line; without it, classes have no names.
 """
 
+import errno
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dino_jax.data.decode import BadImage, decode
+from dino_jax.data.images import patiently
 
 LABEL = struct.Struct("<q")
 CLASSES = "classes.txt"
@@ -44,7 +46,7 @@ class ArrayRecordSource:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
+        record = patiently(lambda: self._record(index), self.name(index))
         if len(record) < LABEL.size:
             raise BadImage(f"a record of {len(record)} bytes has no label")
         (label,) = LABEL.unpack_from(record)
@@ -55,6 +57,16 @@ class ArrayRecordSource:
     def name(self, index: int) -> str:
         """Returns the number of the record."""
         return f"record {index}"
+
+    def _record(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except RuntimeError as error:  # which is all that the library raises
+            words = " ".join(str(error).split())
+            if words.startswith("Corrupted"):
+                raise BadImage(words) from None
+            self.__dict__.pop("_records", None)  # a network file system may want it to be opened anew
+            raise OSError(errno.EIO, words) from None
 
     @cached_property
     def _records(self) -> Any:

@@ -52,10 +52,8 @@ class ImageFiles:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            encoded = _read(self._files, self._names[index])
-        except OSError as error:
-            raise BadImage(f"{type(error).__name__}: {error}") from None
+        name = self._names[index]
+        encoded = patiently(lambda: self._files.read(name), name)
         return {"image": self._decode(encoded), "label": self._labels[index]}
 
     def name(self, index: int) -> str:
@@ -90,18 +88,23 @@ def open_tar(path: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> I
     return ImageFiles(files, filter(is_image, files.names), class_of=_parent, decode=decode)
 
 
-def _read(files: Files, name: str) -> bytes:
-    """Reads a file, again after each of the pauses while its file system is away."""
-    for pause in PAUSES:
+def patiently(read: Callable[[], bytes], name: str) -> bytes:
+    """Reads an image, again after each of the pauses while its file system is away.
+
+    Raises:
+      BadImage: if it cannot be read.
+    """
+    pauses = iter(PAUSES)
+    while True:
         try:
-            return files.read(name)
+            return read()
         except OSError as error:
-            if error.errno not in AWAY:
-                raise
+            pause = next(pauses, None) if error.errno in AWAY else None
+            if pause is None:
+                raise BadImage(f"{type(error).__name__}: {error}") from None
             if pause == PAUSES[0]:
                 print(f"{name} cannot be read ({error.strerror}): trying for {sum(PAUSES):g} s", file=sys.stderr)
             time.sleep(pause)
-    return files.read(name)
 
 
 def _first_folder(name: str) -> str:

@@ -1,19 +1,21 @@
 """Random-access collections of labelled images, opened by name."""
 
 import contextlib
+import tarfile
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
 from dino_jax.data.arrayrecord import EXTENSIONS, ArrayRecordSource
-from dino_jax.data.decode import BadImage
+from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage
 from dino_jax.data.decode import decode as decode_rgb
 from dino_jax.data.files import is_image
 from dino_jax.data.images import open_folder, open_tar
 from dino_jax.data.packaged import PackagedSource
 
 TRIED = 16  # images that may be unreadable before a source counts as one without labels
+TARS = (".tar", ".tar.gz", ".tgz")
 SOURCES = ("folder", "tar", "arrayrecord")
 # What `open_path` cuts from the photographs of scikit-image.
 PACKAGED: dict[str, Any] = {"split": "test", "window_size": 96, "windows_per_photograph": 64}
@@ -94,4 +96,6 @@ def open_path(path: str, *, decode: Callable[..., Any] = decode_rgb) -> Source:
         return ArrayRecordSource(place, decode=decode)
     if place.is_dir() or is_image(place.name):
         return open_folder(place, decode=decode)
+    if not tarfile.is_tarfile(place) and not place.name.endswith(TARS):
+        raise ValueError(f"{place} is neither an image ({' '.join(IMAGE_EXTENSIONS)}) nor a tar or tar.gz")
     return open_tar(place, decode=decode)

@@ -36,6 +36,9 @@ class TarFiles:
             file = None if self._bytes is None else io.BytesIO(self._bytes)
             with tarfile.open(path, "r:", fileobj=file) as archive:
                 places, links = _index(archive)
+                if not _ends(archive):
+                    words = f"it may have been cut off after {len(places)} files"
+                    print(f"{path} has no mark of its end: {words}", file=sys.stderr)
         except tarfile.TarError as error:
             raise ValueError(f"{path} is not a readable tar or tar.gz archive ({error})") from None
         targets = {name: _target(name, links) for name in links if not _is_hidden(name)}
@@ -81,6 +84,13 @@ def _index(archive: tarfile.TarFile) -> tuple[dict[str, tuple[int, int]], dict[s
         elif member.issym():
             links[name] = _normal(posixpath.join(posixpath.dirname(member.name), member.linkname))
     return places, links
+
+
+def _ends(archive: tarfile.TarFile) -> bool:
+    """Tells whether an empty block follows the last member; anything else ends a search as well, without an error."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    return archive.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _target(name: str, links: dict[str, str]) -> str:

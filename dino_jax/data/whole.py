@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, together: bool = False) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes a file under a temporary name and renames it; its folder is made if need be.
 
-    Args:
-      together: other processes may be writing the same file; else the temporary file of one that was killed is reused.
+    Other processes may write the same file at the same time: the last one to end wins. What one that was killed has
+    left of it is removed.
 
     Raises:
       OSError: naming the file, which is as it was.
     """
-    own = f".{os.uname().nodename}.{os.getpid()}" if together else ""
-    temporary = path.with_name(f".{path.name}{own}.tmp")
+    beginning = f".{path.name}.{os.uname().nodename}."
+    temporary = path.with_name(f"{beginning}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent, beginning)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
@@ -35,10 +36,28 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, together: bool
             temporary.unlink(missing_ok=True)
 
 
+def _remove_abandoned(folder: Path, beginning: str) -> None:
+    """Removes the temporary files of a name that processes of this machine wrote which have ended."""
+    for file in folder.iterdir():
+        process = file.name.removeprefix(beginning).removesuffix(".tmp")
+        if file.name == f"{beginning}{process}.tmp" and process.isdecimal() and not _runs(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented JSON, see `write_whole`; numbers that are not finite become null, as JSON has none."""
     text = json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n"
-    write_whole(Path(path), lambda file: file.write(text.encode()), together=True)
+    write_whole(Path(path), lambda file: file.write(text.encode()))
 
 
 def _finite(obj: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from dino_jax.models import VARIANTS
 from dino_jax.models.layers import swiglu_hidden
 from dino_jax.weights.layouts import Layout
-from dino_jax.weights.network import BASES, Architecture
+from dino_jax.weights.network import BASES, Architecture, published
 
 Options = Mapping[str, Any]
 Config = dict[str, Any]
@@ -48,6 +48,10 @@ TIMM = {
     "dinov3_convnext_base": "convnext_base",
     "dinov3_convnext_large": "convnext_large",
 }
+
+
+# What timm's networks of these names have as published, whatever their configuration says.
+AS_PUBLISHED = ("norm", "rope_base", "rope_normalize", "rope_min_period", "rope_max_period")
 
 
 def options_of(config: Config, folder: Path) -> Options:
@@ -170,6 +174,11 @@ def timm(architecture: Architecture, mean: tuple[float, ...], std: tuple[float, 
             arguments |= {"embed_dim": o["width"], "depth": o["depth"], "num_heads": o["heads"]}
             arguments |= {"patch_size": o["patch_size"]}
     if "heads" in o:
+        if architecture.name in TIMM:
+            network, named = architecture.build(), published(architecture.name).build()
+            for option in AS_PUBLISHED:
+                same = getattr(network, option, None) == getattr(named, option, None)
+                _require(same, option, name, "timm")
         transformer = name or "a vision transformer"
         _require(bool(o["layer_scale"]) == (architecture.family != "dino"), "layer_scale", transformer, "timm")
         _require(not o.get("untie_cls_and_patch_norms"), "untie_cls_and_patch_norms", transformer, "timm")

@@ -29,6 +29,7 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+MOST_REPEATED = 2**24  # elements of a tensor that repeats a smaller storage, lest few bytes become many
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # the first pickle of the older format
 
 
@@ -51,11 +52,17 @@ class Inert:
         """Ignores an item."""
 
 
+DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    *("uint16", "uint32", "uint64", "complex32", "complex64", "complex128"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
 INERT = {
     *(("argparse", "Namespace"), ("_codecs", "encode"), ("pathlib", "PosixPath"), ("pathlib", "PurePosixPath")),
     *(("numpy", "dtype"), ("numpy", "ndarray"), ("torch", "device"), ("torch", "Size"), ("collections", "Counter")),
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+    *(("torch", name) for name in DTYPES),
+    *(("torch", "Tensor"), ("torch.nn.parameter", "Parameter")),
     *(("builtins", "set"), ("builtins", "slice"), ("__builtin__", "set"), ("collections", "defaultdict")),
 }
 
@@ -66,15 +73,23 @@ def rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple,
         raise ValueError("a tensor has an impossible shape")
     count = int(np.prod(size, dtype=object))
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count and (last >= len(storage) or count > len(storage)):
+    repeats = 0 in stride and count <= MOST_REPEATED  # what `expand` gives
+    if count and (last >= len(storage) or (count > len(storage) and not repeats)):
         raise ValueError("a tensor reaches beyond its storage")
     strides = tuple(step * storage.itemsize for step in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
 def rebuild_parameter(data: np.ndarray, *_: object) -> np.ndarray:
-    """Returns the tensor inside of a parameter."""
+    """Returns the tensor inside of a parameter, without attributes."""
     return data
+
+
+def rebuild_subclass(rebuild: Any, _: object, arguments: tuple, *__: object) -> np.ndarray:
+    """Returns the tensor inside of one that has attributes or is of a class of its own."""
+    if rebuild not in (rebuild_tensor, rebuild_parameter):
+        raise ValueError("a tensor of an unknown class")
+    return rebuild(*arguments)
 
 
 SAFE: dict[tuple[str, str], Any] = {
@@ -82,6 +97,8 @@ SAFE: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): rebuild_subclass,
 }
 
 # Tensors that no array here can hold: how the pickle names them, or begins to.

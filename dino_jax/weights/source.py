@@ -82,7 +82,10 @@ def open_checkpoint(path: str | Path, *, branch: str = "teacher") -> Checkpoint:
     if not path.exists():
         raise ValueError(f"there are no weights at {path}: check the path")
     state, heads = split_heads(tensors_of(read_file(path), path, branch), path)
-    return Checkpoint(path, state, heads, whose="official" if path.suffix in (".pth", ".pt") else None)
+    whose = "official" if path.suffix in (".pth", ".pt") else None
+    # A file of one of these names comes from a folder of a hub, which may tell the statistics.
+    told = _statistics(path.parent, {}) if path.name in FILES else {}
+    return Checkpoint(path, state, heads, whose=whose, statistics=told)
 
 
 def check_branch(branch: str) -> None:

@@ -16,8 +16,13 @@ SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 
 
 def published(path: Path) -> Mapping[str, Numbers]:
-    """Returns "mean" and "std" of weights at a path where no file tells them: the satellite weights' by their name."""
-    if re.search(r"sat493m|sat-493m", path.name.lower()):
+    """Returns "mean" and "std" of weights at a path where no file tells them: the satellite weights' by their name.
+
+    The name is that of the file, of its folder, or of a model in the cache of Hugging Face.
+    """
+    path = path.absolute()
+    cached = [part for part in path.parts if part.startswith("models--")]
+    if any(re.search(r"sat-?493m", name.lower()) for name in (path.name, path.parent.name, *cached)):
         return SATELLITE
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 

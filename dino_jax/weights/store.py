@@ -38,7 +38,7 @@ class Weights:
       leftover: buffers of an official file, by name, that are not bit for bit what the architecture gives.
       mean, std: channel statistics of the images it was trained on.
       manifest: how they were read.
-      bits: see `Extractor`; known of a run's weights, as no other layout has a place for them.
+      bits: see `Extractor`; known of a run's weights, and of what was written with our json beside it.
     """
 
     architecture: Architecture
@@ -95,7 +95,8 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
         found.manifest.add("skipped", theirs=(head,), their_shapes=(x.shape,), note="a head beside the backbone")
     mean, std = _statistics(there, architecture.options["in_channels"])
     leftover = {**there.leftover, **found.aside}
-    weights = Weights(architecture, found.tensors, leftover, mean, std, found.manifest)
+    bits = _bits(there.beside or {}, there.path / FACTS)
+    weights = Weights(architecture, found.tensors, leftover, mean, std, found.manifest, bits)
     return _checked(weights, path, name)
 
 
@@ -198,7 +199,7 @@ def _read_ours(path: Path) -> Weights:
     leftover = {key.removeprefix("leftover/"): x for key, x in content.items() if key not in flat}
     channels = architecture.options["in_channels"]
     mean, std = (statistics.of_file(path / FACTS, key, facts[key], channels) for key in ("mean", "std"))
-    return Weights(architecture, params, leftover, mean, std, manifest)
+    return Weights(architecture, params, leftover, mean, std, manifest, _bits(facts, path / FACTS))
 
 
 def _recognise(there: Checkpoint) -> Layout:
@@ -242,7 +243,15 @@ def _facts(weights: Weights) -> dict[str, Any]:
     """Returns what our own json says of weights."""
     a = weights.architecture
     facts = {"name": a.name, "family": a.family, "options": dict(a.options)}
-    return facts | {"mean": list(weights.mean), "std": list(weights.std)}
+    return facts | {"mean": list(weights.mean), "std": list(weights.std), "bits": weights.bits}
+
+
+def _bits(facts: Mapping[str, Any], file: Path) -> int:
+    """Returns the bits of the images that weights were trained on; 0, which leaves it open, where a file lacks them."""
+    bits = facts.get("bits", 0)
+    if bits not in (0, 8, 16):
+        raise ValueError(f"{file} is damaged: bits = {bits!r} is not 0, 8 or 16; write the weights again")
+    return int(bits)
 
 
 def _from_facts(facts: Mapping[str, Any], file: Path) -> Architecture:

@@ -3,6 +3,7 @@
 import builtins
 import errno
 import gzip
+import io
 import os
 import pickle
 import tarfile
@@ -166,6 +167,28 @@ def test_damaged_archives_are_refused_in_one_line(archive, tmp_path, monkeypatch
             open_source("tar", str(archive))
 
 
+@pytest.mark.parametrize(("kept", "files"), [(3, 3), (2, 2), (2.5, 2)])
+def test_an_archive_that_was_cut_between_files_is_told(tmp_path, capsys, kept, files):
+    """Three files of a block each, with a block of header, and the mark of the end."""
+    with tarfile.open(tmp_path / "images.tar", "w") as file:
+        for number in range(3):
+            member = tarfile.TarInfo(f"a/{number}.png")
+            member.size = tarfile.BLOCKSIZE
+            file.addfile(member, io.BytesIO(bytes(member.size)))
+    assert len(open_source("tar", str(tmp_path / "images.tar"))) == 3
+    assert capsys.readouterr().err == ""
+    with (tmp_path / "images.tar").open("r+b") as file:
+        file.truncate(int(kept * 2 * tarfile.BLOCKSIZE) - (100 if kept % 1 else 0))
+    assert len(open_source("tar", str(tmp_path / "images.tar"))) == files
+    assert f"has no mark of its end: it may have been cut off after {files} files" in capsys.readouterr().err
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match=r"a\.gif is neither an image \(\.jpg .*\) nor a tar or tar\.gz"):
+        open_path(str(tmp_path / "a.gif"))
+
+
 def test_other_compressions_are_refused(folder, tmp_path):
     with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as file:
         file.add(folder / "a")
@@ -211,6 +234,38 @@ def test_shared_objects(shared_data):
     assert len(source) == 1800 and len(source.class_names) == 10
     assert source[0]["image"].shape == (96, 96, 3)
     assert np.bincount([source[i]["label"] for i in range(0, 1800, 20)]).tolist() == [9] * 10
+
+
+def test_a_damaged_record_is_a_bad_image_and_the_others_stay(tmp_path):
+    pytest.importorskip("array_record")
+    file = tmp_path / "0.array_record"
+    encoded = [encode(photograph(48, 56, seed)) for seed in range(8)]
+    arrayrecord.write(file, [(image, seed) for seed, image in enumerate(encoded)])
+    content = file.read_bytes()
+    assert encoded[3][20:] in content
+    file.write_bytes(content.replace(encoded[3][20:], bytes(len(encoded[3]) - 20)))
+    source, damaged = open_source("arrayrecord", str(file)), []
+    for index in range(8):
+        try:
+            assert source[index]["label"] == index
+        except BadImage as error:
+            damaged.append((index, str(error).split()[0]))
+    assert damaged == [(3, "Corrupted")]
+
+
+def test_records_that_are_away_for_a_moment_are_waited_for(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("array_record")
+    arrayrecord.write(tmp_path / "0.array_record", [(encode(photograph()), 3)])
+    source = open_source("arrayrecord", str(tmp_path))
+
+    class Away:
+        def __getitem__(self, index):
+            raise RuntimeError("the server does\nnot answer")
+
+    monkeypatch.setattr(images.time, "sleep", lambda seconds: None)
+    source._records = Away()
+    assert source[0]["label"] == 3
+    assert capsys.readouterr().err == "record 0 cannot be read (the server does not answer): trying for 10.5 s\n"
 
 
 def test_arrayrecord_round_trip(tmp_path):

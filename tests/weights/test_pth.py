@@ -62,12 +62,16 @@ def test_reads_what_torch_writes(tmp_path, zipped):
         "brain": base.bfloat16(),
         "scalar": torch.tensor(3),
         "parameter": torch.nn.Parameter(base + 1),
+        "expanded": torch.arange(3.0).expand(5, 3),
+        "named": base + 2,
+        "named parameter": torch.nn.Parameter(base + 3),
     }
+    tensors["named"].origin = tensors["named parameter"].origin = "here"
     # A full checkpoint of DINOv1 holds its command line, and the optimizer's state by number.
     full = {
         "teacher": tensors,
         "epoch": 3,
-        "args": argparse.Namespace(lr=0.1, out="x"),
+        "args": argparse.Namespace(lr=0.1, out="x", dtypes=[torch.int16, torch.float8_e5m2]),
         "optimizer": {"state": {0: {"step": 1, "exp_avg": base}}, "param_groups": [{"lr": np.float64(2)}]},
     }
     torch.save(full, tmp_path / "full.pth", _use_new_zipfile_serialization=zipped)
@@ -175,9 +179,12 @@ def test_other_files(tmp_path):
 def test_tensors_that_reach_beyond_their_storage():
     storage = np.zeros(6, np.float32)
     assert pth.rebuild_tensor(storage, 1, (2, 2), (2, 1)).shape == (2, 2)
-    for offset, size, stride in ((3, (2, 2), (2, 1)), (0, (7,), (1,)), (0, (9, 9), (0, 0)), (0, (2,), (-1,))):
+    for offset, size, stride in ((3, (2, 2), (2, 1)), (0, (7,), (1,)), (0, (9, 9), (1, 1)), (0, (2,), (-1,))):
         with pytest.raises(ValueError, match=r"beyond its storage|impossible shape"):
             pth.rebuild_tensor(storage, offset, size, stride)
+    assert pth.rebuild_tensor(storage, 5, (9, 9), (0, 0)).shape == (9, 9)
+    with pytest.raises(ValueError, match="beyond its storage"):
+        pth.rebuild_tensor(storage, 5, (2**13, 2**13), (0, 0))
 
 
 def test_a_type_that_torch_lacks(tmp_path):

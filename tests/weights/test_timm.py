@@ -99,6 +99,13 @@ def test_networks_of_other_sizes_are_built_by_timm_from_what_is_written(kind, tm
         np.testing.assert_allclose(np.reshape(ours[output], expected.shape), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("option", "value"), [("rope_normalize", "max"), ("rope_base", 50.0), ("norm", "rmsnorm")])
+def test_a_published_name_promises_what_timm_builds_under_it(option, value):
+    changed = published("dinov3_vits16").with_options(**{option: value})
+    with pytest.raises(ValueError, match=f"patch16_dinov3 of timm cannot be built with this network's {option}"):
+        configs.timm(changed, (0.5,) * 3, (0.5,) * 3, biased=True)
+
+
 def test_published_names_exist_in_timm_and_take_our_tensors():
     timm, torch = library("timm"), library("torch")
     names = set(timm.list_models())
