@@ -23,13 +23,14 @@ def get_config():
     return c
 
 
-def set_phases(c, *, batch, epoch, momentum):
+def set_phases(c, *, batch, epoch, momentum, peak=1e-3):
     """Sets 100 epochs of pretraining and 4 with a Gram teacher.
 
     Args:
       batch: images per step.
       epoch: steps; 1250 with batch 2048 is the references' unit.
       momentum: of the teacher at first.
+      peak: learning rate for a batch of 64, from which it grows with the square root; 1e-3 is the references'.
     """
     c.checkpoint.keep_every = 20 * epoch
     c.eval.knn.every = 10 * epoch
@@ -41,7 +42,7 @@ def set_phases(c, *, batch, epoch, momentum):
         loss={"koleo_group_size": 64},  # the references look for neighbours among the images of one GPU
         optim={"freeze_last_layer": epoch},
         schedules={
-            "lr": config.schedule(start=0.0, peak=1e-3, end=end, warmup=10 * epoch),
+            "lr": config.schedule(start=0.0, peak=peak, end=end, warmup=10 * epoch),
             "momentum": config.schedule(start=momentum, peak=momentum, end=1.0),
             "teacher_temperature": config.schedule(start=0.04, peak=0.07, end=0.07, warmup=30 * epoch),
         },
@@ -62,7 +63,7 @@ def set_phases(c, *, batch, epoch, momentum):
         },
         optim={"freeze_last_layer": 0},
         schedules={
-            "lr": config.schedule(start=0.0, peak=1e-4, end=end, warmup=epoch // 2),
+            "lr": config.schedule(start=0.0, peak=peak / 10, end=end, warmup=epoch // 2),
             "weight_decay": config.constant(0.4),
             "momentum": config.constant(0.999),
             "teacher_temperature": config.constant(0.07),

@@ -141,9 +141,9 @@ def why_not_fused(config: ConfigDict, device: jax.Device) -> str:
 
 
 def token_counts(config: ConfigDict) -> list[int]:
-    """Lists the numbers of tokens that a transformer sees while it trains: of all crops, and of evaluated images."""
+    """Lists the numbers of tokens of all crops that a transformer is trained on."""
     phases = [sized for name in config.phase_order for _, sized in by_size(config.phases[name])]
-    sides = {config.eval.size} | {side for phase in phases for side in _sides(phase)}
+    sides = {side for phase in phases for side in _sides(phase)}
     patch = config.model.patch_size
     return sorted({1 + config.model.registers + (side // patch) ** 2 for side in sides})
 

@@ -32,6 +32,7 @@ class GramTeachers:
         features are, higher being better."""
         self.workdir, self.mesh, self.note, self.dense_score = workdir, mesh, note, dense_score
         self.scores_file = workdir / "gram_teacher" / "scores.json"
+        self._scores: dict[int, float] | None = None  # of this process: others might see the file late
 
     def check(self, phases: Sequence[Phase], done: int, like: Callable[[], Any]) -> None:
         """Checks that every snapshot needed by a phase that has not started exists and fits this network.
@@ -99,8 +100,7 @@ class GramTeachers:
         if self.dense_score is not None:
             score = self.dense_score(weights)
             words = f", dense score {score:.4f}"
-            if jax.process_index() == 0:
-                write_json(self.scores_file, {str(s): v for s, v in (self.scores() | {step: score}).items()})
+            self._keep_scores(self.scores() | {step: score})
         self.note(f"step {step}: EMA teacher saved as Gram snapshot {folder}{words}")
 
     def scores(self) -> dict[int, float]:
@@ -109,10 +109,13 @@ class GramTeachers:
         Raises:
           ValueError: when the file that holds them is damaged.
         """
+        if self._scores is not None:
+            return self._scores
         if not self.scores_file.exists():
             return {}
         try:
-            return {int(step): float(score) for step, score in json.loads(self.scores_file.read_text()).items()}
+            self._scores = {int(s): float(score) for s, score in json.loads(self.scores_file.read_text()).items()}
+            return self._scores
         except (ValueError, AttributeError, TypeError):
             raise ValueError(
                 f"{self.scores_file} is damaged: delete it and name a snapshot by gram.teacher = gram_teacher/STEP"
@@ -120,9 +123,14 @@ class GramTeachers:
 
     def forget_scores(self, after: int) -> None:
         """Forgets the scores of snapshots of steps that are to be taken again, which may be with other settings."""
-        kept = {str(step): score for step, score in self.scores().items() if step <= after}
-        if jax.process_index() == 0 and self.scores_file.exists():
-            write_json(self.scores_file, kept)
+        scores = self.scores()
+        if scores:
+            self._keep_scores({step: score for step, score in scores.items() if step <= after})
+
+    def _keep_scores(self, scores: dict[int, float]) -> None:
+        self._scores = scores
+        if jax.process_index() == 0:
+            write_json(self.scores_file, {str(step): score for step, score in scores.items()})
 
     def best_dense(self, step: int) -> tuple[int, float]:
         """Returns (step, score) of the snapshot up to `step` whose dense score is highest, the earliest of equals.

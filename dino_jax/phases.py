@@ -64,6 +64,18 @@ class Phase:
         done, every = step - self.first, self.options.snapshot_every
         return done in self.options.snapshot_steps or bool(every and done > 0 and done % every == 0)
 
+    def snapshots(self) -> set[int]:
+        """Returns the step counts of all snapshots that the phase saves: where it says so, and new Gram teachers."""
+        every = self.options.snapshot_every
+        found = {self.first + step for step in self.options.snapshot_steps}
+        found |= set(range(self.first + every, self.last + 1, every)) if every else set()
+        found |= {self.first} if self.options.gram.teacher == "ema" else set()
+        refresh = self.next_refresh(self.first)
+        while refresh is not None:
+            found.add(refresh)
+            refresh = self.next_refresh(refresh)
+        return found
+
     def describe_sizes(self) -> str:
         """Says in words which sizes its crops have, "" for a phase with one."""
         sizes = [f"{p.crops.global_size}/{p.crops.local_size}" for _, p in by_size(self.options)]

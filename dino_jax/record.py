@@ -15,7 +15,7 @@ from dino_jax import health
 from dino_jax.flops import train_flops_per_image
 from dino_jax.metrics import NOTHING_RESTORED, MetricsWriter, read_metrics
 from dino_jax.objective import Batch, teacher_logits
-from dino_jax.phases import Phase
+from dino_jax.phases import Phase, in_order
 from dino_jax.progress import Progress
 from dino_jax.scores import Scores
 from dino_jax.state import Networks, Params, TrainState, teacher_weights
@@ -157,7 +157,8 @@ class Recorder:
         self._progress.update(step, phase=phase.name, loss=values["loss/total"], throughput=speed)
         if healthy:
             self._history.append({"step": step} | values | speed)
-            for words in health.diagnose(self._history, warmup_steps=phase.warm):
+            # Outputs are uniform and features alike as the run begins, not as a later phase does.
+            for words in health.diagnose(self._history, warmup_steps=in_order(self._config)[0].warm):
                 self._progress.note(f"step {step}: {words}")
 
     def sync(self) -> None:

@@ -50,24 +50,33 @@ class Report:
           Flat `group/name` numbers: accuracies, the last record's losses and health, time and peak memory.
         """
         scores, teacher = self.scores, teacher_weights(state)
-        results = scores.baselines(self.first_backbone) | scores.knn(teacher, "knn/trained")
+        problems = []
+        try:
+            results = scores.baselines(self.first_backbone)
+        except ValueError as error:  # of the backbone with which the run began
+            if jax.process_count() > 1:  # the others wait for this one
+                raise
+            results = scores.knn_of_pixels()
+            problems.append(f"not compared with the network as the run began: {error}")
+        results |= scores.knn(teacher, "knn/trained")
         results |= scores.dense(teacher) | scores.quality(teacher)
         records = read_metrics(self.folder / "metrics.jsonl")
         if records:
             results |= {n: v for n, v in records[-1].items() if n.startswith(("loss/", "health/", "train/"))}
         shown = {"knn/teacher": "knn/trained", "dense/miou": "dense/miou"}
         final = {"step": int(state.step)} | {name: results[key] for name, key in shown.items() if key in results}
-        drawn, problem = [], ""
+        drawn = []
         if self.config.log.pictures:
             try:
                 drawn = self.draw(state, records, final)
             except (OSError, ValueError) as error:  # the numbers are worth having without them
                 if isinstance(error, ValueError) and jax.process_count() > 1:  # of its images: the others have gone on
                     raise
-                problem = f"the pictures could not be drawn ({error}): fix that and run the same command to draw them"
+                fix = "fix that and run the same command to draw them"
+                problems.append(f"the pictures could not be drawn ({error}): {fix}")
         results |= {"train/step": int(state.step), "time/seconds": seconds(), "memory/peak_gib": peak_memory()}
         if jax.process_index() == 0:
-            self.show(results, drawn, problem)
+            self.show(results, drawn, problems)
         return results
 
     def draw(self, state: TrainState, records: list[dict[str, Any]], final: dict[str, Any]) -> list[Path]:
@@ -84,14 +93,15 @@ class Report:
             drawn += gallery.draw_curves(in_order(self.config), records, final, folder)
         return drawn
 
-    def show(self, results: dict[str, float], drawn: list[Path], problem: str) -> None:
-        """Prints the table, and where the numbers and pictures are, or why there are none."""
+    def show(self, results: dict[str, float], drawn: list[Path], problems: list[str]) -> None:
+        """Prints the table, where the numbers and pictures are, and what could not be done."""
         print()
         if "knn/trained" in results:
             rows: list[list[str | float]] = [["features", f"{self.config.eval.knn.k}-NN accuracy on held-out images"]]
             first = "teacher as loaded" if self.config.init.weights else "untrained teacher"
             names = {"pixels": "raw pixels", "untrained": first, "trained": "trained teacher"}
-            rows += [[words, f"{100 * results[f'knn/{name}']:.1f} %"] for name, words in names.items()]
+            known = {name: results[f"knn/{name}"] for name in names if f"knn/{name}" in results}
+            rows += [[names[name], f"{100 * accuracy:.1f} %"] for name, accuracy in known.items()]
             print(table(rows))
         elif self.scores.held_out is None:
             print("no k-NN accuracy: set data.test_path to a folder of labelled images to get one")
@@ -103,7 +113,7 @@ class Report:
         print(f"numbers: {self.folder / 'results.json'}, {self.folder / 'metrics.jsonl'}")
         if drawn:
             print(f"pictures: {', '.join(str(path) for path in drawn)}", flush=True)
-        if problem:
+        for problem in problems:
             print(problem, file=sys.stderr, flush=True)
 
 

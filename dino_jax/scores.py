@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import time
+import zlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -25,7 +26,7 @@ from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, neigh
 from dino_jax.evals.segmentation import quick_miou
 from dino_jax.evals.windows import multiple
 from dino_jax.extraction import extract_features
-from dino_jax.models import Extractor
+from dino_jax.models import Extractor, VisionTransformer
 from dino_jax.models.stages import STATS
 from dino_jax.recipe import naming
 from dino_jax.state import Networks, Params
@@ -47,7 +48,9 @@ class Scores:
 
     def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
         """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
-        self.config, self.networks, self.mesh = config, networks, mesh
+        self.config, self.mesh, self._network = config, mesh, networks.backbone
+        if isinstance(self._network, VisionTransformer):  # other attention is checked at the sizes of crops only
+            self._network = self._network.clone(attention="xla")
         labelled = source.labelled if isinstance(source, Joined) else source
         self.voters, self.held_out = part_of(labelled, config.eval.knn.images), held_out
         self.unlabelled = part_of(held_out or source, config.eval.quality.images)
@@ -71,6 +74,11 @@ class Scores:
         self._baselines: Numbers | None = None
         where = sharding.replicated(mesh)
         self._patches = jax.jit(views.patches, out_shardings=where)
+
+    def dense_checksum(self) -> int:
+        """Returns a number that other images or masks for the dense score would change."""
+        arrays = [array for split in self._dense.values() for array in split]
+        return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array), crc), arrays, 0)
 
     def due(self, step: int) -> bool:
         """Tells whether any protocol is due after `step` completed steps."""
@@ -177,7 +185,7 @@ class Scores:
         data = self.config.data
         params = dict(params)
         stats = params.pop(STATS, {})
-        return Extractor("backbone", self.networks.backbone, params, tuple(data.mean), tuple(data.std), stats)
+        return Extractor("backbone", self._network, params, tuple(data.mean), tuple(data.std), stats)
 
     def _pixels(self, source: Source | None) -> tuple[np.ndarray, np.ndarray]:
         """Returns small images as features, and labels."""

@@ -36,12 +36,10 @@ from dino_jax.scores import Scores
 from dino_jax.state import Networks, Params, TrainState
 from dino_jax.stop import StopRequest
 from dino_jax.validate import validate
-from dino_jax.workdir import IMAGES_COMPARED, Workdir
+from dino_jax.workdir import IMAGES_COMPARED, PLACES, Workdir
 
 # What only the host needs of a batch.
 HOST_ONLY = ("labels", "ids", "replaced")
-# What each process may have in another place.
-PLACES = ("data.path", "data.test_path", "data.homogeneous_path", "eval.dense.path", "init.weights")
 
 
 def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
@@ -139,6 +137,7 @@ class Trainer:
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
         self.scores = Scores(config, networks, mesh, source, held_out)
+        agreement.check({"the images and masks at eval.dense.path": self.scores.dense_checksum()})
         self.report = Report(config, self.scores, mesh, workdir.path, held_out or source, self.first_backbone)
         dense_score = self.scores.of_snapshot if config.eval.dense.path else None
         self.gram = GramTeachers(workdir.path, mesh, self.progress.note, dense_score)
@@ -262,7 +261,10 @@ class Trainer:
         """Returns the backbone with which the run began."""
         if not self.config.init.weights:
             return initial.drawn(self.networks, self.mesh, seed=self.config.seed)
-        return restore_snapshot(self.gram.snapshot_folder(0), self.backbone_like())
+        folder = self.gram.snapshot_folder(0)
+        if not is_snapshot(folder):
+            raise ValueError(f"the copy of init.weights in {folder} is gone: restore it")
+        return restore_snapshot(folder, self.backbone_like())
 
     def backbone_like(self) -> Any:
         """Returns shapes, dtypes and shardings of a backbone's weights."""

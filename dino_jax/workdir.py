@@ -24,7 +24,9 @@ FREE = (
     *("data.workers", "data.path", "data.homogeneous_path", "data.test_path", "data.max_bad_share"),
 )
 # Unless a phase takes the snapshot with the best dense score: scores of other images cannot be compared.
-OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images", "eval.size")
+OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images")
+# What each process may have in another place; the first one's are those of the run.
+PLACES = ("data.path", "data.test_path", "data.homogeneous_path", "eval.dense.path", "init.weights")
 IMAGES_COMPARED = 1000
 
 
@@ -106,7 +108,8 @@ class Workdir:
         Args:
           begun: the phases of the former that have begun.
         """
-        differing = [key for key in sorted({*before, *now}) if _differs(key, before, now)]
+        own = PLACES if jax.process_index() else ()
+        differing = [key for key in sorted({*before, *now}) if key not in own and _differs(key, before, now)]
         to_begin = self._begun_phases(now)
         fixed = tuple(f"phases.{name}." for name in {*begun, *to_begin})
         changed: list[str] = []

@@ -358,7 +358,7 @@ SCHEDULED = [
     ("v3_vitl16", "pretrain", "teacher_temperature", 37_500, 0.07),
     ("v3_vitl16", "gram", "gram_weight", 0, 2.0),
     ("v3_vitl16", "gram", "momentum", 0, 0.999),
-    ("v3_vits16", "pretrain", "lr", 25_000, 4e-3 * 0.5**0.5),
+    ("v3_vits16", "pretrain", "lr", 25_000, 1.4e-3 * 0.5**0.5),
     ("v3_vits16", "pretrain", "lr", 249_999, 1e-6),
     ("v3_vits16", "pretrain", "momentum", 0, 0.996),
     ("v3_vits16", "gram", "gram_weight", 0, 2.0),

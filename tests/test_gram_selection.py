@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax import build, sharding
+from dino_jax import build, gram_teacher, sharding
 from dino_jax import state as states
 from dino_jax.gram_teacher import GramTeachers
 from dino_jax.metrics import read_metrics
 from dino_jax.phases import in_order
+from tests import linear_networks
 from tests.data.images import encode, photograph
 from tests.tiny_recipe import get_config
 
@@ -75,10 +76,25 @@ def test_scores_of_steps_that_are_taken_again_are_forgotten(tmp_path):
     assert not teachers.scores_file.exists()
     teachers.scores_file.parent.mkdir()
     teachers.scores_file.write_text('{"0": 0.2, "50": 0.9}')
+    teachers = GramTeachers(tmp_path, mesh, print)
     teachers.forget_scores(after=60)
     assert teachers.scores() == {0: 0.2, 50: 0.9}
     teachers.forget_scores(after=40)
-    assert teachers.scores() == {0: 0.2}
+    assert teachers.scores() == GramTeachers(tmp_path, mesh, print).scores() == {0: 0.2}
+
+
+def test_a_process_knows_the_scores_that_it_does_not_write(tmp_path, monkeypatch):
+    """The file that the first process writes may be seen late by the others, which choose a snapshot all the same."""
+    state, mesh = linear_networks.state(), sharding.make_mesh(devices=jax.devices()[:1])
+    measured = iter((0.3, 0.5, 0.4))
+    teachers = GramTeachers(tmp_path, mesh, lambda words: None, lambda params: next(measured))
+    teachers.forget_scores(after=0)
+    monkeypatch.setattr(gram_teacher, "save_snapshot", lambda folder, params: None)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    for step in (2, 4, 6):
+        teachers.snapshot(step, state)
+    assert not teachers.scores_file.exists()
+    assert teachers.best_dense(6) == (4, 0.5)
 
 
 def test_without_scores_it_says_what_is_missing(tmp_path):

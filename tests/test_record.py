@@ -1,9 +1,12 @@
 """What is measured while a run trains and when it ends is of the network that it is said to be of."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 
 from dino_jax import health, objective, record, report
+from dino_jax.phases import in_order
 from dino_jax.state import student_weights, teacher_weights
 from tests import linear_networks
 from tests.tiny_recipe import get_config
@@ -25,6 +28,47 @@ def test_health_is_the_teacher_s_on_unpadded_patches():
         for measure, value in health.prototypes(probs).items():
             np.testing.assert_allclose(found[f"health/{name}_{measure}"], value, rtol=1e-5, err_msg=measure)
     np.testing.assert_allclose(found["health/rankme"], health.rankme(out["cls"][:, 0]), rtol=1e-5)
+
+
+def test_health_counts_from_the_warm_up_of_the_first_phase(monkeypatch, tmp_path):
+    """A later phase does not forget what the features were like before it."""
+    config, asked = get_config(), []
+    monkeypatch.setattr(health, "diagnose", lambda records, warmup_steps: asked.append(warmup_steps) or ["decay"])
+    recorder = record.Recorder.__new__(record.Recorder)
+    recorder._config, recorder._history, recorder.throughput = config, [], SimpleNamespace(read=dict)
+    recorder._writer = SimpleNamespace(write=lambda step, values: None)
+    said = []
+    recorder._progress = SimpleNamespace(update=lambda *_, **__: None, note=said.append)
+    recorder._write(in_order(config)[1], 12, {"loss/total": 1.0}, healthy=True)
+    assert asked == [2] and said == ["step 12: decay"]
+
+
+def test_a_run_whose_beginning_is_lost_reports_the_rest(tmp_path, capsys):
+    class Scores:
+        held_out = "images"
+
+        def baselines(self, first_backbone):
+            raise ValueError("the copy is gone")
+
+        def knn_of_pixels(self):
+            return {"knn/pixels": 0.1}
+
+        def knn(self, params, name):
+            return {name: 0.5}
+
+        def dense(self, params):
+            return {"dense/miou": 0.3}
+
+        def quality(self, params):
+            return {}
+
+    whole = report.Report(get_config(), Scores(), None, tmp_path, None, dict)
+    results = whole.finish(linear_networks.state(), seconds=lambda: 12.0)
+    assert {"knn/pixels": 0.1, "knn/trained": 0.5, "dense/miou": 0.3}.items() <= results.items()
+    assert "knn/untrained" not in results
+    out, err = capsys.readouterr()
+    assert "trained teacher" in out and "50.0 %" in out
+    assert err == "not compared with the network as the run began: the copy is gone\n"
 
 
 def test_a_finished_run_reports_its_teacher(tmp_path):

@@ -1,5 +1,6 @@
 """What is wrong with the images of an evaluation is said before the first step, and later does not stop a run."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -116,6 +117,25 @@ def test_of_a_single_image_there_is_no_quality(networks, mesh, images):
     assert scores.quality(params).keys() >= {"quality/rankme", "quality/uniformity"}
     scores.unlabelled = part_of(scores.unlabelled, 1)
     assert scores.quality(params) == {}
+
+
+def test_other_images_for_the_dense_score_are_noticed(networks, mesh, images, tmp_path):
+    sums = set()
+    for number in range(3):
+        mask = np.full((48, 64), number == 1, np.uint8)
+        mask[:, : 32 - number] ^= 1
+        config = get_config()
+        config.eval.dense.path = str(write_dense(tmp_path / str(number), {"train": mask, "val": mask}))
+        sums.add(open_scores(config, networks, mesh, images).dense_checksum())
+    sums.add(open_scores(get_config(), networks, mesh, images).dense_checksum())
+    assert len(sums) == 4
+
+
+def test_evaluation_takes_plain_attention(networks, mesh, images):
+    """Any other is checked at the sizes of the crops alone, before the run."""
+    fused = dataclasses.replace(networks, backbone=networks.backbone.clone(attention="cudnn"))
+    found = open_scores(get_config(), fused, mesh, images).extractor(initial.drawn(networks, mesh, seed=0))
+    assert found.backbone == networks.backbone and networks.backbone.attention == "xla"
 
 
 def recorder_of(scores, first_backbone=dict):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dino_jax.config import set_phases
@@ -63,16 +64,33 @@ def test_dense_scores_that_choose_a_snapshot_are_of_the_same_images(tmp_path):
     with Workdir(tmp_path) as workdir:
         workdir.adopt(config)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    for group, name, value in (
-        (config.eval.dense, "path", "x"),
-        (config.eval.dense, "images", 7),
-        (config.eval, "size", 64),
-    ):
-        before = group[name]
-        group[name] = value
+    dense = config.eval.dense
+    for name, value in (("path", "x"), ("images", 7)):
+        before = dense[name]
+        dense[name] = value
         with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=rf"eval.*{name}: {before!r} there"):
             workdir.adopt(config)
-        group[name] = before
+        dense[name] = before
+    config.eval.size = 64  # of other protocols
+    with Workdir(tmp_path) as workdir:
+        assert workdir.adopt(config) == ""
+
+
+def test_each_process_may_have_things_in_another_place(tmp_path, monkeypatch):
+    config = get_config()
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config.init.weights = "here/weights.pth"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with Workdir(tmp_path) as workdir:
+        assert workdir.adopt(config) == ""
+        config.seed = 3
+        with pytest.raises(ValueError, match=r"another config \(seed: 0 there, 3 now\)"):
+            workdir.adopt(config)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with Workdir(tmp_path) as workdir, pytest.raises(ValueError, match=r"init\.weights: '' there"):
+        workdir.adopt(config)
 
 
 def test_a_lost_configuration_is_noticed(tmp_path):

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from dino_jax.models.vit import REMAT_POLICIES
 from dino_jax.phases import by_size
-from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, SHARE, Rule, multiple, several, values
+from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, SHARE, Rule, largest, multiple, several, values
 
 CHOICES: dict[str, tuple] = {
     "remat": ("", *REMAT_POLICIES),
@@ -49,6 +49,8 @@ def phase_problems(name: str, p: ConfigDict, patch: int, known_snapshots: set[st
     yield from values(p, prefix, CHOICES, RULES)
     yield from _schedule_problems(prefix, p)
     yield from _snapshot_problems(prefix, p)
+    if p.optim.last_layer_rests and not p.optim.freeze_last_layer:
+        yield f"{prefix}optim.last_layer_rests = True has no effect with freeze_last_layer = 0: change one of them"
     yield from _sized_problems(prefix, p, patch, known_snapshots)
     yield from _mixture_problems(f"{prefix}crops.mixture", p, patch, known_snapshots)
 
@@ -151,8 +153,7 @@ def _mixture_problems(key: str, p: ConfigDict, patch: int, known_snapshots: set[
 
 
 def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[str]) -> Iterator[str]:
-    weight = p.schedules.gram_weight
-    if p.gram.teacher == "none" and max(weight.start, weight.peak, weight.end) > 0:
+    if p.gram.teacher == "none" and largest(p.schedules.gram_weight) > 0:
         yield f"{prefix}teacher = 'none' but schedules.gram_weight is not 0: name a Gram teacher, such as 'ema'"
     if p.gram.teacher not in OWN_TEACHERS and "/" not in p.gram.teacher:
         yield (

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from dino_jax.models import ConvNext, VisionTransformer, network_class
 from dino_jax.models.head import GAINS
 from dino_jax.models.vit import ATTENTIONS, REMAT_POLICIES
-from dino_jax.phases import by_size
+from dino_jax.phases import Phase, by_size
 from dino_jax.validate.phase import phase_problems
 from dino_jax.validate.rules import (
     ABOVE_0,
@@ -18,6 +18,7 @@ from dino_jax.validate.rules import (
     SHARE,
     Rule,
     check,
+    largest,
     multiple,
     several,
     values,
@@ -139,8 +140,7 @@ def _problems_of_phases(c: ConfigDict) -> Iterator[str]:
                 f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their "
                 "dense score: set snapshot_every of such a phase, and eval.dense.path to labelled images"
             )
-        every = range(p.snapshot_every, p.steps + 1, p.snapshot_every) if p.snapshot_every else ()
-        known_snapshots |= {f"gram_teacher/{start + step}" for step in (*p.snapshot_steps, *every)}
+        known_snapshots |= {f"gram_teacher/{step}" for step in Phase(name, p, start, start + p.steps, 0).snapshots()}
         start += p.steps
 
 
@@ -159,8 +159,7 @@ def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
     if with_ibot and not c.model.get("masking", True):
         yield "loss.ibot needs a mask token, which model.masking = False does not have: change one of them"
     for name, p in zip(c.phase_order, phases, strict=True):
-        weight = p.schedules.gram_weight
-        if p.gram.teacher != "none" and not max(weight.start, weight.peak, weight.end):
+        if p.gram.teacher != "none" and not largest(p.schedules.gram_weight):
             yield (
                 f"phases.{name}.gram.teacher = {p.gram.teacher!r} has no effect with schedules.gram_weight = 0: "
                 "change one of them"
@@ -201,11 +200,13 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
         if remat not in ("", "none"):
             yield f"{key} = {remat!r} needs a transformer: set it to 'none'"
     patch = network_class(c.model)(**c.model.to_dict()).patch_size
+    rounds_down = network_class(c.model) is ConvNext
+    yield from multiple("eval.size", c.eval.size, patch, "the network's stride, ")
     yield from several("eval.size", c.eval.size, patch)
     for name, p in zip(c.phase_order, phases, strict=True):
         smallest = {key: min(sized.crops[key] for _, sized in by_size(p)) for key in ("global_size", "local_size")}
-        yield from several(f"phases.{name}.crops.global_size", smallest["global_size"], patch)
-        if network_class(c.model) is ConvNext and smallest["local_size"] < patch:  # which rounds down
+        yield from several(f"phases.{name}.crops.global_size", smallest["global_size"], patch, whole=rounds_down)
+        if rounds_down and smallest["local_size"] < patch:
             yield (
                 f"phases.{name}.crops.local_size = {smallest['local_size']} is less than the {patch} px of a patch: "
                 "enlarge it"

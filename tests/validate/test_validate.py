@@ -3,6 +3,7 @@ import math
 import pytest
 from ml_collections import ConfigDict
 
+from dino_jax.config import following, set_phases
 from dino_jax.phases import check_batch, in_order
 from dino_jax.validate import validate
 from tests.tiny_recipe import get_config
@@ -46,6 +47,14 @@ def test_the_tiny_recipe_is_valid():
                 "phases.gram.schedules.gram_weight.end": 0.0,
             },
             "teacher = 'gram_teacher/4' has no effect with schedules.gram_weight = 0",
+        ),
+        (  # without a warm-up, a schedule never has the value of its start
+            {"phases.gram.schedules.gram_weight.peak": 0.0, "phases.gram.schedules.gram_weight.end": 0.0},
+            "teacher = 'gram_teacher/4' has no effect with schedules.gram_weight = 0",
+        ),
+        (
+            {"phases.gram.optim.last_layer_rests": True, "phases.gram.optim.freeze_last_layer": 0},
+            "last_layer_rests = True has no effect with freeze_last_layer = 0",
         ),
         ({"model.rope_jitter": 0.5}, "model.rope_jitter = 0.5 must be 1 or more"),
         ({"ibot_head.gain": "frozen"}, "ibot_head.gain = 'frozen': freeze both or none"),
@@ -192,7 +201,9 @@ def test_ibot_needs_a_mask_token():
             "phases.pretrain.crops.local_size = 4 is less than the 8 px of a patch",
         ),
         ({"eval.size": 8}, "eval.size = 8 holds a single patch: use 16 or more"),
+        ({"eval.size": 36}, "eval.size = 36 is not a multiple of the network's stride, 8: use 32"),
         ({"phases.pretrain.crops.global_size": 8}, "pretrain.crops.global_size = 8 holds a single patch: use 16"),
+        ({"phases.pretrain.crops.global_size": 15}, "pretrain.crops.global_size = 15 holds a single patch: use 16"),
     ],
 )
 def test_what_a_convolutional_network_cannot_do(changes, message):
@@ -220,6 +231,20 @@ def test_loaded_weights_may_be_the_gram_teacher():
         validate(config)
     config.init.weights = "some/where"
     validate(config)
+
+
+@pytest.mark.parametrize("step", [4, 8, 10, 12])
+def test_every_snapshot_of_earlier_phases_may_be_the_gram_teacher(step):
+    """Also the teachers that a Gram phase begins with (8) and that it refreshes (10, 12)."""
+    config = get_config()
+    gram = config.phases.gram
+    gram.gram.update({"teacher": "ema", "refresh_every": 2, "max_refreshes": 2})
+    set_phases(config, pretrain=config.phases.pretrain, gram=gram, last=following(gram))
+    config.phases.last.gram.update({"teacher": f"gram_teacher/{step}", "refresh_every": 0, "max_refreshes": 0})
+    validate(config)
+    config.phases.last.gram.teacher = f"gram_teacher/{step + 1}"
+    with pytest.raises(ValueError, match=r"\(gram_teacher/10, gram_teacher/12, gram_teacher/4, gram_teacher/8\)"):
+        validate(config)
 
 
 @pytest.mark.parametrize(
