@@ -4,7 +4,8 @@ First the new heads learn on top of the frozen backbone, then everything, with a
 the deeper a layer lies. The losses are those of the model's generation (ResNet-50 and ConvNeXt: without iBOT, and with
 one learning rate for all layers). Student and teacher begin as the released model.
 Paper: DINO (arXiv 2104.14294), DINOv2 (2304.07193), DINOv3 (2508.10104); not a published setting.
-Hardware: one GPU with 40 GB (ViT-S to ViT-L with a smaller batch); with several, the batch is split.
+Hardware: one GPU with 40 GB for ViT-S and ViT-B, for larger ones with a smaller batch (estimated, not run); with
+several, the batch is split.
 Time and score: not run.
 Command: python -m dino_jax.main --config configs/continue_from.py:dinov2_vitb14 --workdir DIR
   --config.init.weights=WEIGHTS --config.data.path=IMAGES
@@ -37,7 +38,7 @@ def get_config(variant: str = "dinov3_vits16"):
     if "heads" in c.model:
         patch, layer_decay = c.model.patch_size, 0.8
         c.model.drop_path = 0.1
-        c.remat = "matmuls"
+        c.remat = "full" if patch == 8 else "matmuls"
     else:  # a convolutional network, without masks and attention
         ibot = 0.0
     # Fewer prototypes than for ImageNet: thousands of images cannot fill 65,536.
@@ -45,7 +46,9 @@ def get_config(variant: str = "dinov3_vits16"):
     c.ibot_head = config.head(prototypes=8192, gain=gain)
     c.init.weights = "WEIGHTS"
     c.data.workers = 8
-    c.checkpoint.every = 500
+    # Early and often, as features that get worse are the danger here, and what was better must still be there.
+    c.checkpoint.every = c.eval.knn.every = c.eval.dense.every = c.eval.quality.every = 500
+    c.checkpoint.keep_every = 1000
 
     heads = config.phase(
         steps=HEADS,

@@ -1,8 +1,8 @@
 """Training from scratch on thousands of images with one device: `v3` (the default), `v2`, `v1`.
 
 What keeps it from collapsing, or from learning nothing, on little data: a small network with LayerScale at 1 (or none),
-few prototypes, a batch that fills them, sharp targets while new prototypes still score all images alike, and a teacher
-that is slow from the start.
+few prototypes, sharp targets while new prototypes still score all images alike, and a teacher that is slow from the
+start.
 Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294); not published settings. Network, crops and
 teacher temperatures are those of `v3_imagenette.py:gpu` (7,000 images); the other values are untested.
 Hardware: one GPU with 8 GB; with 24 GB, --config.remat=matmuls is faster.
@@ -47,7 +47,7 @@ def pretraining(*, crops=None, optim=None, temperature, **changes):
         schedules={
             "lr": config.schedule(start=0.0, peak=5e-4, end=1e-5, warmup=STEPS // 10),
             "weight_decay": config.schedule(start=0.04, peak=0.04, end=0.2),
-            "momentum": config.schedule(start=0.99, peak=0.99, end=1.0),
+            "momentum": config.schedule(start=0.996, peak=0.996, end=1.0),
             "teacher_temperature": temperature,
         },
         **changes,

@@ -22,6 +22,7 @@ KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD"
 # thresholds (700, 10, 10), takes a seventh of a program's start.
 COLLECT = (50_000, 20, 50)
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of XLA's error
+MEMORY_SHARE = "0.9"  # the rest is for CUDA's own libraries
 OLDER_LOOPS = "xla_cpu_use_fusion_emitters"
 OLDER_LOOPS_FROM = 128  # hidden features of a head; a smaller one takes the older code minutes to compile
 
@@ -31,28 +32,75 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted", trains
 
     Args:
       interrupted: what Ctrl-C leaves behind, in words.
-      trains: it calls `choose_loops` itself, once it knows its heads.
+      trains: it takes most of a GPU, and calls `choose_loops` itself, once it knows its heads.
 
     Returns:
       The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
     """
     gc.set_threshold(*COLLECT)
     prepare_cpu()
-    if not trains:
+    if trains:
+        reserve_memory()
+    else:
         choose_loops()
-    try:
-        code = _attempt(command, interrupted)
-    except BaseException:  # a defect
-        if not _among_others():
-            raise
-        traceback.print_exc()
-        code = 1
+    with lasting_streams():
+        try:
+            code = _attempt(command, interrupted)
+        except BaseException:  # a defect
+            if not _among_others():
+                raise
+            traceback.print_exc()
+            code = 1
     if code and _among_others():
         # An orderly end would wait minutes for the others, which wait for this process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+class _Lasting:
+    """A stream that goes quiet, instead of raising an error, once nobody takes what is written.
+
+    That is a terminal that was closed, or `tee`, which Ctrl-C ends too: neither shall keep a run from saving.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._silence()
+
+    def _silence(self) -> None:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Lets standard output and error outlast whoever reads them, see `_Lasting`."""
+    before = sys.stdout, sys.stderr
+    lasting: Any = [_Lasting(stream) for stream in before]
+    sys.stdout, sys.stderr = lasting
+    try:
+        yield
+    finally:
+        for stream in lasting:
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _among_others() -> bool:
@@ -69,6 +117,9 @@ def _attempt(command: Callable[[], None], interrupted: str) -> int:
         return 2
     except OSError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"error: this machine has too little memory ({one_line(error)})", file=sys.stderr)
         return 1
     except FloatingPointError as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
@@ -116,7 +167,8 @@ def leave(code: int, words: str) -> None:
 
 def say(words: str) -> None:
     """Writes a line to stderr from a signal handler, which may have come in the middle of a print."""
-    os.write(2, f"\n{words}\n".encode())
+    with contextlib.suppress(OSError):  # of a pipe that nobody reads any more
+        os.write(2, f"\n{words}\n".encode())
 
 
 def one_line(error: BaseException) -> str:
@@ -208,6 +260,12 @@ def choose_loops(hidden: int = OLDER_LOOPS_FROM) -> None:
     older = importlib.metadata.version("jaxlib").startswith("0.10.") and hidden >= OLDER_LOOPS_FROM
     if older and OLDER_LOOPS not in flags and not _accelerated():
         os.environ["XLA_FLAGS"] = f"{flags} --{OLDER_LOOPS}=false".strip()
+
+
+def reserve_memory() -> None:
+    """Lets JAX use more of a GPU's memory than three quarters, its default, unless a variable says how much."""
+    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = MEMORY_SHARE
 
 
 def _accelerated() -> bool:

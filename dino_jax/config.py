@@ -14,7 +14,9 @@ def default() -> ConfigDict:
     """Returns the configuration that every recipe starts from, closed to new keys; add phases with `set_phases`."""
     c = ConfigDict()
     c.seed = 0  # weights, data order, crops, masks and stochastic depth
-    c.precision = "bfloat16"  # type of the forward and backward passes; parameters and losses stay float32
+    # Type of the forward and backward passes; parameters and losses stay float32. With "float32", accelerators still
+    # multiply in fewer bits, unless JAX_DEFAULT_MATMUL_PRECISION=highest is in the environment.
+    c.precision = "bfloat16"
     c.model = model("dinov3_vits16")
     c.dino_head = head(prototypes=65_536)
     c.ibot_head = head(prototypes=65_536)  # unused where loss.ibot is 0 in all phases

@@ -19,7 +19,7 @@ from dino_jax.state import Networks, Params
 Load = Callable[[str], tuple[Any, Params]]
 # Options that change no function a trained network computes: how it is trained, and how it runs.
 FREE = (
-    *("name", "parent", "drop_path", "layer_scale", "shards", "remat", "attention", "dtype"),
+    *("name", "parent", "drop_path", "drop_path_ramp", "layer_scale", "shards", "remat", "attention", "dtype"),
     *("rope_shift", "rope_jitter", "rope_rescale"),
     *("pos_offset", "pos_antialias"),  # how positions are resized, in which the libraries differ for the same weights
     "norm_epsilon",  # the libraries differ in this too; each is negligible beside the variance of trained features

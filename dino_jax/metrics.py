@@ -65,8 +65,11 @@ class JsonLines:
         self._size += len(line)
 
     def sync(self) -> None:
-        """Waits until what was appended has reached the disk."""
-        os.fsync(self._file.fileno())
+        """Waits until what was appended has reached the disk; raises OSError when it has no room."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:  # only now, on a network file system
+            raise _cannot_write(error, self._path) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -87,10 +90,13 @@ class TensorBoard:
             from tensorboardX.proto.event_pb2 import Event, SessionLog
             from tensorboardX.summary import scalar
         self._event, self._scalar = Event, scalar
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        # The suffix keeps a run restarted within the same second from overwriting its own file.
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{resume_step + 1}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The suffix keeps a run restarted within the same second from overwriting its own file.
+            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{resume_step + 1}")
+        except OSError as error:
+            raise _cannot_write(error, folder) from error
         if resume_step != NOTHING_RESTORED:
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
@@ -197,7 +203,7 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         yield line + b"\n", record
 
 
-def _cannot_write(error: OSError, path: Path, step: int) -> OSError:
+def _cannot_write(error: OSError, path: Path, step: int | None = None) -> OSError:
     """Words a failed write as one line; keeps the error number, so that callers can tell a full disk."""
-    what = f"cannot log step {step} to {path}: {error.strerror}"
+    what = f"cannot log {'' if step is None else f'step {step} '}to {path}: {error.strerror}"
     return OSError(error.errno, f"{what}; what was written before is intact: free space, then run the same command")

@@ -26,7 +26,6 @@ class StopRequest:
         self._requested = self._interrupted = False
         self._last_words: str | None = None
         self._before: dict[int, object] = {}
-        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def now(self, step: int) -> bool:
         """Tells whether to stop after `step` completed steps; to be asked after every step, in every process."""
@@ -38,6 +37,8 @@ class StopRequest:
     def at_once(self, last_words: str) -> Iterator[None]:
         """Surrounds work that leaves nothing to save: a signal ends the process, with these words and code 0."""
         self._last_words = last_words
+        if jax.process_count() > 1:  # JAX would only keep it in mind for the next step, which does not come
+            signal.signal(signal.SIGTERM, self._catch)
         if self._requested and jax.process_count() == 1:
             command.leave(0, last_words)
         try:
@@ -50,9 +51,6 @@ class StopRequest:
             command.leave(0, self._last_words)
         if self._interrupted and number == signal.SIGINT:
             command.leave(130, "interrupted: the last checkpoint is kept")
-        if number == signal.SIGHUP:  # a write to a terminal that is gone would be an error
-            for stream in self._terminals:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         self._interrupted = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -60,9 +60,12 @@ class Workdir:
                     "let no other process use it",
                     file=sys.stderr,
                 )
-            self._lock.truncate(0)
-            self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-            self._lock.flush()
+            try:
+                self._lock.truncate(0)
+                self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+                self._lock.flush()
+            except OSError as error:
+                raise OSError(error.errno, f"--workdir {self.path} cannot be written: {error.strerror}") from None
 
     def adopt(self, config: ConfigDict) -> str:
         """Stores the configuration in config.json, or checks that the one there says the same.

@@ -113,3 +113,29 @@ def test_small_heads_do_without_the_older_loops(hidden, before, after, monkeypat
     monkeypatch.setenv("XLA_FLAGS", before.format(command.OLDER_LOOPS))
     command.choose_loops(hidden)
     assert os.environ["XLA_FLAGS"] == after.format(command.OLDER_LOOPS)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"XLA_CLIENT_MEM_FRACTION": "0.9"}),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, {"XLA_CLIENT_MEM_FRACTION": "0.5"}),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, {}),
+    ],
+)
+def test_training_takes_most_of_a_gpu_unless_told_otherwise(before, after, monkeypatch):
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        os.environ.pop(name)
+    os.environ.update(before)
+    assert command.run(lambda: None, trains=True) == 0
+    assert {name: os.environ[name] for name in names if name in os.environ} == before | after
+
+
+def test_too_little_memory_is_one_line(capsys):
+    def work():
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    assert command.run(work) == 1
+    assert capsys.readouterr().err == "error: this machine has too little memory (Unable to allocate 9 TiB)\n"

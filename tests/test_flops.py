@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from dino_jax import build, config, flops
-from dino_jax.models import VARIANTS, ConvNext, PrototypeHead, VisionTransformer
+from dino_jax.models import VARIANTS, ConvNext, PrototypeHead, ResNet, VisionTransformer
+from dino_jax.models import build as build_model
 from tests.tiny_recipe import get_config
 
 OPTIONS = VARIANTS["dinov3_vits16"] | {"patch_size": 8, "width": 64, "heads": 2}
@@ -33,6 +34,19 @@ def test_a_convnext():
     deeper = model.clone(depths=(1, 3, 1))
     added = flops.backbone_flops(deeper, 64) - flops.backbone_flops(model, 64)
     assert added == 2 * 2 * 8 * 8 * (49 * 64 + 8 * 64**2)
+
+
+@pytest.mark.parametrize("side", [256, 300])
+def test_a_resnet(side):
+    """XLA counts norms and the like too, 1 % at these sizes, and leaves out what multiplies the padding, as much."""
+    model = ResNet(depths=(2, 1, 2), channels=32, in_channels=3)
+    expected = counted_by_xla(model, {"global": jnp.zeros((1, side, side, 3))})
+    assert flops.backbone_flops(model, side) == pytest.approx(expected, rel=0.005)
+
+
+def test_the_published_count_of_a_resnet50():
+    """4.09 billion multiply-adds at 224 pixels, as torchvision states."""
+    assert flops.backbone_flops(build_model("dino_resnet50"), 224) == pytest.approx(2 * 4.09e9, rel=0.003)
 
 
 def test_stochastic_depth_leaves_blocks_out():

@@ -86,6 +86,7 @@ def test_other_training_options_are_no_other_architecture(networks):
     ("name", "recipe", "there", "fix"),
     [
         ("dino_vits16", {}, {"norm_epsilon": 1e-12}, None),
+        ("dino_vits16", {"drop_path": 0.1, "drop_path_ramp": True}, {}, None),
         ("dinov2_vits14", {}, {"pos_grid": 16}, "set --config.model.pos_grid=16"),
         (
             "dinov2_vits14",

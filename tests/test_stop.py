@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dino_jax import command
@@ -65,8 +66,9 @@ def test_a_run_outlives_its_terminal(tmp_path):
     """A process on a pseudo-terminal whose other end is closed gets SIGHUP, and has still to save."""
     program = (
         "import fcntl, sys, termios, time; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "from dino_jax.command import lasting_streams\n"
         "from dino_jax.stop import StopRequest\n"
-        "with StopRequest() as stop:\n"
+        "with lasting_streams(), StopRequest() as stop:\n"
         "    print('ready', flush=True)\n"
         "    while not stop.now(1): time.sleep(0.05)\n"
         "    print('nobody reads this', flush=True); print('nor this', file=sys.stderr, flush=True)\n"
@@ -82,6 +84,41 @@ def test_a_run_outlives_its_terminal(tmp_path):
     os.close(ours)
     assert child.wait(60) == 0
     assert (tmp_path / "saved").read_text() == "saved"
+
+
+def test_a_run_outlives_who_reads_its_output(tmp_path):
+    """As with `2>&1 | tee log`, which Ctrl-C ends as well."""
+    program = (
+        "import sys, time\n"
+        "from dino_jax.command import run\n"
+        "from dino_jax.stop import StopRequest\n"
+        "def work():\n"
+        "    with StopRequest() as stop:\n"
+        "        print('ready', flush=True)\n"
+        "        while not stop.now(1): time.sleep(0.05)\n"
+        "        print('nobody reads this', flush=True); print('nor this', file=sys.stderr, flush=True)\n"
+        "    print(1000 * 'not flushed ')\n"
+        "    open(sys.argv[1], 'w').write('saved')\n"
+        "sys.exit(run(work))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "saved")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert child.stdout.readline() == b"ready\n"
+    child.stdout.close()
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == "saved"
+
+
+def test_of_several_processes_sigterm_ends_the_evaluation(leaving, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with StopRequest() as stop, pytest.raises(Left) as left, stop.at_once("all is saved"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert left.value.args == (0, "all is saved")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_handlers_are_put_back():

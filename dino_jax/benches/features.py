@@ -58,7 +58,7 @@ def bench_features(options: argparse.Namespace) -> dict[str, float]:
         rows.append(
             [variant, *(f"{speeds[name]:.2f}" if name in speeds else "-" for name in ("ours", "torch", "ratio"))]
         )
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {processors()} threads"
+    device = f"1 x {jax.devices()[0].device_kind}, {processors()} threads"
     print(f"{options.precision}, batch {options.batch}, {options.size} px, medians of {options.repeats}; {device}")
     print(table(rows))
     return numbers

@@ -68,7 +68,7 @@ def bench_knn(options: argparse.Namespace) -> dict[str, float]:
                     numbers |= {f"knn/ratio_{name}_k{k}": ratio, f"knn/agreement_{name}_k{k}": shared[name]}
                     row[5:] = [f"{ratio:.2f} x", f"{shared[name]:.4%}"]
                 rows.append(row)
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {processors()} threads"
+    device = f"1 x {jax.devices()[0].device_kind}, {processors()} threads"
     print(f"{options.queries:,} queries, {options.train:,} training samples, {options.dims} dimensions; {device}")
     print(table(rows))
     return numbers

@@ -67,8 +67,10 @@ def bench_step(options: argparse.Namespace) -> dict[str, float]:
     Returns:
       Flat `step/...` numbers, the speeds with the drop path in their name.
     """
-    if options.batch < 1 or options.steps < 1:
-        raise ValueError("--batch and --steps must be at least 1")
+    if options.batch < 2 or options.steps < 1:
+        raise ValueError("--batch must be at least 2, as KoLeo compares images, and --steps at least 1")
+    if options.batch % (devices := len(jax.devices())):
+        raise ValueError(f"--batch {options.batch} cannot be split over {devices} devices: use a multiple")
     if not all(0 <= rate < 1 for rate in options.drop_path):
         raise ValueError(f"--drop-path {' '.join(map(str, options.drop_path))}: rates must be 0 or more and below 1")
     if options.torch:

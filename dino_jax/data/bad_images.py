@@ -1,7 +1,7 @@
 """The record of images that could not be decoded: listed in the workdir, and a limit to how many are tolerated."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ Note = Callable[[str], None]
 
 
 class BadImages:
-    """Counts the replaced images of a run and lists each once, with its reason, in a file of the workdir.
+    """Counts the bad images of a run and lists each once, with its reason, in a file of the workdir.
 
-    The file outlives restarts; the share is that of the images drawn since the last start.
+    The file outlives restarts; the share is that among the images drawn since the last start.
     """
 
     def __init__(self, workdir: Path, source: Source, *, most: float, process_index: int = 0, note: Note = print):
@@ -38,11 +38,15 @@ class BadImages:
         self._source = source
         self._most, self._note = most, note
         self._drawn = 0
-        self._replaced = 0
+        self._bad: set[int] = set()  # since the last start
         self._listed: dict[str, dict[str, Any]] = {}  # by name: an index may move when files are added
         if self.file.exists():
             try:
-                entries = [json.loads(line) for line in self.file.read_text().splitlines()]
+                content = self.file.read_bytes()
+                whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line
+                if whole != content:
+                    write_whole(self.file, lambda file: file.write(whole))
+                entries = [json.loads(line) for line in whole.splitlines()]
                 self._listed = {entry["name"]: entry for entry in entries}
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{self.file} is damaged: delete it, the images will be listed again") from None
@@ -62,14 +66,15 @@ class BadImages:
         """
         bad = replaced[replaced >= 0].tolist()
         self._drawn += len(replaced)
-        self._replaced += len(bad)
+        self._bad.update(bad)
         new = {self._source.name(index): index for index in bad if self._source.name(index) not in self._listed}
         if new:
             known = bool(self._listed)
-            self._listed |= {
+            entries = {
                 name: {"id": index, "name": name, "reason": why(self._source, index)} for name, index in new.items()
             }
-            self._write()
+            self._append(entries.values())
+            self._listed |= entries
             if not known:
                 self._note(f"{self._example()} cannot be used, another image takes its place; see {self.file}")
         if (ids == NOTHING_READABLE).any():
@@ -77,10 +82,10 @@ class BadImages:
                 f"almost no image can be read: {ATTEMPTS} draws in a row failed; see {self.file}, for example "
                 f"{self._example()}"
             )
-        enough = min(LEAST_DRAWS, len(self._source))
-        if self._drawn >= enough and self._replaced > self._most * self._drawn:
+        seen = min(self._drawn, len(self._source))
+        if seen >= min(LEAST_DRAWS, len(self._source)) and len(self._bad) > self._most * seen:
             raise ValueError(
-                f"{self._replaced} of the first {self._drawn} images drawn cannot be used, more than the share of "
+                f"{len(self._bad)} of the first {seen} images drawn cannot be used, more than the share of "
                 f"{self._most:g} that data.max_bad_share allows: see {self.file}, for example {self._example()}"
             )
 
@@ -88,6 +93,12 @@ class BadImages:
         entry = next(reversed(self._listed.values()))
         return f"{entry['name']} ({entry['reason']})"
 
-    def _write(self) -> None:
-        text = "".join(json.dumps(entry) + "\n" for entry in self._listed.values())
-        write_whole(self.file, lambda file: file.write(text.encode()))
+    def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as file:
+                file.write(lines)
+        except OSError as error:
+            words = f"{error.strerror}: {self.file} could not be written; mend that and run the same command"
+            raise OSError(error.errno, words) from None

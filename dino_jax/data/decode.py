@@ -53,7 +53,7 @@ def decode(image: bytes | str | Path) -> np.ndarray:
     """
     try:
         return np.asarray(_open(image if isinstance(image, bytes) else Path(image).read_bytes()))
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow's plug-ins raise nearly every built-in exception
         raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from None

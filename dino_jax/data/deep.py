@@ -58,7 +58,7 @@ def decode_deep(image: bytes | str | Path, *, channels: int) -> np.ndarray:
     """
     try:
         samples = _samples(image if isinstance(image, bytes) else Path(image).read_bytes(), channels)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # damaged files make the decoders raise nearly every built-in exception
         raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from None

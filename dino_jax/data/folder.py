@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class FolderFiles:
@@ -20,6 +21,9 @@ class FolderFiles:
 
     def read(self, name: str) -> bytes:
         return (self._folder / name).read_bytes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"names": ()}  # which reading does not need, and there may be millions
 
 
 def _names_below(folder: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import errno
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,30 @@ from dino_jax.data.tar import TarFiles
 # replaced by another one would change the run.
 AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 PAUSES = (0.5, 2.0, 8.0)
+# What this machine has too little of, which is no fault of the image.
+SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+class Names(Sequence[str]):
+    """Names in one piece of memory.
+
+    A list of them takes a multiple of that, in every process that prepares batches, and long to send to each.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        """Takes any names that a file system has."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        start, end = self._ends[index := range(len(self))[index]], self._ends[index + 1]
+        return self._bytes[start:end].decode("utf-8", "surrogateescape")
 
 
 class ImageFiles:
@@ -40,13 +64,12 @@ class ImageFiles:
         Raises:
           ValueError: without images.
         """
-        self._files, self._names, self._decode = files, tuple(names), decode
-        if not self._names:
+        self._files, self._names, self._decode = files, Names(names), decode
+        if not len(self._names):
             raise ValueError(f"no images found in {files.path} (looked for {' '.join(IMAGE_EXTENSIONS)})")
-        classes = [class_of(name) for name in self._names]
-        self.class_names = tuple(sorted(set(classes) - {""}))
+        self.class_names = tuple(sorted({class_of(name) for name in self._names} - {""}))
         labels = {class_name: label for label, class_name in enumerate(self.class_names)}
-        self._labels = [labels.get(class_name, -1) for class_name in classes]
+        self._labels = np.fromiter((labels.get(class_of(name), -1) for name in self._names), np.int32)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -54,7 +77,7 @@ class ImageFiles:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self._names[index]
         encoded = patiently(lambda: self._files.read(name), name)
-        return {"image": self._decode(encoded), "label": self._labels[index]}
+        return {"image": self._decode(encoded), "label": int(self._labels[index])}
 
     def name(self, index: int) -> str:
         """Returns the path of image `index` in the folder or archive."""
@@ -93,13 +116,16 @@ def patiently(read: Callable[[], bytes], name: str) -> bytes:
 
     Raises:
       BadImage: if it cannot be read.
+      OSError: for lack of memory or of open files.
     """
     pauses = iter(PAUSES)
     while True:
         try:
             return read()
         except OSError as error:
-            pause = next(pauses, None) if error.errno in AWAY else None
+            pause = next(pauses, None) if error.errno in AWAY | SHORT else None
+            if pause is None and error.errno in SHORT:
+                raise
             if pause is None:
                 raise BadImage(f"{type(error).__name__}: {error}") from None
             if pause == PAUSES[0]:

@@ -5,6 +5,7 @@ whole state of the input is that number.
 """
 
 import contextlib
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -149,9 +150,12 @@ class TrainBatches(grain.DatasetIterator):
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
+            cause, advice = "perhaps for lack of memory", "lower data.workers"
+            if f"exit code {-signal.SIGBUS}" in str(error):
+                cause, advice = "as /dev/shm is full", "enlarge it (docker run --shm-size=8g)"
             raise OSError(
-                f"a process that prepares batches ended ({error}), perhaps for lack of memory; the last checkpoint is "
-                "kept: lower data.workers, then run the same command"
+                f"a process that prepares batches ended ({error}), {cause}; the last checkpoint is kept: {advice}, "
+                "then run the same command"
             ) from None
         self._taken += 1
         return batch

@@ -54,9 +54,26 @@ def test_too_large_a_share_stops_the_run_in_one_line(source, tmp_path):
     bad_images = BadImages(tmp_path, source, most=0.1)
     bad_images.update(*batch(3))
     bad_images.update(*batch(7))  # 2 of 20 is the limit itself
-    with pytest.raises(ValueError, match=r"3 of the first 30 images drawn .*data\.max_bad_share.*\.png") as error:
+    with pytest.raises(ValueError, match=r"3 of the first 20 images drawn .*data\.max_bad_share.*\.png") as error:
         BadImages(tmp_path, source, most=0.09).update(*batch(3, 7, 11, size=30))
     assert "\n" not in str(error.value)
+
+
+def test_an_image_that_comes_again_counts_once(source, tmp_path):
+    """2 of 20 are a tenth, in the middle of the second epoch too."""
+    bad_images = BadImages(tmp_path, source, most=0.1)
+    bad_images.update(*batch(3, 7, size=20))
+    bad_images.update(*batch(3, 7, size=5))
+
+
+def test_a_line_that_was_cut_is_dropped(source, tmp_path):
+    BadImages(tmp_path, source, most=1.0).update(*batch(3))
+    file = tmp_path / "bad_images.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:20])
+    again = BadImages(tmp_path, source, most=1.0)
+    again.update(*batch(7))
+    assert [entry["name"] for entry in listed(tmp_path)] == ["03.png", "07.png"]
 
 
 def test_the_first_images_do_not_stop_the_run(source, tmp_path):

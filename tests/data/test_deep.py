@@ -151,7 +151,7 @@ def test_open_path_finds_the_kind(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         open_path(str(tmp_path / "two"))
     (tmp_path / "text.txt").write_text("no archive")
-    with pytest.raises(ValueError, match="not a readable tar"):
+    with pytest.raises(ValueError, match="nor a tar or tar"):
         open_path(str(tmp_path / "text.txt"))
 
 

@@ -338,6 +338,22 @@ def test_a_killed_worker_surfaces():
     batches.close()
 
 
+def test_a_full_shared_memory_is_named(monkeypatch):
+    batches = train_batches(Squares(16), **OPTIONS)
+    batches.start_prefetch()
+
+    class Ended:
+        def __next__(self):
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs")
+
+        def close(self):
+            pass
+
+    batches._iterator = Ended()
+    with pytest.raises(OSError, match=r"as /dev/shm is full; .* enlarge it \(docker run --shm-size=8g\), then run"):
+        next(batches)
+
+
 def terminate_the_first():
     while not (workers := multiprocessing.active_children()):
         time.sleep(0.01)

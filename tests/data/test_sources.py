@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dino_jax.data import arrayrecord, images, tar
+from dino_jax.data import decode as decoding
 from dino_jax.data.decode import BadImage
 from dino_jax.data.files import open_files
 from dino_jax.data.folder import FolderFiles
@@ -136,6 +137,35 @@ def test_a_file_system_that_is_away_for_a_moment_is_waited_for(folder, monkeypat
     with pytest.raises(BadImage, match="PermissionError"):
         source[0]
     assert len(waited) == 5
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_image(folder, monkeypatch):
+    source, waited = open_source("folder", str(folder)), []
+
+    def read(files, name):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(FolderFiles, "read", read)
+    monkeypatch.setattr(images.time, "sleep", waited.append)
+    with pytest.raises(OSError, match="Too many open files"):
+        source[0]
+    assert waited == [0.5, 2.0, 8.0]
+
+    def decode(encoded):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_open", decode)
+    with pytest.raises(MemoryError):
+        decoding.decode(b"any")
+
+
+def test_names_are_kept_as_they_are():
+    names = ["a/b.png", "", "\u6f22/\udce9.jpg", "c.jpg"]
+    kept = images.Names(names)
+    assert list(kept) == names == pickle.loads(pickle.dumps(kept))[:] and kept[-1] == "c.jpg"
+    with pytest.raises(IndexError):
+        kept[4]
+    assert len(images.Names([])) == 0
 
 
 def test_a_tar_is_opened_anew_after_an_error(folder, tmp_path, monkeypatch):
