@@ -28,7 +28,7 @@ class PatchEmbed(nn.Module):
         if images.shape[1] % p or images.shape[2] % p:
             raise ValueError(f"image size {images.shape[1:3]} is not a multiple of the patch size {p}: crop or pad it")
         pixels = rearrange(images.astype(self.dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        return pixels @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+        return layers.plus(pixels @ kernel.reshape(-1, self.width).astype(self.dtype), bias)
 
 
 class Block(nn.Module):

@@ -62,4 +62,4 @@ class Prototypes(nn.Module):
             gain = self.param("gain", nn.initializers.ones, (self.count,))
             gain = jax.lax.stop_gradient(gain) if self.gain == "frozen" else gain
             kernel = kernel * (gain * jax.lax.rsqrt(jnp.sum(kernel * kernel, axis=0)))
-        return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        return layers.product("...d,dp->...p", x, kernel.astype(self.dtype))

@@ -1,5 +1,6 @@
 """Building blocks of the networks: norms, LayerScale, attention, feed-forward, stochastic depth."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,34 @@ class Dense(nn.Module):
         y = rows_times(x, kernel.astype(self.dtype))
         if not self.bias:
             return y
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return plus(y, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+def plus(x: Array, parameter: Array) -> Array:
+    """Adds a float32 parameter that is the same for all samples; so its gradient is summed in float32 as well."""
+    return (x.astype(jnp.float32) + parameter).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, a: Array, b: Array) -> Array:
+    """Computes an `einsum` of two arrays, summed and returned in float32.
+
+    Its gradients are products in the arrays' own type, as in fused kernels: JAX would multiply the float32 gradient of
+    the result, which takes a GPU several times as long as numbers of 16 bits.
+    """
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(spec, a, b), (a, b)
+
+
+def _product_backward(spec: str, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    _, pull = jax.vjp(functools.partial(jnp.einsum, spec), *operands)
+    return pull(gradient.astype(operands[0].dtype))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def rows_times(x: Array, kernel: Array) -> Array:
@@ -84,7 +112,7 @@ class LayerScale(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Scales `(..., dim)`."""
         gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
-        return x * gamma.astype(self.dtype)
+        return (x.astype(jnp.float32) * gamma).astype(self.dtype)  # so that the gain's gradient is summed in float32
 
 
 class QKV(nn.Module):
@@ -105,7 +133,7 @@ class QKV(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (3 * self.width,))
         if self.mask_key_bias:
             bias = bias * np.repeat(np.array([1, 0, 1], np.float32), self.width)
-        return y + bias.astype(self.dtype)
+        return plus(y, bias)
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
@@ -123,9 +151,9 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
 def attend_heads(q: Array, k: Array, v: Array) -> Array:
     """Computes `attend` for `(batch, heads, tokens, head_dim)`, in float32."""
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    logits = product("bhqd,bhkd->bhqk", q, k) * q.shape[-1] ** -0.5
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    y = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
     return y / weights.sum(axis=-1, keepdims=True)
 
 
@@ -191,7 +219,7 @@ class Attention(nn.Module):
     def probabilities(self, x: Array, table: Table | None, queries: int | None) -> Array:
         """Returns the attention weights `(batch, heads, queries, tokens)` of the first tokens or all, in float32."""
         q, k, _ = self.queries_keys_values(x, table)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q[:, :queries], k, preferred_element_type=jnp.float32)
+        logits = product("bqhd,bkhd->bhqk", q[:, :queries], k)
         return jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1)
 
 

@@ -203,16 +203,17 @@ class VisionTransformer(nn.Module):
         if mask is not None:
             if not self.masking:
                 raise ValueError("masks need a mask token, which this model does not have: build it with masking=True")
-            patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
+            patches = jnp.where(mask[..., None], self.mask_token, patches).astype(patches.dtype)
         prefix = [self.cls_token[None]]
         if self.pos_grid:
             # Registers have no position.
             positions = self.learned_positions(images.shape[1:3])
-            prefix, patches = [prefix[0] + positions[:1]], patches + positions[1:].astype(patches.dtype)
+            prefix, patches = [prefix[0] + positions[:1]], layers.plus(patches, positions[1:])
         if self.registers:
             prefix.append(self.register_tokens)
         batch = patches.shape[0]
-        first = [jnp.broadcast_to(token.astype(patches.dtype), (batch, *token.shape)) for token in prefix]
+        # What all samples share is spread in float32, in which its gradient is summed then.
+        first = [jnp.broadcast_to(token, (batch, *token.shape)).astype(patches.dtype) for token in prefix]
         return jnp.concatenate([*first, patches], axis=1)
 
     def learned_positions(self, image_size: tuple[int, ...]) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.models import VARIANTS, VisionTransformer, intermediate_layers, last_attention, rope
+from dino_jax.models import VARIANTS, PrototypeHead, VisionTransformer, intermediate_layers, last_attention, rope
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, sum_tolerance, tree
 
@@ -245,3 +245,37 @@ def test_fused_attention_equals_plain(small, portable_cudnn, side):
 
     for a, b in zip(jax.tree.leaves(run("cudnn")), jax.tree.leaves(run("xla")), strict=True):
         assert_close(a, b, relative=GRADIENT)
+
+
+def equations(jaxpr):
+    """Yields all equations of a program, those of its loops and functions too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from equations(getattr(value, "jaxpr", value))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_network_of_16_bits_multiplies_in_these_and_sums_in_32(small, learned):
+    """In the backward pass too, where that decides how fast a GPU is, and what is left of a sum over all tokens."""
+    model, _, images = small
+    model = model.clone(dtype=jnp.bfloat16, ffn="swiglu", **({"pos_grid": 3, "rope_base": None} if learned else {}))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {"global": images})["params"]
+    head = PrototypeHead(prototypes=16, hidden=8, bottleneck=4, dtype=jnp.bfloat16)
+    head_shapes = jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, 32)))["params"]
+    masks = {"global": jnp.zeros((4, 24), bool)}
+
+    def loss(params, head_params, images):
+        out = model.apply({"params": params}, {"global": images}, masks, train=True)["global"]
+        scores = head.apply({"params": head_params}, out["cls"])
+        return (out["patches"].astype(jnp.float32) ** 2).sum() + (scores**2).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(shapes, head_shapes, images)
+    found = {"dot_general": set(), "reduce_sum": set()}
+    for equation in equations(program.jaxpr):
+        if equation.primitive.name in found:
+            found[equation.primitive.name] |= {str(x.aval.dtype) for x in equation.invars}
+    resized = {"float32"} if learned else set()  # positions, in full precision
+    assert found["dot_general"] == {"bfloat16"} | resized
+    assert found["reduce_sum"] == {"float32"}
