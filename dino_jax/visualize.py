@@ -25,7 +25,9 @@ KINDS = {
     "similarity": "a page on which a click shows where else the features are alike",
     "video": "attention and components of the frames of a video, as GIF and MP4",
 }
-LONGEST_STEM = 200  # bytes of a file name; most file systems allow 255, with the extension
+# Bytes of a file's name. Most file systems allow 255, which the name of a file that is being written has to fit, with
+# the machine's in it.
+LONGEST_STEM = 150
 WIDE = 900  # pixels: such pictures are drawn below each other
 PEAK = 99.5  # percentile of a map that is drawn brightest: single patches would darken the rest
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dino_jax.data.arrayrecord import EXTENSIONS
 from dino_jax.data.decode import decode
+from dino_jax.data.files import Files, below, is_image, open_files
 from dino_jax.data.images import ImageFiles
 from dino_jax.data.sources import Source, open_path
 from dino_jax.data.subset import Chosen, part_of
@@ -33,7 +35,7 @@ def open_labelled(
     """Opens training and test images whose folders are their classes, or ArrayRecords of named classes.
 
     Args:
-      path: training images (see `open_path`), or a folder with `train` and `val` or `test`, as ImageNet is laid out.
+      path: training images (see `open_path`), or a folder or archive with `train` and `val` or `test`, as ImageNet is.
       test_path: test images; "" when `path` holds both.
       limit: at most this many images of each, spread evenly.
       decode: turns the bytes of a file into an array.
@@ -41,8 +43,11 @@ def open_labelled(
     Raises:
       ValueError: a path is missing, a class folder is empty, there are fewer than two, or only the test images have it.
     """
-    train_place, test_place = (path, test_path) if test_path else _splits(path)
-    train, test = (_open(place, decode) for place in (train_place, test_place))
+    if test_path:
+        train_place, test_place = path, test_path
+        train, test = _open(path, decode), _open(test_path, decode)
+    else:
+        (train_place, train), (test_place, test) = _splits(path, decode)
     names = train.class_names
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no class folders"
@@ -75,15 +80,28 @@ def with_classes(source: Source, names: tuple[str, ...], *, place: str, other: s
     return Chosen(source, list(range(len(source))), tuple(names.index(name) for name in source.class_names), names)
 
 
-def _splits(path: str) -> tuple[str, str]:
-    """Finds the folders of training and test images in one folder."""
+def _splits(path: str, decode: Callable[..., Any]) -> list[tuple[str, Source]]:
+    """Finds the training and test images in one folder or archive; returns where they are, and them."""
     place = Path(path).expanduser()
     if not place.exists():
         raise ValueError(f"{place} does not exist: give a folder with train and val, or training images and --test")
-    test = next((place / name for name in TEST_FOLDERS if (place / name).is_dir()), None)
-    if test is None or not (place / "train").is_dir():
+    archive = open_files(place) if place.is_file() and place.suffix not in EXTENSIONS else None
+
+    def there(name: str) -> bool:
+        return (place / name).is_dir() if archive is None else below(archive, name) is not None
+
+    test = next((name for name in TEST_FOLDERS if there(name)), None)
+    if test is None or not there("train"):
         raise ValueError(f"{place} holds no folders train and val (or test): give the test images with --test")
-    return str(place / "train"), str(test)
+    if archive is None:
+        return [(str(place / name), _open(str(place / name), decode)) for name in ("train", test)]
+    return [(f"{name} in {place}", _in_archive(archive, name, decode)) for name in ("train", test)]
+
+
+def _in_archive(archive: Files, folder: str, decode: Callable[..., Any]) -> Source:
+    prefix = f"{below(archive, folder)}{folder}/"
+    names = [name for name in archive.names if name.startswith(prefix) and is_image(name)]
+    return ImageFiles(archive, names, class_of=lambda name: name.rpartition("/")[0].rpartition("/")[2], decode=decode)
 
 
 def _open(path: str, decode: Callable[..., Any]) -> Source:

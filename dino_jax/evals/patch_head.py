@@ -106,8 +106,11 @@ def fit_head(
     for number, (patches, targets) in zip(range(1, schedule.steps + 1), batches, strict=False):
         head, state, value = step(head, state, patches, targets)
         losses.append(value)
-        if report is not None and (number % REPORT_EVERY == 0 or number == schedule.steps):
-            report(number, float(value))
+        if number % REPORT_EVERY == 0 or number == schedule.steps:
+            if not np.isfinite(value):
+                break
+            if report is not None:
+                report(number, float(value))
     values = np.asarray(jax.device_get(losses), np.float64)
     if not np.isfinite(values).all():
         raise FloatingPointError(f"the loss of the head is not finite from step {np.isfinite(values).argmin()} on")

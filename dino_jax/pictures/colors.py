@@ -1,6 +1,7 @@
 """How values become colours: palettes, grids of values, and maps laid over images."""
 
 import colorsys
+import math
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
 RIGHT, WRONG = GREEN, VERMILION
 DARK = np.array([14, 14, 18], np.float32)
 VOID = 255
+RINGS = ((1, 1), (0.5, 0.8), (1, 0.6), (0.45, 1), (1, 0.8), (0.6, 0.6))  # saturation and value
 WHITE = 99.5  # percentile of a dark image of 16 bits that is drawn white
 DIM = 1 / 8  # of the range: what is darker was measured in fewer bits than its file has
 
@@ -77,14 +79,23 @@ def paint_components(colors: np.ndarray, foreground: np.ndarray, *, height: int,
 
 
 def class_colors(classes: int) -> np.ndarray:
-    """Returns a colour for each class, uint8 `(classes, 3)`: 20 distinct ones, then hues that go round."""
+    """Returns a colour for each class, uint8 `(classes, 3)`, no two alike and neighbours far apart.
+
+    Up to 20 are Matplotlib's; more lie on rings of the colour wheel.
+    """
     if classes <= 20:
         table = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
         # Strong colours first; their pale partners only when they run out.
         colors = [*table[::2], *table[1::2]]
     else:
-        golden = 0.61803398875  # neighbours differ most
-        colors = [colorsys.hsv_to_rgb(i * golden % 1, 0.5 + 0.5 * (i % 2), 1 - 0.2 * (i % 3)) for i in range(classes)]
+        rings = len(RINGS)
+        hues = -(-classes // rings)
+        step = next(step for step in range(max(1, int(0.618 * hues)), hues + 1) if math.gcd(step, hues) == 1)
+        colors = []
+        for index in range(classes):
+            turn, ring = divmod(index, rings)
+            hue = (turn * step + ring * 2.5 * hues / rings) % hues + ring / rings  # each ring is turned a little
+            colors.append(colorsys.hsv_to_rgb(hue / hues % 1, *RINGS[ring]))
     return np.round(255 * np.asarray(colors[:classes])).astype(np.uint8)
 
 

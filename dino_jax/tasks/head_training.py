@@ -74,10 +74,13 @@ def train_head(
       options: of `add_arguments`, and the batch size.
 
     Raises:
-      ValueError: for a number of views below 0.
+      ValueError: for a number of views, a learning rate or a weight decay that cannot be.
     """
     if options.views < 0:
         raise ValueError(f"--views {options.views} must be 0 or more")
+    if not (0 < options.learning_rate < math.inf and 0 <= options.weight_decay < math.inf):
+        rate, decay = options.learning_rate, options.weight_decay
+        raise ValueError(f"--learning-rate {rate:g} must be above 0, and --weight-decay {decay:g} 0 or more")
     shown = Progress(options.steps)
     try:
         head, _ = patch_head.fit_head(

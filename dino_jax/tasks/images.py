@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from dino_jax.data.decode import BadImage
 from dino_jax.data.fit import fit
 from dino_jax.data.sources import Source
+from dino_jax.evals.features import check_finite
 from dino_jax.extraction import Features, extract_features
 from dino_jax.models import Extractor
 from dino_jax.pictures.colors import visible
 
 SIDE = 160  # pixels of an image in a picture
+GREY = 128
 
 
 def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224) -> None:
@@ -26,8 +29,12 @@ def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224
 def extracted(
     model: Extractor, source: Source, options: argparse.Namespace, *, progress: bool = True, **settings: Any
 ) -> Features:
-    """Extracts features as the options say; `settings` are others of `extraction.extract_features`."""
-    return extract_features(
+    """Extracts features as the options say; `settings` are others of `extraction.extract_features`.
+
+    Raises:
+      ValueError: when a feature is not finite, and as `extract_features`.
+    """
+    found = extract_features(
         model,
         source,
         size=options.size,
@@ -36,6 +43,9 @@ def extracted(
         progress=progress,
         **settings,
     )
+    for values in found.values():
+        check_finite(values, f"the features of {model.name}")
+    return found
 
 
 def check_complete(source: Source, features: Features) -> None:
@@ -46,5 +56,8 @@ def check_complete(source: Source, features: Features) -> None:
 
 
 def picture_of(source: Source, index: int) -> np.ndarray:
-    """Returns an image as it is shown, uint8 `(SIDE, SIDE, 3)`."""
-    return visible(fit(source[int(index)]["image"], size=SIDE))
+    """Returns an image as it is shown, uint8 `(SIDE, SIDE, 3)`; grey in place of one that cannot be read any more."""
+    try:
+        return visible(fit(source[int(index)]["image"], size=SIDE))
+    except BadImage:
+        return np.full((SIDE, SIDE, 3), GREY, np.uint8)

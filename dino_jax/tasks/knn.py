@@ -49,9 +49,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data, or a k larger than the training set.
     """
     data = open_data(options, model)
-    if options.k is None:
-        options.k = [k for k in KS if k <= len(data.train)] or [1]
-    if not 1 <= min(options.k) <= max(options.k) <= len(data.train):
+    asked = options.k or [1]
+    if not 1 <= min(asked) <= max(asked) <= len(data.train):
         raise ValueError(f"--k {options.k} must be 1 to {len(data.train)}, the number of training images")
     if any(not temperature > 0 for temperature in options.temperatures):
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
@@ -62,6 +61,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"--shots {options.shots} must be 1 to {most}, as many as a class has training images")
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)
+    if options.k is None:
+        options.k = [k for k in KS if k <= len(train["labels"])] or [1]
     cosines, indices = nearest(train["cls"], test["cls"], k=max(options.k))
     winners = vote(
         cosines,
@@ -135,5 +136,6 @@ def _draw_neighbours(
         found = [framed(picture_of(data.train, train["ids"][i]), right=train["labels"][i] == label) for i in near]
         query = picture_of(data.test, test["ids"][place])
         rows.append([(f"{data.class_names[label]}: {verdict}", query), *(("", picture) for picture in found)])
-    title = f"Test images and their {SHOWN} nearest training images (green: same class, orange: another)"
+    title = f"Test images and their {min(SHOWN, indices.shape[1])} nearest training images"
+    title += " (green: same class, orange: another)"
     return save(page(rows, title=title), folder / "neighbours.png")

@@ -13,6 +13,7 @@ from jax import Array
 
 from dino_jax import sharding
 from dino_jax.collect import of_images
+from dino_jax.evals.features import check_finite
 from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
@@ -71,9 +72,14 @@ class PatchFeatures:
         """Returns the features of uint8 images `(images, height, width, 3)`, float32 `(images, rows, columns, dim)`.
 
         Sides are multiples of the patch size. Few images take a batch of their own size, many share full ones.
+
+        Raises:
+          ValueError: when a feature is not finite.
         """
         apply = functools.partial(_patches, self._model)
-        return of_images(apply, images, batch_size=self._batch, mesh=self._mesh)
+        found = of_images(apply, images, batch_size=self._batch, mesh=self._mesh)
+        check_finite(found, f"the patch features of {self.name}")
+        return found
 
     def of_sizes(self, images: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
         """Returns the features of images of any sizes, each float32 `(rows, columns, dim)`; equal sizes go together.

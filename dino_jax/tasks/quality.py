@@ -9,13 +9,14 @@ import numpy as np
 from dino_jax.data.deep import decoder
 from dino_jax.data.probe_views import Augmented
 from dino_jax.data.sources import open_path
-from dino_jax.data.subset import part_of
+from dino_jax.data.subset import Chosen, part_of
 from dino_jax.evals import quality
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.charts import spread
 from dino_jax.tasks import Result
 from dino_jax.tasks.images import add_extraction_arguments, extracted
+from dino_jax.views import photographs
 
 BATCH = 64  # images whose patches are compared at once
 PATCHES = 4096  # that the rank of patch features is computed of
@@ -48,7 +49,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
       ValueError: wrong data or settings, or fewer than two images.
     """
     decode = decoder(model.backbone.in_channels, model.bits)
-    source = part_of(open_path(options.data, decode=decode), options.limit)
+    source = open_path(options.data, decode=decode)
+    source = part_of(Chosen(source, photographs(source)), options.limit)
     if len(source) < 2:
         raise ValueError(f"{options.data}: {len(source)} image is too few to compare; give at least two (see --limit)")
     if options.size < 2 * model.patch_size:

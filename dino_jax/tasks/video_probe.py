@@ -66,6 +66,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     validation = np.mean(attentive.predict(params, held_x, heads=heads) == train.labels[held], axis=1)
     best = int(np.argmax(validation))
     predictions = attentive.predict(params, test_x, heads=heads)
+    if (predictions[best] < 0).all():
+        raise ValueError(f"every probe diverged at --rates {options.rates}: lower them")
     scores = np.mean(predictions == test.labels, axis=1)
     rows: list[list[str | float]] = [["learning rate", "validation", "test"]]
     for index, rate in enumerate(options.rates):

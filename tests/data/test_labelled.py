@@ -1,3 +1,5 @@
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,26 @@ def test_wrong_folders_are_one_line(tmp_path):
     (train / "empty").mkdir()
     with pytest.raises(ValueError, match=r"class empty in .* has no image"):
         open_labelled(str(train), str(train))
+
+
+@pytest.mark.parametrize("inside", ["", "imagenette/"])
+def test_an_archive_of_both_is_parted(tmp_path, inside):
+    write(tmp_path / "train", ("a", "b", "c"))
+    write(tmp_path / "val", ("b", "c"), seed=50)
+    with tarfile.open(tmp_path / "both.tar", "w") as file:
+        for split in ("train", "val"):
+            file.add(tmp_path / split, f"{inside}{split}")
+    found, folder = open_labelled(str(tmp_path / "both.tar")), open_labelled(str(tmp_path))
+    assert found.class_names == folder.class_names == ("a", "b", "c")
+    for ours, theirs in ((found.train, folder.train), (found.test, folder.test)):
+        assert len(ours) == len(theirs)
+        for index in range(len(ours)):
+            assert ours[index]["label"] == theirs[index]["label"]
+            np.testing.assert_array_equal(ours[index]["image"], theirs[index]["image"])
+    with tarfile.open(tmp_path / "one.tar", "w") as file:
+        file.add(tmp_path / "train", "train")
+    with pytest.raises(ValueError, match=r"one\.tar holds no folders train and val \(or test\)"):
+        open_labelled(str(tmp_path / "one.tar"))
 
 
 def test_chosen_images_are_renumbered(tmp_path):

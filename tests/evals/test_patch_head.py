@@ -102,6 +102,20 @@ def test_a_planted_depth_is_learnt():
     assert np.mean(abs(found - depths) / depths) < 0.05
 
 
+def test_a_loss_that_is_not_finite_stops_soon():
+    patches, masks = random_batch()
+    taken = []
+
+    def batches():
+        for number in range(1, 1000):
+            taken.append(number)
+            yield (patches * (np.nan if number > 3 else 1)), masks
+
+    with pytest.raises(FloatingPointError, match="not finite from step 3 on"):
+        patch_head.fit_head(batches(), dim=6, outputs=3, loss=patch_head.cross_entropy, schedule=Schedule(1000))
+    assert len(taken) == patch_head.REPORT_EVERY
+
+
 def test_a_loss_that_is_not_finite_stops():
     patches, masks = random_batch()
     with pytest.raises(FloatingPointError, match="not finite from step 0"):

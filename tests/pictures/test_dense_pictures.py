@@ -20,9 +20,12 @@ def holds(path, color):
 
 
 def test_colors_of_classes_differ():
-    for classes in (2, 11, 20, 150):
-        found = colors.class_colors(classes)
-        assert found.shape == (classes, 3) and len(np.unique(found, axis=0)) == classes
+    """The first 20 are Matplotlib's."""
+    for classes, least, neighbours in ((2, 200, 200), (20, 15, 40), (21, 50, 140), (150, 12, 140), (255, 6, 140)):
+        found = colors.class_colors(classes).astype(int)
+        assert found.shape == (classes, 3)
+        apart = abs(found[:, None] - found).max(axis=-1) + 999 * np.eye(classes, dtype=int)
+        assert apart.min() > least and np.diagonal(apart, 1).min() > neighbours
 
 
 def test_painting_by_hand():

@@ -1,13 +1,21 @@
 """k-NN, linear probe and logistic regression as commands, on colours that even a drawn network tells apart."""
 
+import argparse
+import dataclasses
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dino_jax
 from dino_jax import host_memory
+from dino_jax.data.decode import BadImage
+from dino_jax.data.sources import open_path
 from dino_jax.tasks import classes, linear, logistic, open_task
+from dino_jax.tasks.images import picture_of
+from tests.tasks.conftest import COLORS
 from tests.tasks.planted import options
 
 SMALL = ("--size", 16, "--batch-size", 8)
@@ -35,6 +43,37 @@ def test_knn_refuses_a_k_larger_than_the_set(evaluate, colors):
         evaluate("knn", "--data", colors, "--k", 5, "--shots", 9, *SMALL)
     with pytest.raises(ValueError, match="must be above 0"):
         evaluate("knn", "--data", colors, "--k", 5, "--temperatures", 0, *SMALL)
+
+
+def test_knn_takes_the_usual_k_of_the_images_that_can_be_used(evaluate, colors, tmp_path):
+    shutil.copytree(colors, tmp_path / "data")
+    for number in range(2):  # of 24 training images, 20 of which are usual
+        for name in COLORS:
+            (tmp_path / "data" / "train" / name / f"{number}.png").write_bytes(b"")
+    found = evaluate("knn", "--data", tmp_path / "data", "--size", 16)
+    assert found.numbers.keys() == {"knn/k10_t0.07"}
+
+
+def test_images_that_are_gone_are_drawn_grey(colors):
+    source = open_path(str(colors / "val"))
+    assert picture_of(source, 0).std() > 5
+
+    class Gone:
+        def __getitem__(self, index):
+            raise BadImage("gone")
+
+    assert (picture_of(Gone(), 0) == 128).all() and picture_of(Gone(), 0).shape == (160, 160, 3)
+
+
+@pytest.mark.parametrize("task", ["knn", "linear", "logistic", "quality"])
+def test_features_that_are_not_finite_are_named(model, colors, tmp_path, task):
+    broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * jnp.nan, model.params))
+    parser = argparse.ArgumentParser()
+    module = open_task(task)
+    module.add_arguments(parser)
+    options = parser.parse_args(["--data", str(colors), "--size", "16"])
+    with pytest.raises(ValueError, match="the features of tiny are not all finite; check the model that made them"):
+        module.run(broken, options, tmp_path)
 
 
 def test_knn_takes_the_usual_k_that_a_small_set_has(evaluate, colors):

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 
@@ -10,6 +12,13 @@ def test_quality(evaluate, colors):
     expected = numbers["quality/neighbour_cosine"] - numbers["quality/patch_cosine"]
     assert numbers["quality/local_consistency"] == pytest.approx(expected)
     assert len(result.rows) == len(numbers) + 1
+
+
+def test_masks_are_left_out(evaluate, colors, tmp_path):
+    shutil.copytree(colors / "val", tmp_path / "data" / "images")
+    alone = evaluate("quality", "--data", tmp_path / "data", "--size", 16).numbers
+    shutil.copytree(colors / "val", tmp_path / "data" / "masks")
+    assert evaluate("quality", "--data", tmp_path / "data", "--size", 16).numbers == alone
 
 
 def test_quality_needs_two_images(evaluate, colors):

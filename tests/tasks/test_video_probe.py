@@ -3,6 +3,7 @@ import pytest
 
 from dino_jax import host_memory
 from dino_jax.data.clips import open_clips
+from dino_jax.evals import attentive
 from dino_jax.extraction import extract_features
 from dino_jax.tasks import video_probe
 from tests.data.images import encode
@@ -34,6 +35,13 @@ def test_video_probe(evaluate, videos):
     assert result.numbers["video_probe/accuracy"] == 1
     assert result.numbers["video_probe/rate"] == 3e-3
     assert [path.name for path in result.pictures] == ["videos.png", "confusion.png"]
+
+
+def test_probes_that_all_diverge_are_no_score(evaluate, videos, monkeypatch):
+    predict = attentive.predict
+    monkeypatch.setattr(attentive, "predict", lambda *arguments, **options: predict(*arguments, **options) * 0 - 1)
+    with pytest.raises(ValueError, match=r"every probe diverged at --rates \[0.001\]: lower them"):
+        evaluate("video_probe", "--data", videos, "--size", 16, "--frames", 2, "--epochs", 1, "--rates", 0.001)
 
 
 def test_a_damaged_frame_is_one_line(evaluate, videos):
