@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dino_jax import command, model_options
+from dino_jax import command, host_memory, model_options
 from dino_jax.data.sources import Source
 from dino_jax.data.subset import middles
 from dino_jax.models import Extractor
@@ -118,6 +118,10 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     if len({image.shape for image in opened}) > 1:
         where = f"of {name}" if name else "beside each other"
         raise ValueError(f"the frames {where} differ in size: put the frames of each video into a folder of its own")
+    everything = 6 * sum(
+        image.nbytes for image in opened
+    )  # the frames, three panels of each, and what GIF makes of them
+    host_memory.check(everything, f"a film of {len(opened)} frames", "draw fewer (--number) or smaller ones (--size)")
     maps = [cls_attention(model, image).maps.mean(0) for image in opened]
     grids = [patch_features(model, image) for image in opened]
     components = shared_components(grids)
