@@ -118,9 +118,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     if len({image.shape for image in opened}) > 1:
         where = f"of {name}" if name else "beside each other"
         raise ValueError(f"the frames {where} differ in size: put the frames of each video into a folder of its own")
-    everything = 6 * sum(
-        image.nbytes for image in opened
-    )  # the frames, three panels of each, and what GIF makes of them
+    everything = 6 * sum(image.nbytes for image in opened)  # with three panels of each, and what GIF makes of them
     host_memory.check(everything, f"a film of {len(opened)} frames", "draw fewer (--number) or smaller ones (--size)")
     maps = [cls_attention(model, image).maps.mean(0) for image in opened]
     grids = [patch_features(model, image) for image in opened]
