@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib.metadata
 import importlib.util
@@ -71,19 +72,22 @@ class _Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError:
-            self._silence()
+        except OSError as error:
+            self._silence(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            self._silence()
+        except OSError as error:
+            self._silence(error)
 
-    def _silence(self) -> None:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+    def _silence(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # such as a full disk
+            raise error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -93,13 +97,14 @@ class _Lasting:
 def lasting_streams() -> Iterator[None]:
     """Lets standard output and error outlast whoever reads them, see `_Lasting`."""
     before = sys.stdout, sys.stderr
-    lasting: Any = [_Lasting(stream) for stream in before]
+    lasting: Any = [stream and _Lasting(stream) for stream in before]  # a stream that is closed is None
     sys.stdout, sys.stderr = lasting
     try:
         yield
     finally:
-        for stream in lasting:
-            stream.flush()
+        for stream in filter(None, lasting):
+            with contextlib.suppress(OSError):  # of a full disk, which Python reports as it ends
+                stream.flush()
         sys.stdout, sys.stderr = before
 
 

@@ -37,14 +37,17 @@ class StopRequest:
     def at_once(self, last_words: str) -> Iterator[None]:
         """Surrounds work that leaves nothing to save: a signal ends the process, with these words and code 0."""
         self._last_words = last_words
-        if jax.process_count() > 1:  # JAX would only keep it in mind for the next step, which does not come
-            signal.signal(signal.SIGTERM, self._catch)
-        if self._requested and jax.process_count() == 1:
+        alone = jax.process_count() == 1
+        if not alone:  # JAX would only keep it in mind for the next step, which does not come
+            before = signal.signal(signal.SIGTERM, self._catch)
+        if self._requested and alone:
             command.leave(0, last_words)
         try:
             yield
         finally:
             self._last_words = None
+            if not alone:  # JAX's own handler is none of Python's, which cannot put it back
+                signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self._last_words is not None:

@@ -97,9 +97,17 @@ def test_satellite_weights_have_statistics_of_their_own(file, tmp_path, name):
     assert (model.mean, model.std) == ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 
 
-def test_statistics_beside_a_file_are_found(tmp_path):
+def test_the_name_of_a_file_says_more_than_that_of_its_folder(file, tmp_path):
+    path = tmp_path / "sat493m" / "dinov3_vitl16_pretrain_lvd1689m-x.pth"
+    path.parent.mkdir()
+    path.write_bytes(file.read_bytes())
+    assert dino_jax.load(path)[0].mean == IMAGENET_MEAN
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+def test_statistics_beside_a_file_are_found(tmp_path, to):
     drawn = dataclasses.replace(tiny.weights("dinov2"), mean=(0.1, 0.2, 0.3))
-    store.save(drawn, tmp_path / "x", "hf")
+    store.save(drawn, tmp_path / "x", to)
     options = {"heads": drawn.architecture.options["heads"]}
     assert dino_jax.load(tmp_path / "x" / "model.safetensors", **options)[0].mean == (0.1, 0.2, 0.3)
 

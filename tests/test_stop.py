@@ -113,12 +113,10 @@ def test_a_run_outlives_who_reads_its_output(tmp_path):
 def test_of_several_processes_sigterm_ends_the_evaluation(leaving, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        with StopRequest() as stop, pytest.raises(Left) as left, stop.at_once("all is saved"):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert left.value.args == (0, "all is saved")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with StopRequest() as stop, pytest.raises(Left) as left, stop.at_once("all is saved"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.args == (0, "all is saved")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_handlers_are_put_back():

@@ -30,6 +30,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # rulers, separators and tracking pixels; photographs, panoramas included, stay well inside them.
 MIN_SIDE = 8
 MAX_ASPECT = 20
+MOST_BYTES = 2**32  # of a TIFF's samples
 
 
 class BadImage(Exception):
@@ -110,6 +111,13 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels: the sides differ by more than a factor of {MAX_ASPECT}")
 
 
+def check_page(page: tiff.Page) -> None:
+    """Refuses a TIFF by its header alone, as `check_size`; a damaged one may promise any number of channels."""
+    check_size(page.width, page.height)
+    if page.width * page.height * page.channels * page.bits // 8 > MOST_BYTES:
+        raise BadImage(f"{page.width} x {page.height} pixels of {page.channels} x {page.bits} bits are too many")
+
+
 def _unusual_tiff(encoded: bytes) -> tiff.Page | None:
     """Returns the page of a 16-bit TIFF in a layout that Pillow mistakes or does not know; None of anything else."""
     page = _tiff(encoded)
@@ -128,7 +136,7 @@ def _tiff(encoded: bytes) -> tiff.Page | None:
 
 def _high_bytes(page: tiff.Page) -> Image.Image:
     """Decodes a TIFF page of 16 bits and keeps the high bytes."""
-    check_size(page.width, page.height)
+    check_page(page)
     samples = page.samples()
     if samples.dtype != np.uint16:
         raise BadImage(f"{samples.dtype} samples have no known range; save it with 8 or 16 bits per channel, unsigned")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data import tiff
-from dino_jax.data.decode import FORMATS, BadImage, check_size, decode, orientation, turned
+from dino_jax.data.decode import FORMATS, BadImage, check_page, check_size, decode, orientation, turned
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RGB, GREY_ALPHA, RGBA = 2, 4, 6  # types of a PNG that Pillow reduces to 8 bits
@@ -74,7 +74,7 @@ def _samples(encoded: bytes, channels: int) -> np.ndarray:
         raise BadImage("the file is empty")
     if encoded.startswith(tiff.HEADERS):
         page = tiff.Page(encoded)
-        check_size(page.width, page.height)
+        check_page(page)
         samples = _of_tiff(encoded, page, channels)
     elif encoded.startswith(PNG) and encoded[24] == 16 and encoded[25] in (RGB, GREY_ALPHA, RGBA):  # bit depth
         samples = _deep_png(encoded)

@@ -10,7 +10,9 @@ from dino_jax.data.folder import FolderFiles
 from dino_jax.data.tar import TarFiles
 
 # Folders of maps that look like images: of pairs, DAVIS, ADE20K, VOC and CamVid.
-LABELS = re.compile(r"^(masks|depth|annotations|segmentation(class|object)(aug)?|.*annot|.*labels)$")
+LABELS = re.compile(
+    r"^(masks|depth|annotations|segmentations|segmentation_?masks?|segmentation(class|object)(aug)?|.*annot|.*labels)$"
+)
 
 
 def is_image(name: str) -> bool:

@@ -92,11 +92,11 @@ def open_folder(folder: Path, *, decode: Callable[[bytes], np.ndarray] = decode)
     """
     if folder.is_file() and is_image(folder.name):
         alone = FolderFiles(folder.parent, [folder.name])
-        return ImageFiles(alone, alone.names, class_of=_first_folder, decode=decode)
+        return ImageFiles(alone, alone.names, class_of=first_folder, decode=decode)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one that holds the images")
     files = FolderFiles(folder)
-    return ImageFiles(files, filter(is_image, files.names), class_of=_first_folder, decode=decode)
+    return ImageFiles(files, filter(is_image, files.names), class_of=first_folder, decode=decode)
 
 
 def open_tar(path: Path, *, decode: Callable[[bytes], np.ndarray] = decode) -> ImageFiles:
@@ -133,7 +133,7 @@ def patiently(read: Callable[[], bytes], name: str) -> bytes:
             time.sleep(pause)
 
 
-def _first_folder(name: str) -> str:
+def first_folder(name: str) -> str:
     """Returns the first folder of a relative path, or "" for an image at the top."""
     return name.split("/", 1)[0] if "/" in name else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 from dino_jax.data.arrayrecord import EXTENSIONS
 from dino_jax.data.decode import decode
 from dino_jax.data.files import Files, below, is_image, open_files
-from dino_jax.data.images import ImageFiles
+from dino_jax.data.images import ImageFiles, first_folder
 from dino_jax.data.sources import Source, open_path
 from dino_jax.data.subset import Chosen, part_of
 
@@ -101,7 +101,7 @@ def _splits(path: str, decode: Callable[..., Any]) -> list[tuple[str, Source]]:
 def _in_archive(archive: Files, folder: str, decode: Callable[..., Any]) -> Source:
     prefix = f"{below(archive, folder)}{folder}/"
     names = [name for name in archive.names if name.startswith(prefix) and is_image(name)]
-    return ImageFiles(archive, names, class_of=lambda name: name.rpartition("/")[0].rpartition("/")[2], decode=decode)
+    return ImageFiles(archive, names, class_of=lambda name: first_folder(name.removeprefix(prefix)), decode=decode)
 
 
 def _open(path: str, decode: Callable[..., Any]) -> Source:

@@ -4,9 +4,12 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+ABANDONED = 3600  # seconds; containers may share the name of their machine, but not the numbers of processes
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -37,11 +40,13 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def _remove_abandoned(folder: Path, beginning: str) -> None:
-    """Removes the temporary files of a name that processes of this machine wrote which have ended."""
+    """Removes old temporary files of a name that processes of this machine wrote which have ended."""
     for file in folder.iterdir():
         process = file.name.removeprefix(beginning).removesuffix(".tmp")
         if file.name == f"{beginning}{process}.tmp" and process.isdecimal() and not _runs(int(process)):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > ABANDONED:
+                    file.unlink()
 
 
 def _runs(process: int) -> bool:

@@ -48,7 +48,7 @@ def plus(x: Array, parameter: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(spec: str, a: Array, b: Array) -> Array:
-    """Computes an `einsum` of two arrays, summed and returned in float32.
+    """Computes an `einsum` of two arrays of one type, summed and returned in float32.
 
     Its gradients are products in the arrays' own type, as in fused kernels: JAX would multiply the float32 gradient of
     the result, which takes a GPU several times as long as numbers of 16 bits.

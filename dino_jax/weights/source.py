@@ -84,7 +84,7 @@ def open_checkpoint(path: str | Path, *, branch: str = "teacher") -> Checkpoint:
     state, heads = split_heads(tensors_of(read_file(path), path, branch), path)
     whose = "official" if path.suffix in (".pth", ".pt") else None
     # A file of one of these names comes from a folder of a hub, which may tell the statistics.
-    told = _statistics(path.parent, {}) if path.name in FILES else {}
+    told = _statistics(path.parent, read_json(path.parent / "config.json")) if path.name in FILES else {}
     return Checkpoint(path, state, heads, whose=whose, statistics=told)
 
 
@@ -121,7 +121,7 @@ def _open_folder(folder: Path, branch: str) -> Checkpoint:
         beside=read_json(folder / FACTS) if (folder / FACTS).exists() else None,
         params={name.removeprefix("ours/"): x for name, x in aside.items() if name.startswith("ours/")},
         leftover={name.removeprefix("official/"): x for name, x in aside.items() if name.startswith("official/")},
-        statistics=_statistics(folder, config if whose == "timm" else {}),
+        statistics=_statistics(folder, config),
     )
 
 
@@ -139,19 +139,23 @@ def _no_weights(folder: Path, file: Path | None) -> str:
     )
 
 
-def _statistics(folder: Path, timm: Mapping[str, Any]) -> dict[str, tuple[Path, Any]]:
+def _statistics(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[Path, Any]]:
     """Finds "mean" and "std" in the files of a folder; timm's are in a part of its own, in older files on top.
+
+    Args:
+      config: what the folder's config.json holds.
 
     Raises:
       ValueError: when timm's part about them is damaged.
     """
-    preprocessor, config = folder / "preprocessor_config.json", folder / "config.json"
+    preprocessor, file_of_timm = folder / "preprocessor_config.json", folder / "config.json"
+    timm = {} if "model_type" in config else config
     trained = timm.get("pretrained_cfg") or {}
     if not isinstance(trained, Mapping):
-        raise ValueError(f"{config} is damaged: pretrained_cfg = {trained!r} is not a mapping; fetch it again")
+        raise ValueError(f"{file_of_timm} is damaged: pretrained_cfg = {trained!r} is not a mapping; fetch it again")
     image = {key.removeprefix("image_"): x for key, x in read_json(preprocessor).items()}
     found: dict[str, tuple[Path, Any]] = {}
-    for file, part in ((preprocessor, image), (config, timm), (config, trained)):
+    for file, part in ((preprocessor, image), (file_of_timm, timm), (file_of_timm, trained)):
         found |= {key: (file, part[key]) for key in ("mean", "std") if part.get(key) is not None}
     return found
 

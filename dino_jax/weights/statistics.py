@@ -18,12 +18,15 @@ SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 def published(path: Path) -> Mapping[str, Numbers]:
     """Returns "mean" and "std" of weights at a path where no file tells them: the satellite weights' by their name.
 
-    The name is that of the file, of its folder, or of a model in the cache of Hugging Face.
+    That is the name of the file or, where it does not say, of a model in the cache of Hugging Face, or of the folder.
     """
     path = path.absolute()
     cached = [part for part in path.parts if part.startswith("models--")]
-    if any(re.search(r"sat-?493m", name.lower()) for name in (path.name, path.parent.name, *cached)):
-        return SATELLITE
+    for name in (path.name, *cached, path.parent.name):
+        if re.search(r"sat-?493m", name.lower()):
+            return SATELLITE
+        if re.search(r"lvd-?\d+m", name.lower()):  # the photographs of DINOv2 and DINOv3
+            break
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 

@@ -51,6 +51,7 @@ def test_grey_png_keeps_all_16_bits_and_is_repeated_for_rgb():
 
 
 def test_grey_png_with_transparency_keeps_all_16_bits():
+    pytest.importorskip("cv2")
     grey = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32, 1) * 85 + 3
     rows = np.concatenate([grey, np.full_like(grey, 2**15)], axis=2).astype(">u2")
     encoded = png(rows, bits=16, kind=4)
@@ -200,3 +201,18 @@ def test_twelve_bits_in_sixteen_are_noticed(tmp_path, bits, said):
     for source in (open_path(str(tmp_path)), open_path(str(tmp_path), decode=partial(decode_deep, channels=3))):
         assert ("if the files hold 12 bits in 16, scale them up" in darkness(source, (0.485, 0.456, 0.406))) == said
         assert darkness(source, (0.01,) * 3) == ""  # as dark as its statistics say
+
+
+@pytest.mark.parametrize("channels", [0xFFF, 0xFFFF])
+def test_a_damaged_number_of_channels_is_a_bad_image(channels):
+    """Not an error of memory, which would stop a run."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((64, 64), np.uint16), photometric="minisblack", tile=(16, 16))
+    encoded = bytearray(file.getvalue())
+    for tag, value in ((0x0100, 8000), (0x0101, 8000), (0x0115, channels)):
+        place = encoded.index(struct.pack("<H", tag), 8)
+        kind = struct.unpack_from("<H", encoded, place + 2)[0]
+        struct.pack_into("<H" if kind == 3 else "<I", encoded, place + 8, value)
+    for read in (decode, partial(decode_deep, channels=3)):
+        with pytest.raises(BadImage):
+            read(bytes(encoded))

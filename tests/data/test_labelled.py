@@ -58,6 +58,8 @@ def test_wrong_folders_are_one_line(tmp_path):
 def test_an_archive_of_both_is_parted(tmp_path, inside):
     write(tmp_path / "train", ("a", "b", "c"))
     write(tmp_path / "val", ("b", "c"), seed=50)
+    (tmp_path / "train" / "b" / "images").mkdir()  # as Tiny ImageNet has it
+    (tmp_path / "train" / "b" / "0.png").rename(tmp_path / "train" / "b" / "images" / "0.png")
     with tarfile.open(tmp_path / "both.tar", "w") as file:
         for split in ("train", "val"):
             file.add(tmp_path / split, f"{inside}{split}")

@@ -342,9 +342,11 @@ def test_a_full_shared_memory_is_named(monkeypatch):
     batches = train_batches(Squares(16), **OPTIONS)
     batches.start_prefetch()
 
+    code = -signal.SIGBUS
+
     class Ended:
         def __next__(self):
-            raise RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs")
+            raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. Search the logs")
 
         def close(self):
             pass

@@ -14,7 +14,7 @@ import pytest
 from dino_jax.data import arrayrecord, images, tar
 from dino_jax.data import decode as decoding
 from dino_jax.data.decode import BadImage
-from dino_jax.data.files import open_files
+from dino_jax.data.files import is_label, open_files
 from dino_jax.data.folder import FolderFiles
 from dino_jax.data.labelled import open_labelled
 from dino_jax.data.packaged import PHOTOGRAPHS, PackagedSource, read_photograph
@@ -448,3 +448,20 @@ def test_links_in_a_tar_are_files(tmp_path, capsys):
     with tarfile.open(tmp_path / "images.tar", "a") as archive:  # what comes later counts
         archive.add(folder / "a" / "2.png", "images/b/soft.png")
     assert open_files(tmp_path / "images.tar").read("images/b/soft.png") == (folder / "a" / "2.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("VOC2012/SegmentationClass/1.png", True),
+        ("VOC2012/SegmentationClassAug/1.png", True),
+        ("CUB_200_2011/segmentations/001/1.png", True),
+        ("data/masks/1.png", True),
+        ("ADEChallengeData2016/annotations/training/1.png", True),
+        ("CamVid/trainannot/1.png", True),
+        ("segmentation/train/images/1.jpg", False),  # a folder of photographs, with their masks beside them
+        ("VOC2012/JPEGImages/1.jpg", False),
+    ],
+)
+def test_maps_are_told_from_photographs_by_their_folders(name, expected):
+    assert is_label(name) == expected

@@ -37,6 +37,10 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     running = tmp_path / f".a.json.{node}.{os.getppid()}.tmp"
     for file in (left, running, *others):
         file.write_text("part")
+        os.utime(file, (0, 0))
+    young = tmp_path / f".a.json.{node}.{killed.pid + 1}.tmp"
+    young.write_text("part")
+    others.append(young)
     write_json(tmp_path / "a.json", {"a": float("nan")})
     assert (tmp_path / "a.json").read_text() == '{\n  "a": null\n}\n'
     assert {*tmp_path.iterdir()} == {tmp_path / "a.json", running, *others}
