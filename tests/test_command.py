@@ -141,10 +141,11 @@ def test_too_little_memory_is_one_line(capsys):
     assert capsys.readouterr().err == "error: this machine has too little memory (Unable to allocate 9 TiB)\n"
 
 
-@pytest.mark.parametrize(("redirection", "code"), [("> /dev/full", 120), (">&-", 0), ("2>&-", 0), ("", 0)])
-def test_a_full_disk_is_no_reader_that_left(redirection, code):
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-", "2>&-", ""])
+def test_a_full_disk_is_no_reader_that_left(redirection):
     program = "import sys; from dino_jax.command import run; sys.exit(run(lambda: print('numbers')))"
     done = subprocess.run(f'{sys.executable} -c "{program}" {redirection}', shell=True, capture_output=True, text=True)
-    assert done.returncode == code
+    full = redirection == "> /dev/full"
+    assert (done.returncode != 0) == full
     assert done.stdout == ("" if ">" in redirection and "2" not in redirection else "numbers\n")
-    assert ("No space left on device" in done.stderr) == (code == 120)
+    assert ("No space left on device" in done.stderr) == full
