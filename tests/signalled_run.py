@@ -1,7 +1,6 @@
 """Trains, and sends itself a signal at a certain place: `python -m tests.signalled_run SIGKILL recorded 5 ARGUMENTS`.
 
-Places: `recorded` STEP, after the record of a step; `saving` STEP, when a checkpoint has some of its files; `entered`
-STEP, when the phase that begins after that step has its networks.
+Places: `recorded` STEP, after the record of a step; `saving` STEP, when a checkpoint has some of its files.
 """
 
 import os
@@ -16,7 +15,6 @@ import jax
 
 from dino_jax import main
 from dino_jax.checkpoint import Checkpoints
-from dino_jax.gram_teacher import GramTeachers
 from dino_jax.record import Recorder
 
 
@@ -37,16 +35,6 @@ def install(number: int, where: str, step: int) -> None:
                 time.sleep(0.5)  # the processes agree on a step to stop after, which takes them a moment
 
         Recorder.after_step = after_step
-    elif where == "entered":
-        enter = GramTeachers.enter
-
-        def entered(self: GramTeachers, phase: Any, state: Any) -> Any:
-            state = enter(self, phase, state)
-            if phase.first == step:
-                strike()
-            return state
-
-        GramTeachers.enter = entered
     elif where == "saving":
         save = Checkpoints.save
 

@@ -34,8 +34,7 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     assert lines(workdir) == expected[:5]
     (workdir / "results.json").write_text("{}")  # as if it had been finished before it was given more steps
     for where, step, workers, found in (
-        ("saving", 6, 0, "5"),  # during a save
-        ("entered", 8, 0, "[56]"),  # just after the first phase, while its last state may still be on its way to disk
+        ("saving", 8, 0, "5"),  # during the save with which the first phase ends
         ("recorded", 11, 2, "[68]"),  # between two saves of the second phase, after the refresh
     ):
         killed = program.train_until("SIGKILL", where, step, workdir, data__workers=workers)

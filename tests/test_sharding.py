@@ -13,9 +13,9 @@ from dino_jax import state as states
 from dino_jax.metrics import read_metrics
 from tests.tiny_recipe import get_config
 
-SHAPES = ("1x1", "8x1", "2x4")
-CENTERED = ("centered-1x1", "centered-1x8")
-CONVNEXT = ("convnext-1x1", "convnext-2x4")
+SHAPES = ("1x1", "2x4")
+CENTERED = ("centered-1x1", "centered-8x1")
+CONVNEXT = ("convnext-1x1", "convnext-1x8")
 UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 
 
@@ -45,10 +45,9 @@ def test_eight_devices_measure_what_one_does(runs, shape):
 @pytest.mark.slow
 def test_state_is_split(runs):
     _, _, held = runs
-    assert held["8x1"] == held["1x1"]
     assert held["2x4"] < 0.4 * held["1x1"]
-    assert held["convnext-2x4"] < 0.6 * held["convnext-1x1"]
-    assert held["centered-1x8"] < 0.25 * held["centered-1x1"]
+    assert held["centered-8x1"] == held["centered-1x1"]
+    assert held["convnext-1x8"] < 0.5 * held["convnext-1x1"]
 
 
 @pytest.mark.slow
