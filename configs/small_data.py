@@ -1,4 +1,4 @@
-"""Training from scratch on thousands of images with one device: `v3` (the default), `v2`, `v1`.
+"""Training from scratch on thousands of images with one device: `v3` (the default; no Gram phase), `v2`, `v1`.
 
 What keeps it from collapsing, or from learning nothing, on little data: a small network with LayerScale at 1 (or none),
 few prototypes, sharp targets while new prototypes still score all images alike, and a teacher that is slow from the

@@ -7,8 +7,10 @@ Time and score here: not run.
 Command: python -m dino_jax.main --config configs/v1_vits16.py --workdir DIR
   --config.data.path=imagenet/train --config.data.test_path=imagenet/val
 The longer published runs: --config.phases.pretrain.steps=750600 (300 epochs) with
-  --config.phases.pretrain.schedules.teacher_temperature.peak=0.07 ...teacher_temperature.end=0.07
-  ...teacher_temperature.warmup=75060 and --config.dino_head.gain=trained (safe for ViT-S only).
+  --config.phases.pretrain.schedules.teacher_temperature.peak=0.07
+  --config.phases.pretrain.schedules.teacher_temperature.end=0.07
+  --config.phases.pretrain.schedules.teacher_temperature.warmup=75060 --config.dino_head.gain=trained (the last is safe
+  for ViT-S only).
 """
 
 from dino_jax import config

@@ -3,14 +3,15 @@
 Variants: a device, `gpu` (ViT-S/8, 200 epochs) or `cpu` (a ViT of 2 M parameters, patch 12, 12 epochs), alone for
   DINOv3 or followed by `_no_gram` (the last phase without its Gram loss), `_v2` or `_v1`, on the same budget.
 Paper: DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193), DINO (2104.14294) at small size; not published settings.
-Data: tars of <class>/<id>.jpg at data.path and data.test_path; images and masks at eval.dense.path ('' for none).
+Data: tars of <class>/<id>.jpg at data.path and data.test_path: of each class 700 and 180 images, resized to 96 pixels;
+  images and masks at eval.dense.path, here CamVid ('' for none).
 Hardware: `gpu`: one GPU with 80 GB, or 24 with --config.remat=full, and 16 cores. An H200 trained 1,640 images/s with
   cuDNN's attention, but learnt nothing at five times the learning rate: docs/results.md. As it stands: not run.
   `cpu`: 2 CPU cores, 75 minutes if nothing else runs; 20-NN accuracy 38.7 % (39.3 at best), where raw pixels have
   37.1 % (35.7 % with an unweighted vote) and the untrained network 28.1 %. `cpu_no_gram` 38.6 % (39.3 at best),
   `cpu_v2` 40.1 (40.3, with masks of fixed sizes), `cpu_v1` 35.1 (35.6).
 Command: python -m dino_jax.main --config configs/v3_imagenette.py:cpu --workdir runs/imagenette \
-  --config.data.path=../shared/data/objects-train.tar.gz --config.data.test_path=../shared/data/objects-test.tar.gz
+  --config.data.path=TRAIN.tar --config.data.test_path=TEST.tar --config.eval.dense.path=
 """
 
 from dino_jax import config

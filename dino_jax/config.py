@@ -106,6 +106,9 @@ def head(*, prototypes: int, hidden: int = 2048, bottleneck: int = 256, gain: st
     """Returns the options of a projection head (DINO, section 3.1).
 
     Args:
+      prototypes: outputs, which the targets are distributions over.
+      hidden: width of the two hidden layers.
+      bottleneck: dimensions of the normalised vector that is compared with the prototypes.
       gain: "none" (DINOv3); of weight-normalised prototypes: "frozen" (DINO) or "trained" (DINOv2).
     """
     return ConfigDict({"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "gain": gain}).lock()

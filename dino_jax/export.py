@@ -117,7 +117,7 @@ def to_stablehlo(
     try:
         serialized = exported.serialize()
     except ImportError:
-        raise ValueError("export needs flatbuffers: pip install 'dino_jax[export]'") from None
+        raise ValueError("export needs flatbuffers: pip install -e '.[export]'") from None
     numbers = _compare(model, features, jax.export.deserialize(serialized).call, shape)
     write_whole(Path(path), lambda file: file.write(serialized))
     return numbers

@@ -25,7 +25,7 @@ def convert(features: Features, shape: tuple[int, int, int]) -> bytes:
     try:
         import jax2onnx
     except ImportError:
-        raise ValueError("export to ONNX needs jax2onnx: pip install 'dino_jax[onnx]'") from None
+        raise ValueError("export to ONNX needs jax2onnx: pip install -e '.[onnx]'") from None
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # types of values that no output needs
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)

@@ -51,7 +51,7 @@ def require(kind: str) -> None:
         if package:
             importlib.import_module(package)
     except ImportError:
-        raise ValueError(f"format {kind} needs {package}: pip install 'dino_jax[features]', or use npz") from None
+        raise ValueError(f"format {kind} needs {package}: pip install -e '.[features]', or use npz") from None
 
 
 def _write_npz(path: Path, features: Features) -> None:

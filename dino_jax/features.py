@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--format", default="npz", choices=sorted(feature_files.SUFFIXES), help="format of the parts (default npz)"
     )
     parser.add_argument(
-        "--outputs", default="cls", metavar="A,B", help=f"one or more of {','.join(OUTPUTS)} (default cls)"
+        "--outputs",
+        default="cls",
+        metavar="A,B",
+        help=f"one or more of {','.join(OUTPUTS)} (default cls); gem is the generalised mean",
     )
     parser.add_argument("--layers", type=int, default=1, metavar="N", help="number of last blocks to take (default 1)")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the images (default 224)")
@@ -53,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--fit",
         default="crop",
         choices=FITS,
-        help="how images are brought to that size (default crop; the k-NN and linear tasks use centre)",
+        help="how images get that size: crop (by the shorter side; the default), centre (by the shorter side, 8/7 of "
+        "it, as for k-NN and linear probes), squash (by both sides), native (their own size, in whole patches)",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch (default 64)")
     text = "images per output file; a killed job loses at most one file (default: what fills 256 MiB, at most 4096)"

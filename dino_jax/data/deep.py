@@ -104,7 +104,7 @@ def _deep_png(encoded: bytes) -> np.ndarray:
     try:
         import cv2
     except ImportError:
-        raise BadImage("such a 16-bit PNG needs OpenCV: pip install 'dino_jax[video]', or save it as TIFF") from None
+        raise BadImage("such a 16-bit PNG needs OpenCV: pip install -e '.[video]', or save it as TIFF") from None
     check_size(int.from_bytes(encoded[16:20]), int.from_bytes(encoded[20:24]))
     samples = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None:

@@ -178,7 +178,7 @@ def _nyu_labelled(path: Path, split: str) -> LabelledNyu:
     try:
         import h5py
     except ImportError:
-        raise ValueError(f"{path} needs h5py: pip install 'dino_jax[nyu]'") from None
+        raise ValueError(f"{path} needs h5py: pip install -e '.[nyu]'") from None
     listed = path.with_name(NYU_SPLITS)
     keys = {"train": "trainNdxs", "test": "testNdxs"}
     if split not in keys:

@@ -19,7 +19,7 @@ def imported(library: str) -> Any:
         return importlib.import_module(library)
     except Exception as error:  # libraries with compiled parts fail in many ways
         text = " ".join(str(error).split())[:120]
-        raise ValueError(f"{library} cannot be imported ({text}): pip install 'dino_jax[reference]'") from None
+        raise ValueError(f"{library} cannot be imported ({text}): pip install -e '.[reference]'") from None
 
 
 @cache
