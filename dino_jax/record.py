@@ -94,6 +94,8 @@ class Recorder:
         if due or compiled:
             jax.block_until_ready(metrics)
         self.throughput.add(phase.options.batch_size, compiled=compiled)
+        if compiled and not due:  # minutes may have passed in silence
+            self._progress.update(step, phase=phase.name, loss=float(metrics["loss/total"]))
         if not due:
             return
         with self.throughput.paused():

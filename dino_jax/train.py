@@ -293,7 +293,7 @@ class Trainer:
             state = self.gram.enter(phase, state)
         done = int(state.step)
         words = self.gram.describe(phase, done) + phase.describe_sizes()
-        self.progress.note(f"phase {phase.name}: steps {done + 1} to {phase.last}; {words}")
+        self.progress.note(f"phase {phase.name}: steps {done + 1} to {phase.last}; {words}; compiling its step")
         return state, batches
 
     def compiled_step(self, phase: Phase, state: TrainState) -> Any:

@@ -5,10 +5,11 @@ from dino_jax.models.convnext import ConvNext
 from dino_jax.models.extractor import Extractor
 from dino_jax.models.head import PrototypeHead
 from dino_jax.models.named import Backbone, build, init_variables, network_class
+from dino_jax.models.readout import intermediate_layers, last_attention
 from dino_jax.models.resnet import ResNet
 from dino_jax.models.stages import intermediate_stages
 from dino_jax.models.variants import CONVNEXT_VARIANTS, RESNET_VARIANTS, VARIANTS, VIT_VARIANTS
-from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention
+from dino_jax.models.vit import VisionTransformer
 
 __all__ = [
     "CONVNEXT_VARIANTS",

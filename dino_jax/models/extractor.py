@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dino_jax.models.readout import intermediate_layers, last_attention, last_keys
 from dino_jax.models.stages import STATS, intermediate_stages
-from dino_jax.models.vit import VisionTransformer, intermediate_layers, last_attention, last_keys
+from dino_jax.models.vit import VisionTransformer
 
 Params = dict[str, Any]
 

@@ -181,6 +181,14 @@ class VisionTransformer(nn.Module):
             out = {name: out[name] | {"blocks": blocks[name][:, :, : lengths[name]]} for name in out}
         return out
 
+    def entrance(self, images: Array) -> tuple[Array, layers.Table | None, int | None]:
+        """Returns what enters the first block, in inference: tokens `(batch, tokens, width)`, their rotations, and how
+        many of the tokens are attended to, if not all."""
+        tokens, tables, lengths = self.fill_up(
+            {"global": self.embed(images)}, {"global": self.rope_table(images.shape[1:3], False)}
+        )
+        return tokens["global"], tables["global"], lengths["global"]
+
     def fill_up(
         self, tokens: dict[str, Array], ropes: dict[str, layers.Table | None]
     ) -> tuple[dict[str, Array], dict[str, layers.Table | None], dict[str, int | None]]:
@@ -258,65 +266,3 @@ class VisionTransformer(nn.Module):
             first_norm = self.local_cls_norm
         first = first_norm(first)
         return {"cls": first[:, 0], "registers": first[:, 1:], "patches": self.norm_all(patches), "prenorm": x}
-
-
-def intermediate_layers(
-    model: VisionTransformer, params: Any, images: Array, layers_wanted: list[int], *, norm: bool = True
-) -> list[dict[str, Array]]:
-    """Returns the tokens after the given blocks (negative indices count from the end).
-
-    Args:
-      images: `(batch, height, width, channels)`.
-      norm: apply the final norm (never the local one) to each.
-
-    Returns:
-      For each wanted block "cls" `(batch, dim)`, "registers" and "patches" `(batch, n, dim)`.
-    """
-    blocks = model.apply({"params": params}, {"global": images}, collect=True)["global"]["blocks"]
-    out = []
-    for index in layers_wanted:
-        x = blocks[index]
-        if norm:
-            out.append(model.apply({"params": params}, x, method="final_norm"))
-        else:
-            prefix = 1 + model.registers
-            out.append({"cls": x[:, 0], "registers": x[:, 1:prefix], "patches": x[:, prefix:]})
-    return out
-
-
-def last_attention(model: VisionTransformer, params: Any, images: Array, *, queries: int | None = None) -> Array:
-    """Returns the last block's attention weights `(batch, heads, queries, tokens)`, float32.
-
-    Args:
-      images: `(batch, height, width, channels)`.
-      queries: how many of the first tokens, CLS being the first; all by default, which takes much memory for large
-        images.
-    """
-    block, x = _last_block(model, params, images)
-    table = model.apply({"params": params}, images.shape[1:3], False, method="rope_table")
-    return block.attention_probabilities(x, table, queries)
-
-
-def last_keys(model: VisionTransformer, params: Any, images: Array) -> Array:
-    """Returns the keys of the patches in the last block's attention, heads side by side: `(batch, patches, width)`.
-
-    They are what the projection gives, bias included, before rotary positions turn them; in DINO and DINOv2, which
-    have no such positions, they are the keys that are attended to.
-
-    Args:
-      images: `(batch, height, width, channels)`.
-    """
-    block, x = _last_block(model, params, images)
-    _, keys, _ = block.attn.queries_keys_values(block.norm1(x), None)
-    return keys.reshape(x.shape)[:, 1 + model.registers :]
-
-
-def _last_block(model: VisionTransformer, params: Any, images: Array) -> tuple[Block, Array]:
-    """Returns the last block with its parameters, and the tokens `(batch, tokens, width)` that enter it."""
-    variables = {"params": params}
-    if model.depth > 1:
-        x = model.apply(variables, {"global": images}, collect=True)["global"]["blocks"][-2]
-    else:
-        x = model.apply(variables, images, method="embed")
-    last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
-    return Block(**model.block_options()).bind({"params": last}), x

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dino_jax.models import Extractor, build
-from dino_jax.models.vit import last_keys
+from dino_jax.models.readout import last_keys
 
 NETWORKS = {
     "dinov2_vits14_reg": {"width": 16, "depth": 2, "heads": 2, "pos_grid": 2},

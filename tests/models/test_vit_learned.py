@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dino_jax.models import VisionTransformer, intermediate_layers, last_attention, layers
+from dino_jax.models.readout import last_keys
 from dino_jax.models.variants import DINO, DINOV2
-from dino_jax.models.vit import last_keys
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, sum_tolerance, tree
 
