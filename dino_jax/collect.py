@@ -56,9 +56,10 @@ def of_images(apply: Callable[[Array], Array], images: np.ndarray, *, batch_size
 
     Args:
       apply: maps images `(batch, height, width, channels)` to an array `(batch, ...)` that is readable here.
-      batch_size: images at once; rounded up to a multiple of the devices, and fewer when there are fewer.
+      batch_size: images at once; rounded up to a multiple of the devices. Fewer images share a power of two, so that
+        few sizes of batches are compiled.
     """
-    size = min(batch_size, len(images))
+    size = min(batch_size, 1 << (len(images) - 1).bit_length())
     size += -size % sharding.data_shards(mesh)
     parts: list[np.ndarray] = []
     pending: Array | None = None

@@ -33,16 +33,15 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted", trains
 
     Args:
       interrupted: what Ctrl-C leaves behind, in words.
-      trains: it takes most of a GPU, and calls `choose_loops` itself, once it knows its heads.
+      trains: it calls `choose_loops` itself, once it knows its heads.
 
     Returns:
       The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
     """
     gc.set_threshold(*COLLECT)
     prepare_cpu()
-    if trains:
-        reserve_memory()
-    else:
+    reserve_memory()
+    if not trains:
         choose_loops()
     with lasting_streams():
         try:
@@ -176,7 +175,7 @@ def say(words: str) -> None:
         os.write(2, f"\n{words}\n".encode())
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """Returns an error's message as one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -223,7 +222,11 @@ def output_folder(folder: Path) -> Iterator[None]:
 
 
 def only_our_lines() -> None:
-    """Keeps remarks of the libraries below off the terminal; their errors reach it as exceptions, in one line."""
+    """Keeps remarks of the libraries below off the terminal; their errors reach it as exceptions, in one line.
+
+    Warnings take one line as well.
+    """
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
     # asyncio reports the other writes of a save whose first error has already reached us.
     for name, level in (("absl", logging.CRITICAL), ("asyncio", logging.CRITICAL), ("tensorboardX", logging.ERROR)):

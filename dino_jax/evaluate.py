@@ -48,10 +48,21 @@ def task_parser(name: str, add_arguments: Callable[[argparse.ArgumentParser], No
     )
     parser.add_argument("task", choices=[name], help=argparse.SUPPRESS)
     model_options.add_weights(parser)
+    if name in ANY_CHANNELS:
+        model_options.add_channels(parser)
+        model_options.add_bits(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder for the pictures")
     add_arguments(parser)
     return parser
+
+
+def check_data(options: argparse.Namespace) -> None:
+    """Raises ValueError when data that the options name is not there: large weights take minutes to load."""
+    for name in ("data", "test", "other", "distractors", "whitening"):
+        path = getattr(options, name, None)
+        if path and path != "packaged" and not Path(path).expanduser().exists():
+            raise ValueError(f"--{name} {path} does not exist: check the path")
 
 
 def start(arguments: list[str]) -> None:
@@ -69,6 +80,7 @@ def start(arguments: list[str]) -> None:
     command.check_one_process("evaluate")
     command.check_output(options.json)
     command.only_our_lines()
+    check_data(options)
     model = model_options.load_model(options)
     channels = model.backbone.in_channels
     if channels != 3 and name not in ANY_CHANNELS:

@@ -44,15 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    model_options.add_model(parser)
+    model_options.add_weights(parser, dtypes=tuple(TOLERANCE))
+    model_options.add_channels(parser)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="file to write, such as model.stablehlo or model.onnx"
     )
     text = "side of the images, or height and width (default 224)"
     parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PX", help=text)
-    parser.add_argument(
-        "--dtype", choices=tuple(TOLERANCE), default="float32", help="type of weights and computation (default float32)"
-    )
     parser.add_argument(
         "--platforms",
         nargs="+",
@@ -154,11 +152,13 @@ def _check(model: Extractor, height: int, width: int) -> None:
     patch = model.patch_size
     if min(height, width) < patch or height % patch or width % patch:
         raise ValueError(f"image size {height} x {width} does not fit {model.name}: use multiples of {patch}")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    leaves = jax.tree.leaves(model.params)
+    size, halved = sum(leaf.nbytes for leaf in leaves), 2 * sum(leaf.size for leaf in leaves)
     if size > MOST_BYTES:
+        fix = 'use --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or ' if halved <= MOST_BYTES else "use "
         raise ValueError(
-            f"{model.name} has {size / 2**30:.1f} GiB of weights, but one file holds less than 2 GiB: "
-            'use --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or a smaller network'
+            f"{model.name} has {size / 2**30:.1f} GiB of weights, but one file holds less than 2 GiB: {fix}a smaller "
+            "network"
         )
 
 

@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     model_options.add_images(parser)
-    model_options.add_model(parser)
+    model_options.add_weights(parser)
+    model_options.add_channels(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the parts")
     parser.add_argument(
         "--format", default="npz", choices=sorted(feature_files.SUFFIXES), help="format of the parts (default npz)"

@@ -1,7 +1,9 @@
 """The command-line options by which a command gets its model and its images, and what they stand for."""
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dino_jax.data.deep import decoder
@@ -10,8 +12,8 @@ from dino_jax.data.sources import Source, open_path
 from dino_jax.models import Extractor
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights, --model, --heads, --mean and --std."""
+def add_weights(parser: argparse.ArgumentParser, *, dtypes: Sequence[str] = ("float32", "bfloat16")) -> None:
+    """Adds --weights, --model, --heads, --mean, --std and --dtype with these choices."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -23,18 +25,29 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
         text = f"{what} of each channel, for pixels scaled to [0, 1] (default: those of the weights)"
         parser.add_argument(name, type=float, nargs="+", metavar="X", help=text)
+    text = "type of parameters and computation; bfloat16 takes half the memory (default float32)"
+    parser.add_argument("--dtype", choices=tuple(dtypes), default="float32", help=text)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `add_weights` and --in-chans."""
-    add_weights(parser)
+def add_channels(parser: argparse.ArgumentParser) -> None:
+    """Adds --in-chans."""
     parser.add_argument(
         "--in-chans", type=int, metavar="N", help="channels of the images (default: those of the weights)"
     )
 
 
+def add_bits(parser: argparse.ArgumentParser) -> None:
+    """Adds --bits."""
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 16),
+        help="bits of each sample that the network sees (default: those of the run, else 8 of RGB and 16 of others)",
+    )
+
+
 def load_model(options: argparse.Namespace) -> Extractor:
-    """Loads the model named by the options of `add_weights`, or by those of `add_model` and `--dtype` if there are any.
+    """Loads the model named by the options of `add_weights`, and of `add_channels` and `add_bits` if there are any.
 
     Raises:
       ValueError: for weights that cannot be loaded, or statistics that do not fit the channels.
@@ -49,7 +62,9 @@ def load_model(options: argparse.Namespace) -> Extractor:
     given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
     given |= {"heads": options.heads} if options.heads is not None else {}
     path = (options.model, options.weights) if options.model else (options.weights,)
-    return pretrained.load(*path, **given)[0]
+    model, _ = pretrained.load(*path, **given)
+    bits = getattr(options, "bits", None)
+    return dataclasses.replace(model, bits=bits) if bits else model
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -60,16 +75,11 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folder, file, tar, tar.gz or ArrayRecord; or packaged: the photographs in scikit-image",
     )
-    parser.add_argument(
-        "--bits",
-        type=int,
-        choices=(8, 16),
-        help="bits of each sample that the network sees (default: those of the run, else 8 of RGB and 16 of others)",
-    )
+    add_bits(parser)
 
 
 def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
-    """Opens the images that the options of `add_images` name, then loads the model that those of `add_model` name.
+    """Opens the images that the options of `add_images` name, then loads the model that the others name.
 
     Raises:
       ValueError: as `load_model`, or for images that are not there or cannot be read in the model's channels.
@@ -77,7 +87,7 @@ def open_both(options: argparse.Namespace) -> tuple[Source, Extractor]:
     asked = options.in_chans or 3, options.bits or 0
     source = open_images(options, *asked)  # a wrong path is said before weights are read
     model = load_model(options)
-    found = model.backbone.in_channels, options.bits or model.bits
+    found = model.backbone.in_channels, model.bits
     source = source if found == asked else open_images(options, *found)
     if dark := darkness(source, model.mean):
         print(f"--images {options.images}: {dark}", file=sys.stderr)

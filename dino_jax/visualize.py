@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, what in KINDS.items():
         kind = kinds.add_parser(name, help=what, description=f"Draws {what}.", allow_abbrev=False)
         model_options.add_images(kind)
-        model_options.add_model(kind)
+        model_options.add_weights(kind)
+        model_options.add_channels(kind)
         kind.add_argument(
             "--out",
             type=Path,

@@ -72,7 +72,11 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 
 def test_too_large_for_one_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    monkeypatch.setattr(export, "MOST_BYTES", size // 4)
+    with pytest.raises(ValueError, match="one file holds less than 2 GiB: use a smaller network"):
+        export.to_stablehlo(model, tmp_path / "m", height=16, width=16)
+    monkeypatch.setattr(export, "MOST_BYTES", size // 2)
     with pytest.raises(ValueError, match="one file holds less than 2 GiB: use --dtype bfloat16"):
         export.to_stablehlo(model, tmp_path / "tiny.stablehlo", height=16, width=16)
 

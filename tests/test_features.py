@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
@@ -191,8 +192,8 @@ def write_images(folder, count=3):
 def command(tmp_path, monkeypatch, capsys):
     """Runs the command with a tiny network; returns its exit code and the last line on stderr."""
 
-    def load(path, *, in_chans, mean, std, heads=2):
-        model = tiny_model(in_channels=in_chans or 3, heads=heads)
+    def load(path, *, in_chans, mean, std, dtype, heads=2):
+        model = tiny_model(in_channels=in_chans or 3, heads=heads, dtype=jnp.dtype(dtype))
         return dataclasses.replace(model, mean=mean or model.mean, std=std or model.std), None
 
     monkeypatch.setattr(pretrained, "load", load)
@@ -232,6 +233,17 @@ def test_sixteen_bits_and_five_channels_reach_the_model(command, tmp_path):
 def test_heads_reach_the_model(command, tmp_path):
     assert command(write_images(tmp_path / "images"), "--heads", "4")[0] == 0
     assert "heads = 4" in json.loads((tmp_path / "out" / "features.json").read_text())["backbone"]
+
+
+def test_half_precision_reaches_the_model(command, tmp_path):
+    """Its features are of other settings than those of single precision."""
+    images = write_images(tmp_path / "images")
+    assert command(images, "--dtype", "bfloat16", "--outputs", "cls,patches")[0] == 0
+    found = features.read(tmp_path / "out")["cls"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, found.astype(jnp.bfloat16).astype(np.float32))
+    code, (words,) = command(images, "--outputs", "cls,patches")
+    assert code == 2 and "holds features of other settings (backbone" in words
 
 
 def test_fit_layers_and_half_floats_reach_the_parts(command, tmp_path):

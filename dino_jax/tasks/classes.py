@@ -1,6 +1,7 @@
 """What the classification tasks share: options of the data, features of training and test images, pictures."""
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,21 @@ import numpy as np
 
 from dino_jax import sharding
 from dino_jax.data.deep import decoder
+from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled, open_labelled
+from dino_jax.data.reading import read_samples
 from dino_jax.data.sources import Source
+from dino_jax.evals.knn import raw_pixels
 from dino_jax.evals.neighbours import neighbours
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.confusion import confusion
 from dino_jax.pictures.page import page, save
-from dino_jax.tasks.images import add_extraction_arguments, extracted, picture_of
+from dino_jax.tasks.images import SIDE, add_extraction_arguments, extracted, picture_of
 
 WORST = 6  # pairs of classes shown by examples
 SHOWN = 6  # images of each
+AHEAD = 256  # images that are decoded while others are used
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +48,17 @@ def open_data(options: argparse.Namespace, model: Extractor) -> Labelled:
     """Opens the images that the options name, in the channels and bits of the model."""
     decode = decoder(model.backbone.in_channels, model.bits)
     return open_labelled(options.data, options.test, limit=options.limit, decode=decode)
+
+
+def pixels_of(data: Labelled, train: Features, test: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Returns raw pixels, see `knn.raw_pixels`, of the training and test images that have features."""
+
+    def pixels(source: Source, features: Features) -> np.ndarray:
+        prepare = functools.partial(fit, size=SIDE)
+        samples = read_samples(source, features["ids"].tolist(), prepare=prepare, ahead=AHEAD)
+        return raw_pixels(sample[0] for sample in samples if sample is not None)
+
+    return pixels(data.train, train), pixels(data.test, test)
 
 
 def features_of(

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dino_jax.data.fit import fit
 from dino_jax.data.labelled import Labelled
-from dino_jax.evals.knn import KS, TEMPERATURE, few_shot, raw_pixels, vote
+from dino_jax.evals.knn import KS, TEMPERATURE, few_shot, vote
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
@@ -19,8 +18,9 @@ from dino_jax.tasks.classes import (
     features_of,
     nearest,
     open_data,
+    pixels_of,
 )
-from dino_jax.tasks.images import SIDE, picture_of
+from dino_jax.tasks.images import picture_of
 
 QUERIES = 8  # test images shown with their neighbours
 SHOWN = 6  # neighbours of each
@@ -111,12 +111,9 @@ def _few_shot(train: Features, test: Features, shots: int, options: argparse.Nam
 
 def _pixel_accuracies(data: Labelled, train: Features, test: Features, options: argparse.Namespace) -> list[float]:
     """Returns the accuracy by raw pixels for each k."""
-    sets = [
-        raw_pixels(fit(source[index]["image"], size=SIDE) for index in features["ids"])
-        for source, features in ((data.train, train), (data.test, test))
-    ]
-    mean = sets[0].mean(axis=0)
-    cosines, indices = nearest(sets[0] - mean, sets[1] - mean, k=max(options.k))
+    x, test_x = pixels_of(data, train, test)
+    mean = x.mean(axis=0)
+    cosines, indices = nearest(x - mean, test_x - mean, k=max(options.k))
     winners = vote(cosines, train["labels"][indices], ks=options.k, classes=len(data.class_names))
     return [float(value) for value in np.mean(winners[0] == test["labels"], axis=-1)]
 

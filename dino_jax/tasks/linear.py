@@ -137,12 +137,15 @@ def _on_the_fly(
 ) -> Iterator[Step]:
     """Yields features of new views in every epoch, computed as they are needed."""
     mesh = sharding.make_mesh()
-    rows = -(-batch_size // sharding.data_shards(mesh)) * sharding.data_shards(mesh)
+    shards = sharding.data_shards(mesh)
+    at_once = -(-min(options.batch_size, batch_size) // shards) * shards  # images in the network
+    rows = -(-batch_size // at_once) * at_once
 
     @jax.jit
     def features(model: Extractor, images: Array) -> dict[str, Array]:
         tokens = model.intermediate(model.normalize(images), blocks)
-        return linear.choices(jnp.stack([x["cls"] for x in tokens], axis=1), tokens[-1]["patches"].mean((1, 2)))
+        cls, patches = ([x[name].astype(jnp.float32) for x in tokens] for name in ("cls", "patches"))
+        return linear.choices(jnp.stack(cls, axis=1), patches[-1].mean((1, 2)))
 
     model = jax.device_put(model, sharding.replicated(mesh))
     for epoch in range(options.epochs):
@@ -153,8 +156,12 @@ def _on_the_fly(
             stray = batch["ids"][batch["valid"] & (batch["labels"] < 0)]
             if len(stray):
                 raise ValueError(f"{train.name(int(stray[0]))} has no class: put each image into a folder of its class")
-            images = sharding.place({"images": batch["images"]}, mesh)["images"]
-            yield features(model, images), np.maximum(batch["labels"], 0), batch["valid"].astype(np.float32)
+            parts = [
+                features(model, sharding.place({"images": images}, mesh)["images"])
+                for images in np.split(batch["images"], rows // at_once)
+            ]
+            joined = {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
+            yield joined, np.maximum(batch["labels"], 0), batch["valid"].astype(np.float32)
 
 
 def _from_cache(

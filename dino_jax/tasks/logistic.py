@@ -1,6 +1,8 @@
 """Logistic regression on frozen CLS features: a quick linear evaluation without augmentation."""
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,31 @@ from dino_jax.evals.logistic import MOST_STEPS, STRENGTHS, fit, predict, standar
 from dino_jax.models import Extractor
 from dino_jax.pictures.charts import over_setting
 from dino_jax.tasks import Result
-from dino_jax.tasks.classes import add_data_arguments, check_classes, draw_confusions, features_of, open_data
+from dino_jax.tasks.classes import (
+    add_data_arguments,
+    check_classes,
+    draw_confusions,
+    features_of,
+    open_data,
+    pixels_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Regressions on features of one kind.
+
+    Attributes:
+      validation: accuracy of each strength on held-out training images.
+      strength: the best of them.
+      predictions: classes of the test images, by a regression of that strength on all training images.
+      accuracy: of these.
+    """
+
+    validation: np.ndarray
+    strength: float
+    predictions: np.ndarray
+    accuracy: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation", type=float, default=0.1, help="fraction of the training images held out for choosing C"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed for the validation split")
+    parser.add_argument("--pixels", action="store_true", help="also classify by raw pixels, shrunk to 16 x 16")
 
 
 def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
@@ -38,30 +65,56 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     data = open_data(options, model)
     train, test = (features_of(model, source, options) for source in (data.train, data.test))
     check_classes(data, train["labels"], options)
-    x, test_x = standardise(train["cls"], test["cls"])
-    kept, held = hold_out(train["labels"], share=options.validation, seed=options.seed, names=data.class_names)
-    settings = {"classes": len(data.class_names), "most_steps": options.steps}
-    strengths = tuple(options.strengths)
-    tried = fit(x[kept], train["labels"][kept], strengths=strengths, **settings)
-    validation = np.mean(predict(tried, x[held]) == train["labels"][held], axis=1)
-    best = int(np.argmax(validation))
-    final = fit(x, train["labels"], strengths=strengths[best : best + 1], **settings)
-    predictions = predict(final, test_x)[0]
-    accuracy = float(np.mean(predictions == test["labels"]))
-    numbers = {
-        "logistic/accuracy": accuracy,
-        "logistic/validation": float(validation[best]),
-        "logistic/strength": strengths[best],
-    }
-    numbers |= {f"logistic/validation_C{c:g}": float(v) for c, v in zip(strengths, validation, strict=True)}
-    rows: list[list[str | float]] = [["logistic regression", *(f"C = {c:g}" for c in strengths)]]
-    rows.append(["validation", *map(float, validation)])
-    rows.append(["test, chosen C", *(accuracy if i == best else "" for i in range(len(strengths)))])
-    title = f"Logistic regression, C = {strengths[best]:g}, {accuracy:.1%}"
-    pictures = draw_confusions(data, test["ids"], test["labels"], predictions, folder, title=title)
+    labels, truth, names = train["labels"], test["labels"], data.class_names
+    found = fitted(train["cls"], labels, test["cls"], truth, names, options)
+    numbers, rows = _report(found, options.strengths)
+    if options.pixels:
+        x, test_x = pixels_of(data, train, test)
+        more_numbers, more_rows = _report(
+            fitted(x, labels, test_x, truth, names, options), options.strengths, key="pixels_", of=" of raw pixels"
+        )
+        numbers, rows = numbers | more_numbers, rows + more_rows
+    title = f"Logistic regression, C = {found.strength:g}, {found.accuracy:.1%}"
+    pictures = draw_confusions(data, test["ids"], truth, found.predictions, folder, title=title)
     path = folder / "strengths.png"
-    line = {"validation": validation}
+    line, best = {"validation": found.validation}, options.strengths.index(found.strength)
     pictures.append(
-        over_setting(strengths, line, path, title=title, setting="inverse penalty C", chosen=("validation", best))
+        over_setting(
+            options.strengths, line, path, title=title, setting="inverse penalty C", chosen=("validation", best)
+        )
     )
-    return Result(numbers, rows, pictures)
+    heading: list[str | float] = ["logistic regression", *(f"C = {c:g}" for c in options.strengths)]
+    return Result(numbers, [heading, *rows], pictures)
+
+
+def fitted(
+    x: np.ndarray,
+    labels: np.ndarray,
+    test_x: np.ndarray,
+    truth: np.ndarray,
+    names: Sequence[str],
+    options: argparse.Namespace,
+) -> Fitted:
+    """Fits and tests regressions on features `(images, dim)`; `names` are those of the classes."""
+    x, test_x = standardise(x, test_x)
+    kept, held = hold_out(labels, share=options.validation, seed=options.seed, names=names)
+    settings = {"classes": len(names), "most_steps": options.steps}
+    tried = fit(x[kept], labels[kept], strengths=tuple(options.strengths), **settings)
+    validation = np.mean(predict(tried, x[held]) == labels[held], axis=1)
+    strength = options.strengths[int(np.argmax(validation))]
+    predictions = predict(fit(x, labels, strengths=(strength,), **settings), test_x)[0]
+    return Fitted(validation, strength, predictions, float(np.mean(predictions == truth)))
+
+
+def _report(
+    found: Fitted, strengths: Sequence[float], *, key: str = "", of: str = ""
+) -> tuple[dict[str, float], list[list[str | float]]]:
+    """Returns numbers, whose names begin with `key`, and the table's rows, whose names end with `of`."""
+    numbers = {"accuracy": found.accuracy, "validation": float(found.validation.max()), "strength": found.strength}
+    numbers |= {f"validation_C{c:g}": float(v) for c, v in zip(strengths, found.validation, strict=True)}
+    tested = [found.accuracy if strength == found.strength else "" for strength in strengths]
+    rows: list[list[str | float]] = [
+        [f"validation{of}", *map(float, found.validation)],
+        [f"test{of}, chosen C", *tested],
+    ]
+    return {f"logistic/{key}{name}": value for name, value in numbers.items()}, rows

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,24 @@ def architecture(state: StateDict, layout: Layout, known: Mapping[str, Any]) -> 
                 f"{found['patch_size']}, {found['registers']} registers and {hidden} feed-forward channels "
                 f"({found['ffn']}), and shapes do not show the number of heads: give it (--heads N, in Python heads=N)"
             )
+    else:
+        _check_heads(name, found.get("heads", base["heads"]), known.get("heads"), certain="heads" in found)
     found["layer_scale"] = (base["layer_scale"] or 1e-5) if scaled else 0.0
     options = {**base, **found, **layout.options, **known}
     return Architecture(name or f"{layout.family}_custom", layout.family, options)
+
+
+def _check_heads(name: str, there: int, asked: int | None, *, certain: bool) -> None:
+    """Says that a published network has another number of heads than asked for.
+
+    Raises:
+      ValueError: if it is `certain`, by the periods of rotary positions.
+    """
+    if asked in (None, there):
+        return
+    if certain:
+        raise ValueError(f"the weights have rotary positions of {there} heads, not {asked}: leave the heads out")
+    warnings.warn(f"the weights look like {name}, which has {there} heads: {asked} are taken, as asked", stacklevel=2)
 
 
 def published(found: Found, layout: Layout) -> str | None:

@@ -13,6 +13,7 @@ import dino_jax
 from dino_jax import host_memory
 from dino_jax.data.decode import BadImage
 from dino_jax.data.sources import open_path
+from dino_jax.data.subset import Chosen
 from dino_jax.tasks import classes, linear, logistic, open_task
 from dino_jax.tasks.images import picture_of
 from tests.tasks.conftest import COLORS
@@ -133,6 +134,16 @@ def test_logistic(evaluate, colors):
     assert result.numbers["logistic/accuracy"] == 1
     assert result.numbers["logistic/strength"] in (0.1, 10)
     assert [path.name for path in result.pictures] == ["confusion.png", "strengths.png"]
+    assert len(result.rows) == 3
+
+
+def test_logistic_on_pixels(evaluate, colors):
+    result = evaluate("logistic", "--data", colors, "--strengths", 0.1, 10, "--pixels", *SMALL)
+    assert result.numbers["logistic/pixels_accuracy"] == result.numbers["logistic/accuracy"] == 1
+    assert [row[0] for row in result.rows[1:]] == [
+        *("validation", "test, chosen C"),
+        *("validation of raw pixels", "test of raw pixels, chosen C"),
+    ]
 
 
 @pytest.mark.parametrize("views", [0, 2])
@@ -162,6 +173,29 @@ def test_linear_chooses_on_held_out_training_images(evaluate, colors, monkeypatc
     words = ("--rates", 1, 2, "--validation", 0.25)
     numbers = evaluate("linear", "--data", colors, *words, *SMALL).numbers
     assert [numbers[f"linear/{name}"] for name in ("rate", "validation", "accuracy")] == [1, 1, 0]
+
+
+def test_linear_takes_as_many_images_at_once_as_it_is_told(model, colors):
+    """A batch of the probe may be too large for the network."""
+    train = open_path(str(colors / "train"))
+    whole, parts = (
+        list(
+            linear._on_the_fly(
+                model,
+                Chosen(train, range(24)),
+                options("linear", "--data", "", "--epochs", 1, "--size", 16, "--batch-size", at_once),
+                blocks=2,
+                batch_size=10,
+            )
+        )
+        for at_once in (16, 4)
+    )
+    assert len(whole) == len(parts) == 2
+    for (one, labels, weights), (other, more_labels, more_weights) in zip(whole, parts, strict=True):
+        assert weights.tolist() == [1.0] * 10 and more_weights.tolist() == [1.0] * 10 + [0.0] * 2
+        np.testing.assert_array_equal(labels, more_labels[:10])
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name][:10], atol=1e-5)
 
 
 def test_linear_draws_views_and_order_anew_in_every_epoch(model, monkeypatch):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from dino_jax import pretrained
 from dino_jax.models import VIT_VARIANTS
 from dino_jax.weights import infer, layouts, mapping, pth, pth_writer, store
 from dino_jax.weights.files import same_bits
@@ -313,6 +314,17 @@ def test_heads_that_nothing_tells(tmp_path):
         ValueError, match=r"no published network of dinov2 has width 48.*give it \(--heads N, in Python heads=N\)"
     ):
         store.read(tmp_path / "x.pth")
+
+
+def test_other_heads_than_those_of_a_published_network(tmp_path):
+    """Shapes allow any number; the periods of rotary positions do not."""
+    for name in ("dino_vits16", "dinov3_vits16"):
+        weights = pretrained.drawn(name, seed=0)
+        store.save(weights, tmp_path / f"{name}.pth", "official")
+    with pytest.warns(UserWarning, match="the weights look like dino_vits16, which has 6 heads: 3 are taken, as asked"):
+        assert store.read(tmp_path / "dino_vits16.pth", heads=3).architecture.options["heads"] == 3
+    with pytest.raises(ValueError, match="the weights have rotary positions of 6 heads, not 3: leave the heads out"):
+        store.read(tmp_path / "dinov3_vits16.pth", heads=3)
 
 
 def test_manifest_puts_names_together():
