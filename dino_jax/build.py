@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import optim, schedules
 from dino_jax.data.deep import decoder, sample_type
-from dino_jax.data.labelled import with_classes
+from dino_jax.data.labelled import open_labelled, with_classes
 from dino_jax.data.packaged import PackagedSource
 from dino_jax.data.pipeline import TrainBatches, train_batches
 from dino_jax.data.sources import Source, open_path, open_source
@@ -58,6 +58,21 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
         other = data.homogeneous_path if second else data.path
         test = with_classes(test, train.class_names, place=data.test_path, other=other)
     return train, test
+
+
+def evaluated(config: ConfigDict, source: Source, held_out: Source | None) -> tuple[Source, Source | None]:
+    """Opens the images that vote in k-NN classification, and those that are classified: those of `sources`, unless
+    eval.knn.path has both.
+
+    Raises:
+      ValueError: a path is missing, or its images have no two classes.
+    """
+    path = config.eval.knn.path
+    if not path:
+        return source, held_out
+    with naming("eval.knn.path"):
+        found = open_labelled(path, decode=decoder(config.model.in_channels, config.data.bits))
+    return found.train, found.test
 
 
 def batches(config: ConfigDict, phase: Phase, source: Source) -> TrainBatches:

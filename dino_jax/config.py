@@ -62,6 +62,7 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.size = 224  # pixels; side of the evaluated images
     c.eval.knn = ConfigDict()  # weighted k-NN accuracy on the images of data.test_path: the global quality
+    c.eval.knn.path = ""  # or on the images in folders train and val here, of which those in train vote
     c.eval.knn.every = 5000  # steps
     c.eval.knn.k = 20
     c.eval.knn.images = 20_000  # training images that vote, spread evenly over the set

@@ -104,7 +104,7 @@ class Report:
             rows += [[names[name], f"{100 * accuracy:.1f} %"] for name, accuracy in known.items()]
             print(table(rows))
         elif self.scores.held_out is None:
-            print("no k-NN accuracy: set data.test_path to a folder of labelled images to get one")
+            print("no k-NN accuracy: set data.test_path or eval.knn.path to labelled images to get one")
         else:
             print("no k-NN accuracy: the images have no labels (sub-folders named after classes)")
         if "dense/miou" in results:

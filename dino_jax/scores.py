@@ -47,7 +47,7 @@ class Scores:
     """
 
     def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
-        """Takes the run's networks and mesh, its training images and, if any, labelled held-out ones."""
+        """Takes the run's networks and mesh, the images that may vote and, if any, labelled held-out ones."""
         self.config, self.mesh, self._network = config, mesh, networks.backbone
         if isinstance(self._network, VisionTransformer):  # other attention is checked at the sizes of crops only
             self._network = self._network.clone(attention="xla")
@@ -61,7 +61,7 @@ class Scores:
             self._dense = {split: read_dense(pairs[split], count=count, patch=patch) for split in pairs}
         self._dense_classes = len(pairs["train"].class_names) if pairs else 0
         if held_out is not None:
-            with naming("data.test_path"):
+            with naming("eval.knn.path" if config.eval.knn.path else "data.test_path"):
                 check_readable(held_out)
         self.labelled = held_out is not None and has_labels(held_out) and has_labels(labelled)
         if self.labelled and config.eval.knn.k > len(self.voters):

@@ -61,9 +61,11 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     networks = build.networks(config, shards=shards)
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
+    voters, held_out = build.evaluated(config, source, held_out)
     networks = build.with_attention(networks, config, mesh.local_devices[0])
     kernel = {"the kernel of model.attention (xla runs everywhere)": getattr(networks.backbone, "attention", "")}
-    agreement.check(settings(config) | kernel | images("training", source) | images("held-out", held_out))
+    seen = images("training", source) | images("voting", voters) | images("held-out", held_out)
+    agreement.check(settings(config) | kernel | seen)
     check_statistics(config, source)
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
         initial.check_path(config.init.weights)  # before the workdir takes the value on
@@ -79,7 +81,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
                 print("no data.homogeneous_path: all batches are of the images of data.path", file=sys.stderr)
             if dark := darkness(source, config.data.mean):
                 print(f"data.path: {dark}", file=sys.stderr)
-        return Trainer(config, workdir, mesh, networks, source, held_out, stop).run()
+        return Trainer(config, workdir, mesh, networks, source, (voters, held_out), stop).run()
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -128,15 +130,17 @@ class Trainer:
         mesh: Mesh,
         networks: Networks,
         source: Source,
-        held_out: Source | None,
+        evaluated: tuple[Source, Source | None],
         stop: StopRequest,
     ):
+        """Takes what `run` has opened; `evaluated` are the images of `build.evaluated`."""
         self.config, self.workdir, self.mesh, self.networks = config, workdir, mesh, networks
         self.source, self.stop = source, stop
         self.phases, self.centered = in_order(config), build.centered(config)
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
-        self.scores = Scores(config, networks, mesh, source, held_out)
+        voters, held_out = evaluated
+        self.scores = Scores(config, networks, mesh, voters, held_out)
         agreement.check({"the images and masks at eval.dense.path": self.scores.dense_checksum()})
         self.report = Report(config, self.scores, mesh, workdir.path, held_out or source, self.first_backbone)
         dense_score = self.scores.of_snapshot if config.eval.dense.path else None

@@ -158,6 +158,21 @@ def config_of(tmp_path, test_classes):
     return c
 
 
+def test_another_set_may_vote_and_be_classified(tmp_path):
+    c = config_of(tmp_path, [])
+    c.data.test_path = ""
+    source, held_out = build.sources(c)
+    assert build.evaluated(c, source, held_out) == (source, None)
+    for split, count in (("train", 2), ("val", 1)):
+        write(tmp_path / "judged" / split, ["x", "y"], count)
+    c.eval.knn.path = str(tmp_path / "judged")
+    voters, tested = build.evaluated(c, source, held_out)
+    assert (len(voters), len(tested), tested.class_names) == (4, 2, ("x", "y"))
+    c.eval.knn.path = str(tmp_path / "judged" / "val")
+    with pytest.raises(ValueError, match=r"^eval\.knn\.path: .* holds no folders train and val"):
+        build.evaluated(c, source, held_out)
+
+
 def test_held_out_labels_count_the_training_classes(tmp_path):
     source, held_out = build.sources(config_of(tmp_path, ["b", "c"]))
     assert held_out.class_names == source.class_names == ("a", "b", "c")

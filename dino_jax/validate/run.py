@@ -74,6 +74,11 @@ def _problems(c: ConfigDict) -> Iterator[str]:
                 f"data.{key} = {c.data[key]!r} has no effect with data.source = 'packaged', the photographs of an "
                 "installed package: set data.source to folder, tar or arrayrecord"
             )
+    if c.data.test_path and c.eval.knn.path:
+        yield (
+            f"data.test_path = {c.data.test_path!r} has no effect with eval.knn.path = {c.eval.knn.path!r}, which has "
+            "images that vote and images that are classified: set one of them to ''"
+        )
     if c.data.homogeneous_path and not c.data.homogeneous_share:
         yield (
             f"data.homogeneous_path = {c.data.homogeneous_path!r} has no effect with data.homogeneous_share = 0: set "

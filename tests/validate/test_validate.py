@@ -92,6 +92,10 @@ def test_the_tiny_recipe_is_valid():
             "gram.stats = True with remove_negatives = 'both' compares all 65,536 patches",
         ),
         (
+            {"data.test_path": "val", "eval.knn.path": "imagenet"},
+            "data.test_path = 'val' has no effect with eval.knn.path = 'imagenet', which has images that vote",
+        ),
+        (
             {"data.homogeneous_path": "imagenet"},
             "data.homogeneous_path = 'imagenet' has no effect with data.homogeneous_share = 0: set the share",
         ),
