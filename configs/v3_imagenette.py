@@ -58,7 +58,7 @@ def get_config(variant: str = "gpu"):
     c.eval.size = 96
     c.checkpoint.every = 250
     c.eval.dense.path = "../shared/data/segmentation.tar.gz"
-    # About 2 % of the time on a CPU, 7 % on an H200 in a short run: docs/results.md.
+    # About 3 % of the time on a CPU, 7 % on an H200 in a short run: docs/results.md.
     c.eval.knn.every = c.eval.dense.every = c.eval.quality.every = 500 if device == "gpu" else 400
     c.remat = "matmuls"
     if device == "gpu":

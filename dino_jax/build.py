@@ -133,7 +133,7 @@ def with_attention(networks: Networks, config: ConfigDict, device: jax.Device) -
     asked = config.model.get("attention", "xla")
     if asked == "xla":
         return networks
-    wrong = why_not_fused(config, device)
+    wrong = why_not_fused(networks.backbone, config, device)
     if asked == "auto":
         print(f"attention: {f'plain, as {wrong}' if wrong else 'the kernel of cuDNN'}", file=sys.stderr)
     elif wrong:
@@ -142,25 +142,25 @@ def with_attention(networks: Networks, config: ConfigDict, device: jax.Device) -
     return dataclasses.replace(networks, backbone=backbone)
 
 
-def why_not_fused(config: ConfigDict, device: jax.Device) -> str:
+def why_not_fused(backbone: Backbone, config: ConfigDict, device: jax.Device) -> str:
     """Returns what is against cuDNN's attention on a device, "" if nothing is; runs it at all sizes of crops."""
     capability = getattr(device, "compute_capability", "")  # "9.0" of an H100, "gfx942" of a GPU that is not NVIDIA's
     ampere = bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8
     if not ampere or config.precision != "bfloat16":
         needs = "an NVIDIA GPU (Ampere or later) and precision = 'bfloat16'"
         return f"cuDNN's kernel needs {needs}, not {device.device_kind} and {config.precision!r}"
-    head = config.model.width // config.model.heads
-    checks = (disagreement(tokens=tokens, head_dim=head, device=device) for tokens in token_counts(config))
+    assert isinstance(backbone, VisionTransformer)
+    head, counts = backbone.width // backbone.heads, token_counts(config, backbone)
+    checks = (disagreement(tokens=tokens, head_dim=head, device=device) for tokens in counts)
     wrong = next(filter(None, checks), "")
     return wrong and f"cuDNN's kernel fails its check ({wrong})"
 
 
-def token_counts(config: ConfigDict) -> list[int]:
+def token_counts(config: ConfigDict, backbone: VisionTransformer) -> list[int]:
     """Lists the numbers of tokens of all crops that a transformer is trained on."""
     phases = [sized for name in config.phase_order for _, sized in by_size(config.phases[name])]
     sides = {side for phase in phases for side in _sides(phase)}
-    patch = config.model.patch_size
-    return sorted({1 + config.model.registers + (side // patch) ** 2 for side in sides})
+    return sorted({backbone.token_count(side) for side in sides})
 
 
 def _sides(phase: ConfigDict) -> list[int]:

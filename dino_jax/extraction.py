@@ -215,7 +215,13 @@ class Extraction:
 
         indices = self.images_of(number)
         if self._how == "native":
-            batches = read_by_shape(self.source, indices, batch_size=self._batch_size, prepare=self.prepare)
+            batches = read_by_shape(
+                self.source,
+                indices,
+                batch_size=self._batch_size,
+                prepare=self.prepare,
+                shards=sharding.data_shards(self.mesh),
+            )
         else:
             batches = self._my_rows(indices)
         features = collect(apply, batches, mesh=self.mesh, advance=advance)

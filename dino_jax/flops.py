@@ -5,7 +5,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from dino_jax.models import Backbone, ConvNext, PrototypeHead, ResNet
+from dino_jax.data.crops import GLOBAL_NUMBER
+from dino_jax.models import Backbone, ConvNext, PrototypeHead, ResNet, VisionTransformer
 from dino_jax.models.resnet import EXPANSION
 from dino_jax.phases import by_size
 from dino_jax.state import Networks
@@ -22,11 +23,11 @@ def backbone_flops(model: Backbone, side: int, *, kept: float = 1.0) -> float:
         return _convnext_flops(model, side)
     if isinstance(model, ResNet):
         return _resnet_flops(model, side)
+    assert isinstance(model, VisionTransformer)
     patches = (side // model.patch_size) ** 2
-    tokens = 1 + model.registers + patches
-    hidden = model.block_options()["hidden"]
+    tokens = model.token_count(side)
     ffn_products = 3 if model.ffn == "swiglu" else 2
-    per_token = 4 * model.width**2 + ffn_products * model.width * hidden
+    per_token = 4 * model.width**2 + ffn_products * model.width * model.hidden
     attention = 2 * tokens**2 * model.width
     embed = patches * model.patch_size**2 * model.in_channels * model.width
     return 2.0 * (model.depth * kept * (tokens * per_token + attention) + embed)
@@ -74,13 +75,15 @@ def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
 def _train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
     model, crops = networks.backbone, phase.crops
     kept = 1.0 if getattr(model, "drop_path_ramp", False) else 1.0 - getattr(model, "drop_path", 0.0)
-    student = 2 * backbone_flops(model, crops.global_size, kept=kept)
+    views = GLOBAL_NUMBER
+    student = views * backbone_flops(model, crops.global_size, kept=kept)
     student += crops.local_number * backbone_flops(model, crops.local_size, kept=kept)
-    teacher = 2 * backbone_flops(model, crops.global_size)
-    gram = 2 * backbone_flops(model, phase.gram.crop_size or crops.global_size) if phase.gram.teacher != "none" else 0
+    teacher = views * backbone_flops(model, crops.global_size)
+    gram_size = phase.gram.crop_size or crops.global_size
+    gram = views * backbone_flops(model, gram_size) if phase.gram.teacher != "none" else 0
     patches = (crops.global_size // model.patch_size) ** 2
-    masked = bool(phase.loss.ibot) * 2 * phase.masks.probability * sum(phase.masks.ratio) / 2 * patches
+    masked = bool(phase.loss.ibot) * views * phase.masks.probability * sum(phase.masks.ratio) / 2 * patches
     dino, ibot = (head_flops(h, model.width) for h in (networks.dino_head, networks.ibot_head or networks.dino_head))
-    student += (2 + crops.local_number) * dino + masked * ibot
-    teacher += 2 * dino + masked * ibot
+    student += (views + crops.local_number) * dino + masked * ibot
+    teacher += views * dino + masked * ibot
     return 3 * student + teacher + gram

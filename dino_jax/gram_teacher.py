@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from dino_jax import checkpoint, sharding
 from dino_jax.checksum import opened, sealed, sealed_like
-from dino_jax.data.whole import write_json
+from dino_jax.data.whole import complete_steps, is_complete, write_json
 from dino_jax.phases import Phase
 from dino_jax.state import Params, TrainState, teacher_weights, with_gram_teacher
 
@@ -234,15 +234,9 @@ def check_shapes(folder: Path, like: Any) -> None:
             )
 
 
-def is_snapshot(folder: Path) -> bool:
-    """Tells whether a snapshot was written to its end at `folder`."""
-    return (folder / "_CHECKPOINT_METADATA").exists()
-
-
 def check_snapshot(folder: Path) -> None:
     """Raises ValueError when there is no snapshot at `folder`, and names those that stand beside it."""
-    if is_snapshot(folder):
+    if is_complete(folder):
         return
-    beside = sorted(file.parent.name for file in folder.parent.glob("*/_CHECKPOINT_METADATA"))
-    there = f"{folder.parent} holds {', '.join(beside) or 'none'}"
+    there = f"{folder.parent} holds {', '.join(map(str, complete_steps(folder.parent))) or 'none'}"
     raise ValueError(f"there is no Gram snapshot at {folder}; {there}: set gram.teacher to one of them, or to 'ema'")

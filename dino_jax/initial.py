@@ -63,7 +63,7 @@ def loaded(
     shapes = jax.eval_shape(networks.backbone_weights, jax.random.key(0))
     check_parameters(weights, model.name, params, shapes)
     if jax.process_count() > 1:  # each reads its own file
-        agreement.check({"the weights in init.weights": checksums(params)})
+        agreement.check({"the weights in init.weights": host_checksums(params)})
 
     def place(x: Any, s: Any) -> jax.Array:
         array = np.asarray(x, np.float32)
@@ -72,7 +72,7 @@ def loaded(
     return jax.tree.map(place, params, sharding.of_state(shapes, mesh))
 
 
-def checksums(params: Params) -> list[tuple[str, int]]:
+def host_checksums(params: Params) -> list[tuple[str, int]]:
     """Returns the path and the checksum of every array."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [(sharding.path_name(path), zlib.crc32(np.ascontiguousarray(x).view(np.uint8))) for path, x in leaves]

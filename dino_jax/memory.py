@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dino_jax import build, host_memory, sharding, state
+from dino_jax.data.crops import GLOBAL_NUMBER
 from dino_jax.host_memory import GIB
+from dino_jax.models import Backbone, VisionTransformer
 from dino_jax.phases import by_size
 from dino_jax.state import Networks
 
@@ -42,24 +44,25 @@ def at_least(config: ConfigDict, phase: ConfigDict, networks: Networks, mesh: Me
     shardings = sharding.of_state(shapes, mesh)
     whole = sharding.bytes_per_device(shapes, shardings)
     gradients = sharding.bytes_per_device(shapes.student, shardings.student)
-    per_batch = max(crop_bytes(config, sized) + block_input_bytes(config, sized) for _, sized in by_size(phase))
+    backbone = networks.backbone
+    per_batch = max(crop_bytes(config, sized) + block_input_bytes(backbone, sized) for _, sized in by_size(phase))
     return whole + gradients + per_batch // sharding.data_shards(mesh)
 
 
-def block_input_bytes(config: ConfigDict, phase: ConfigDict) -> int:
+def block_input_bytes(backbone: Backbone, phase: ConfigDict) -> int:
     """Returns the bytes of the student's tokens before each block, over all devices; 0 without such blocks."""
-    model, crops = config.model, phase.crops
-    if "heads" not in model:
+    if not isinstance(backbone, VisionTransformer):
         return 0
-    sides = [crops.global_size] * 2 + [crops.local_size] * crops.local_number
-    tokens = sum(1 + model.registers + (side // model.patch_size) ** 2 for side in sides)
-    return phase.batch_size * tokens * model.width * model.depth * jnp.dtype(config.precision).itemsize
+    crops = phase.crops
+    tokens = GLOBAL_NUMBER * backbone.token_count(crops.global_size)
+    tokens += crops.local_number * backbone.token_count(crops.local_size)
+    return phase.batch_size * tokens * backbone.width * backbone.depth * jnp.dtype(backbone.dtype).itemsize
 
 
 def crop_bytes(config: ConfigDict, phase: ConfigDict) -> int:
     """Returns the bytes of a batch's crops, over all devices."""
     crops, gram_size = phase.crops, phase.gram.crop_size if phase.gram.teacher != "none" else 0
-    pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2 + 2 * gram_size**2
+    pixels = GLOBAL_NUMBER * (crops.global_size**2 + gram_size**2) + crops.local_number * crops.local_size**2
     return phase.batch_size * pixels * config.model.in_channels * jnp.dtype(config.precision).itemsize
 
 

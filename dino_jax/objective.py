@@ -28,11 +28,17 @@ class Objective:
     """Weights and options of the loss terms.
 
     Attributes:
+      student_temperature: by which the student's scores are divided; the teacher's temperature is a schedule.
       targets: how teacher scores become probabilities: "sinkhorn_knopp" (`sinkhorn_iterations`), or "centering" with
         sharpening (`center_momentum` of the running mean).
-      ibot: weight of the iBOT loss; 0 switches it off: no masks, and its head is unused.
-      koleo_group_size: samples among which nearest neighbours are sought; None for the whole batch.
+      dino, ibot, koleo: weights of the losses; 0 switches one off. Without iBOT there are no masks, and its head is
+        unused.
+      koleo_topk: nearest neighbours that each sample is driven away from.
+      koleo_group_size: samples among which they are sought; None for the whole batch.
       gram: whether there is a Gram term; its weight is a schedule.
+      gram_antialias: whether the Gram teacher's patches are shrunk to the student's grid with a widened kernel.
+      gram_image_level: compare the patches of each image, or else those of the whole batch.
+      gram_remove_negatives: whose negative similarities count as zero, see `losses.gram`.
       gram_tokens: "all", or only "masked" or "unmasked" patches of the student's view.
       gram_stats: also report the Gram loss over masked and over unmasked patches, over the whole batch.
     """
@@ -73,7 +79,7 @@ def masked_rows(patches: Array, indices: Array) -> Array:
     return jax.vmap(lambda rows, index: rows[index])(groups, indices).reshape(-1, patches.shape[-1])
 
 
-def teacher_logits(
+def teacher_outputs(
     networks: Networks, teacher: Params, batch: Batch, stats: Params | None
 ) -> tuple[dict[str, Array], Params | None]:
     """Runs the teacher on the unmasked global crops.
@@ -105,7 +111,7 @@ def targets(
       probabilities, "dino" `(batch, views, prototypes)` and with iBOT "ibot" `(masked patches with padding,
       prototypes)`; with a Gram teacher "gram" `(batch * views, patches, dim)`, its patches on the student's grid.
     """
-    logits, stats = teacher_logits(networks, state.teacher, batch, state.stats("teacher"))
+    logits, stats = teacher_outputs(networks, state.teacher, batch, state.stats("teacher"))
     scores = {"dino": logits["dino"]} | ({"ibot": logits["ibot"]} if objective.ibot else {})
     weights = {"ibot": batch["mask_weights"].reshape(-1)} if objective.ibot else {}
     out, centers = probabilities(scores, weights, state.centers, objective, temperature)

@@ -117,7 +117,7 @@ def rates(
     return _map_paths(rate, multipliers)
 
 
-def update_norms(tree: dict[str, Any]) -> dict[str, jax.Array]:
+def norms_by_module(tree: dict[str, Any]) -> dict[str, jax.Array]:
     """Computes the L2 norm of each module's gradients or updates: {module: float32 scalar}."""
     return {module: optax.tree.norm(leaves) for module, leaves in tree.items()}
 
@@ -132,7 +132,7 @@ def clip_by_module(grads: dict[str, Any], max_norm: float) -> tuple[dict[str, An
     Returns:
       The clipped gradients, and {module: norm before clipping}. A non-finite norm makes its module non-finite.
     """
-    norms = update_norms(grads)
+    norms = norms_by_module(grads)
     # 1e-6 as in torch's clip_grad_norm_.
     scales = {module: jnp.minimum(max_norm / (norm + 1e-6), 1.0) for module, norm in norms.items()}
     return {module: jax.tree.map(lambda g, s=scales[module]: g * s, grads[module]) for module in grads}, norms
@@ -156,7 +156,7 @@ def clip_by_tensor(grads: dict[str, Any], max_norm: float) -> tuple[dict[str, An
         norm = jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)), axis=axes, keepdims=True))
         return g * jnp.minimum(max_norm / (norm + 1e-6), 1.0)
 
-    return _map_paths(clipped, grads), update_norms(grads)
+    return _map_paths(clipped, grads), norms_by_module(grads)
 
 
 @jax.tree_util.register_dataclass

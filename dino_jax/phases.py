@@ -27,7 +27,7 @@ class Phase:
         return self.options.gram.teacher != "none"
 
     @property
-    def warm(self) -> int:
+    def warmup_ends(self) -> int:
         """Returns the step count at which the warm-up of the learning rate ends."""
         return self.first + self.options.schedules.lr.warmup
 

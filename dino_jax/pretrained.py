@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dino_jax import checksum
+from dino_jax.data.whole import complete_steps, is_complete
 from dino_jax.models import VARIANTS, ConvNext, Extractor, ResNet, inflate_patch_embed, init_variables, network_class
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.weights import orbax, store
@@ -202,18 +203,17 @@ def run_place(path: Path) -> tuple[Path, Path] | None:
     Raises:
       ValueError: for a run without any checkpoint, or arrays whose run cannot be found.
     """
-    if (path / "_CHECKPOINT_METADATA").exists():
+    if is_complete(path):
         workdir = path.resolve().parent.parent
         if not is_workdir(workdir):
             raise ValueError(f"{path} is a checkpoint without its run: {workdir / 'config.json'} is needed beside it")
         return workdir, path
     if not path.is_dir() or not is_workdir(path):
         return None
-    saved = [step for step in (path / "checkpoints").glob("*") if step.name.isdecimal()]
-    saved = [step for step in saved if (step / "_CHECKPOINT_METADATA").exists()]
+    saved = complete_steps(path / "checkpoints")
     if not saved:
         raise ValueError(f"the run in {path} has saved no checkpoint yet: wait for it")
-    return path, max(saved, key=lambda step: int(step.name))
+    return path, path / "checkpoints" / str(saved[-1])
 
 
 def is_workdir(path: Path) -> bool:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dino_jax import health
 from dino_jax.flops import train_flops_per_image
 from dino_jax.metrics import NOTHING_RESTORED, MetricsWriter, read_metrics
-from dino_jax.objective import Batch, teacher_logits
+from dino_jax.objective import Batch, teacher_outputs
 from dino_jax.phases import Phase, in_order
 from dino_jax.progress import Progress
 from dino_jax.scores import Scores
@@ -84,10 +84,10 @@ class Recorder:
           metrics: what the step measured.
           hyper: the values of the schedules it was taken with.
         """
-        every, last = self._config.log, step == phase.last
-        healthy = step % every.health_every == 0 or last
+        log, last = self._config.log, step == phase.last
+        healthy = step % log.health_every == 0 or last
         evaluated = self._scores.due(step)
-        due = step % every.every == 0 or healthy or evaluated
+        due = step % log.every == 0 or healthy or evaluated
         shapes = tuple(array.shape for array in batch.values())
         compiled = shapes not in self._compiled  # once for each of the phase's sizes of crops
         self._compiled.add(shapes)
@@ -140,7 +140,7 @@ class Recorder:
                 f"{k}-NN accuracy of raw pixels is {baselines['knn/pixels']:.4f}, of the network as the run began "
                 f"{self._to_surpass:.4f}"
             )
-        below = step >= phase.warm and accuracy < self._to_surpass
+        below = step >= phase.warmup_ends and accuracy < self._to_surpass
         self._times_below = self._times_below + 1 if below else 0
         if self._times_below >= TIMES_BELOW:
             self._progress.note(
@@ -160,7 +160,7 @@ class Recorder:
         if healthy:
             self._history.append({"step": step} | values | speed)
             # Outputs are uniform and features alike as the run begins, not as a later phase does.
-            for words in health.diagnose(self._history, warmup_steps=in_order(self._config)[0].warm):
+            for words in health.diagnose(self._history, warmup_steps=in_order(self._config)[0].warmup_ends):
                 self._progress.note(f"step {step}: {words}")
 
     def sync(self) -> None:
@@ -188,7 +188,7 @@ def make_health_step(networks: Networks) -> Callable[[TrainState, Batch], dict[s
         return {"ibot_probs": probs, "ibot_valid": batch["mask_weights"].reshape(-1) > 0}
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Array]:
-        out, _ = teacher_logits(networks, state.teacher, batch, state.stats("teacher"))
+        out, _ = teacher_outputs(networks, state.teacher, batch, state.stats("teacher"))
         views = out["cls"].shape[1]
         return health.measure(
             cls=out["cls"][:, 0],

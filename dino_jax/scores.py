@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
 from dino_jax import sharding, views
 from dino_jax.collect import of_images
@@ -25,6 +24,7 @@ from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, neighbour_cosine, rankme, uniformity
 from dino_jax.evals.segmentation import quick_miou
 from dino_jax.evals.windows import multiple
+from dino_jax.evals.windows import resize as resize_map
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor, VisionTransformer
 from dino_jax.models.stages import STATS
@@ -53,7 +53,7 @@ class Scores:
             self._network = self._network.clone(attention="xla")
         labelled = source.labelled if isinstance(source, Joined) else source
         self.voters, self.held_out = part_of(labelled, config.eval.knn.images), held_out
-        self.unlabelled = part_of(held_out or source, config.eval.quality.images)
+        self.quality_images = part_of(held_out or source, config.eval.quality.images)
         # Read now, so that what is wrong with them is said before the first step.
         path, count, patch = config.eval.dense.path, config.eval.dense.images, networks.backbone.patch_size
         with naming("eval.dense.path"):
@@ -155,7 +155,7 @@ class Scores:
 
         Undefined for a single image.
         """
-        found = self._features(params, self.unlabelled, "cls", "patches")
+        found = self._features(params, self.quality_images, "cls", "patches")
         if len(found["ids"]) < 2:
             return {}
         cls, grid = jnp.asarray(found["cls"]), jnp.asarray(found["patches"])
@@ -229,5 +229,5 @@ def read_dense(pairs: MaskPairs, *, count: int, patch: int) -> tuple[np.ndarray,
     if all((mask == IGNORE).all() for _, mask in samples):
         raise ValueError(f"every pixel of the {len(samples)} masks is ignored, such as those of {pairs.name(0)}")
     images = [resize(image, height=height, width=width) for image, _ in samples]
-    masks = [np.asarray(Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST)) for _, mask in samples]
+    masks = [resize_map(mask, (rows, columns), kind="labels") for _, mask in samples]
     return np.stack(images), np.stack(masks)

@@ -102,6 +102,8 @@ def _of_leaf(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def _fitting(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> list[str | None]:
+    """Returns which mesh axis splits each dimension, as a rule says or, where it does not divide that dimension, the
+    next of the last two that it divides; an axis that divides none is left out."""
     fitting: list[str | None] = [None] * len(axes)
     for dimension, axis in enumerate(axes):
         if axis is None:

@@ -71,7 +71,7 @@ def make_train_step(
         # 4. The teacher follows the new student.
         teacher = optim.ema(state.teacher, student, hyper["momentum"])
         # 5. Nothing non-finite enters the state.
-        update_norms = optim.update_norms(updates)
+        update_norms = optim.norms_by_module(updates)
         good = jnp.isfinite(jnp.stack([loss, *norms.values(), *update_norms.values()])).all()
         new = {"student": student, "teacher": teacher, "optimizer": moments}
         new |= {"centers": centers, "batch_stats": batch_stats}

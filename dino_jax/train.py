@@ -24,7 +24,8 @@ from dino_jax.data.reading import darkness
 from dino_jax.data.sources import Source
 from dino_jax.data.statistics import channel_statistics
 from dino_jax.data.subset import part_of
-from dino_jax.gram_teacher import GramTeachers, is_snapshot, restore_snapshot
+from dino_jax.data.whole import is_complete
+from dino_jax.gram_teacher import GramTeachers, restore_snapshot
 from dino_jax.guard import Guard
 from dino_jax.metrics import NOTHING_RESTORED
 from dino_jax.phases import Phase, check_batch, in_order
@@ -66,7 +67,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     kernel = {"the kernel of model.attention (xla runs everywhere)": getattr(networks.backbone, "attention", "")}
     seen = images("training", source) | images("voting", voters) | images("held-out", held_out)
     agreement.check(settings(config) | kernel | seen)
-    check_statistics(config, source)
+    check_channels(config, source)
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
         initial.check_path(config.init.weights)  # before the workdir takes the value on
     with Workdir(folder) as workdir, StopRequest() as stop:
@@ -98,7 +99,7 @@ def images(kind: str, source: Source | None) -> dict[str, Any]:
     return {f"the {kind} images": (len(source), names, source.class_names)}
 
 
-def check_statistics(config: ConfigDict, source: Source) -> None:
+def check_channels(config: ConfigDict, source: Source) -> None:
     """Raises ValueError, with the statistics of the images, unless there is a mean and a deviation of each channel."""
     data, channels = config.data, config.model.in_channels
     if len(data.mean) == len(data.std) == channels:
@@ -191,7 +192,7 @@ class Trainer:
         record: Recorder,
     ) -> tuple[TrainState, bool]:
         """Trains from where the state is to the phase's end; (state, True) if it was asked to stop before."""
-        names, train_step = build.phase_schedules(phase.options), self.compiled_step(phase, state)
+        schedules, train_step = build.phase_schedules(phase.options), self.compiled_step(phase, state)
         guard = Guard(limit=self.config.nonfinite_limit, name=self.source.name, note=self.progress.note)
         record.enter(phase)
         metrics: dict[str, Array] = {}
@@ -199,8 +200,8 @@ class Trainer:
             for step in range(int(state.step) + 1, phase.last + 1):
                 with record.throughput.waiting(metrics.get("loss/total")):
                     host = next(batches)
-                ids, batch = self.place(step, host)
-                hyper = build.hyper(names, step - 1 - phase.first)
+                ids, batch = self.to_devices(step, host)
+                hyper = build.hyper(schedules, step - 1 - phase.first)
                 state, metrics, finite = train_step(state, batch, hyper)
                 guard.watch(step, metrics, finite, ids)
                 if self.gram.due(phase, step):
@@ -248,7 +249,7 @@ class Trainer:
             return state
         # Kept, so that neither a restart nor the final comparison needs the original file.
         kept = self.gram.snapshot_folder(0)
-        if self.workdir.begun() and is_snapshot(kept):
+        if self.workdir.begun() and is_complete(kept):
             backbone = self.first_backbone()
             self.progress.note(f"student and teacher: from {kept}, a copy of {weights}; heads: new, from seed {seed}")
             return states.with_backbone(state, backbone)
@@ -266,7 +267,7 @@ class Trainer:
         if not self.config.init.weights:
             return initial.drawn(self.networks, self.mesh, seed=self.config.seed)
         folder = self.gram.snapshot_folder(0)
-        if not is_snapshot(folder):
+        if not is_complete(folder):
             raise ValueError(f"the copy of init.weights in {folder} is gone: restore it")
         return restore_snapshot(folder, self.backbone_like())
 
@@ -306,7 +307,7 @@ class Trainer:
         step = build.train_step(self.networks, phase.options, seed=self.config.seed)
         return jax.jit(step, donate_argnums=0, out_shardings=(where, None, sharding.batch(self.mesh)))
 
-    def place(self, step: int, host: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Array]]:
+    def to_devices(self, step: int, host: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Array]]:
         """Moves a batch to the devices and augments it there; returns (sample ids, batch).
 
         All of this is dispatched asynchronously: the host prepares a batch while the devices work on the one before.

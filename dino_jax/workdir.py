@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dino_jax.data.subset import evenly
-from dino_jax.data.whole import write_json
+from dino_jax.data.whole import complete_steps, write_json
 from dino_jax.metrics import read_metrics
 from dino_jax.recipe import flatten
 
@@ -34,6 +34,9 @@ IMAGES_COMPARED = 1000
 
 class Workdir:
     """A run's folder, locked as long as it is open (the lock goes with the process, however that ends)."""
+
+    # The longest `checkpoint.every` that this run has had, in steps; known once a configuration was adopted.
+    _longest_period: int
 
     def __init__(self, folder: str | Path):
         """Creates and locks the folder.
@@ -137,8 +140,7 @@ class Workdir:
 
     def _begun_phases(self, values: dict[str, Any]) -> list[str]:
         """Lists the phases of a configuration that began before the newest checkpoint."""
-        whole = [file.parent.name for file in self.path.glob("checkpoints/*/_CHECKPOINT_METADATA")]
-        saved = max((int(name) for name in whole if name.isdecimal()), default=0)
+        saved = max(complete_steps(self.path / "checkpoints"), default=0)
         begun, first = [], 0
         for name in values.get("phase_order", ()):
             if first >= max(saved, 1):

@@ -1,4 +1,4 @@
-"""One of several processes that do what only clusters do: `python -m tests.cluster_run WHAT FOLDER`."""
+"""One of several processes that do what only clusters do: `python -m tests.cluster_run FOLDER`."""
 
 import dataclasses
 import resource
@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from dino_jax import agreement, build, command, initial, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
+from dino_jax.gram_teacher import GramTeachers, restore_snapshot
 from tests.tiny_recipe import get_config
 
 
@@ -44,12 +45,26 @@ def load(folder: Path) -> None:
     initial.loaded(str(folder), networks, mesh, load=lambda path: (model, params), statistics=statistics)
 
 
+def snapshot(folder: Path) -> None:
+    """Saves a Gram snapshot of a teacher that is split over the processes, and restores it."""
+    mesh = sharding.make_mesh(data=1, fsdp=-1)
+    networks = small_networks()
+    state = states.init(networks, build.optimizer(get_config().phases["pretrain"]), mesh, seed=0)
+    teachers = GramTeachers(folder, mesh, print, None)
+    teachers.snapshot(3, state)
+    shapes = jax.eval_shape(networks.backbone_weights, jax.random.key(0))
+    restored = restore_snapshot(teachers.snapshot_folder(3), with_sharding(shapes, mesh))
+    same = jax.jit(lambda a, b: jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x, y: (x == y).all(), a, b)))
+    kept, before = (tree["blocks"]["mlp"]["fc1"]["kernel"] for tree in (restored, states.teacher_weights(state)))
+    assert kept.sharding == before.sharding and not kept.is_fully_replicated
+    assert same(restored, states.teacher_weights(state))
+    print("snapshot 3 restored, as it was")
+
+
 def full(folder: Path) -> None:
     """Saves twice; the second process finds its disk full then, while the first one does not."""
     mesh = sharding.make_mesh(data=1, fsdp=-1)
-    c = get_config()
-    c.model.depth = 1
-    state = states.init(build.networks(c, shards=1), build.optimizer(c.phases["pretrain"]), mesh, seed=0)
+    state = states.init(small_networks(), build.optimizer(get_config().phases["pretrain"]), mesh, seed=0)
     with Checkpoints(folder, keep_last=3, keep_every=0) as checkpoints:
         for step in (1, 2):  # the second waits for the first
             checkpoints.save(step, state, {})
@@ -62,9 +77,7 @@ def full(folder: Path) -> None:
 def restore(folder: Path) -> None:
     """Restores a state that is split over the processes; of the newest one, a part that one process reads is lost."""
     mesh = sharding.make_mesh(data=1, fsdp=-1)
-    c = get_config()
-    c.model.depth = 1
-    networks, optimizer = build.networks(c, shards=1), build.optimizer(c.phases["pretrain"])
+    networks, optimizer = small_networks(), build.optimizer(get_config().phases["pretrain"])
     state = states.init(networks, optimizer, mesh, seed=0)
     like = with_sharding(states.abstract(networks, optimizer, gram=False), mesh)
     with Checkpoints(folder, keep_last=3, keep_every=0) as checkpoints:
@@ -80,7 +93,25 @@ def restore(folder: Path) -> None:
     print(f"restored step {restored.step}, {int(restored.state.step)}")
 
 
+def small_networks() -> states.Networks:
+    """Returns the networks of the tiny recipe with one block."""
+    c = get_config()
+    c.model.depth = 1
+    return build.networks(c, shards=1)
+
+
+def everything(folder: Path) -> None:
+    """Does all of this, one thing after the other; an error but the last one is printed, in all processes alike."""
+    for work in (differ, share, load, restore, snapshot, full):
+        own = folder / work.__name__
+        try:
+            own.mkdir(exist_ok=True)
+            work(own)
+        except ValueError as error:
+            print(f"{work.__name__}: {error}")
+
+
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # the first process is killed in the end
     command.join_cluster()
-    work = {"differ": differ, "share": share, "load": load, "full": full, "restore": restore}[sys.argv[1]]
-    sys.exit(command.run(lambda: work(Path(sys.argv[2]))))
+    sys.exit(command.run(lambda: everything(Path(sys.argv[1]))))

@@ -33,6 +33,9 @@ GOLDEN_FOLDERS = (
     else [ROOT / "tests" / "golden", ROOT.parent / "shared" / "goldens"]
 )
 
+if "DINO_JAX_GOLDENS" in os.environ and not GOLDEN_FOLDERS[0].is_dir():  # or all tests on them would be skipped
+    raise pytest.UsageError(f"DINO_JAX_GOLDENS = {GOLDEN_FOLDERS[0]} is not a folder")
+
 
 def golden_path(name: str) -> Path | None:
     """Returns the path of golden file or folder `name`, or None when no folder holds it."""

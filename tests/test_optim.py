@@ -256,7 +256,7 @@ def test_ema_and_norms_by_hand():
     np.testing.assert_allclose(teacher["w"], [1.5, 2.0], rtol=1e-6)
     still = jax.jit(optim.ema)({"w": np.array([0.1, 0.7])}, {"w": np.array([3.0, 2.0])}, 1.0)
     np.testing.assert_array_equal(still["w"], np.array([0.1, 0.7], np.float32))
-    norms = optim.update_norms({"a": {"x": np.array([3.0]), "y": np.array([4.0])}, "b": {"x": np.array([2.0])}})
+    norms = optim.norms_by_module({"a": {"x": np.array([3.0]), "y": np.array([4.0])}, "b": {"x": np.array([2.0])}})
     np.testing.assert_allclose([norms["a"], norms["b"]], [5, 2])
 
 

@@ -15,7 +15,7 @@ def phase(*, first=0, steps=100, **gram):
 def test_each_phase_warms_up_by_itself():
     p = phase(first=7)
     p.options.schedules.lr.warmup = 20
-    assert p.warm == 27
+    assert p.warmup_ends == 27
 
 
 def refreshes(p):

@@ -70,33 +70,44 @@ def test_two_processes_stop_and_continue_as_one(program, tmp_path):
     assert (shared / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("differ", "error: process 1 of 2 has another value of seed than process 0: start all processes with the same"),
-        ("share", "error: process 1 does not see the files that process 0 writes into --workdir"),
-        ("load", "error: process 1 of 2 has another value of the weights in init.weights than process 0"),
-    ],
-)
-def test_processes_that_cannot_work_together_say_so(program, tmp_path, what, message):
-    for process in together(program, *[("tests.cluster_run", what, str(tmp_path))] * 2, code=2):
-        assert message in process.stderr
-
-
-def test_a_full_disk_of_one_process_is_said_by_it_at_once(program, tmp_path):
-    """The others wait for what it does not write, until the cluster notices that it has ended."""
-    first, second = begin(program, *[("tests.cluster_run", "full", str(tmp_path))] * 2)
+@pytest.fixture(scope="module")
+def small_work(program, tmp_path_factory):
+    """Returns two processes that have done all of `cluster_run`; the second has ended by itself, its disk full."""
+    first, second = begin(program, *[("tests.cluster_run", str(tmp_path_factory.mktemp("cluster")))] * 2)
     try:
         done = program.finish(second)
     finally:
-        first.kill()
-    assert done.returncode == 1
-    assert re.search(
-        r"error: checkpoint \d cannot be written to .*: file too large; checkpoint \d is kept", done.stderr
-    )
+        first.kill()  # it waits for what the second does not write, until the cluster notices that this has ended
+    return program.finish(first), done
 
 
-def test_damage_that_one_process_meets_is_damage_for_all(program, tmp_path):
-    for process in together(program, *[("tests.cluster_run", "restore", str(tmp_path))] * 2):
-        assert "restored step 1, 1" in process.stdout
+@pytest.mark.parametrize(
+    "message",
+    [
+        "differ: process 1 of 2 has another value of seed than process 0: start all processes with the same",
+        "share: process 1 does not see the files that process 0 writes into --workdir",
+        "load: process 1 of 2 has another value of the weights in init.weights than process 0",
+    ],
+)
+def test_processes_that_cannot_work_together_say_so(small_work, message):
+    for process in small_work:
+        assert message in process.stdout, process.stderr
+
+
+def test_damage_that_one_process_meets_is_damage_for_all(small_work):
+    for process in small_work:
+        assert "restored step 1, 1" in process.stdout, process.stderr
         assert "checkpoint 2 is damaged" in process.stdout
+
+
+def test_a_gram_snapshot_of_split_parameters_is_restored(small_work):
+    for process in small_work:
+        assert "snapshot 3 restored, as it was" in process.stdout, process.stderr
+
+
+def test_a_full_disk_of_one_process_is_said_by_it_at_once(small_work):
+    _, second = small_work
+    assert second.returncode == 1
+    assert re.search(
+        r"error: checkpoint \d cannot be written to .*: file too large; checkpoint \d is kept", second.stderr
+    )

@@ -22,7 +22,7 @@ def test_health_is_the_teacher_s_on_unpadded_patches():
     networks, state = linear_networks.networks(), linear_networks.state()
     batch = linear_networks.batch(padding=8)  # which points at a patch that nobody counts
     found = jax.jit(record.make_health_step(networks))(state, batch)
-    out, _ = objective.teacher_logits(networks, state.teacher, batch, None)
+    out, _ = objective.teacher_outputs(networks, state.teacher, batch, None)
     dino, ibot = (jax.nn.softmax(scores / 0.1) for scores in (out["dino"], out["ibot"][:16]))
     for name, probs in (("dino", dino), ("ibot", ibot)):
         for measure, value in health.prototypes(probs).items():

@@ -113,9 +113,9 @@ def test_a_damaged_dense_image(networks, mesh, images, tmp_path):
 def test_of_a_single_image_there_is_no_quality(networks, mesh, images):
     scores = open_scores(get_config(), networks, mesh, images, held_out=False)
     params = initial.drawn(networks, mesh, seed=0)
-    scores.unlabelled = part_of(scores.unlabelled, 2)
+    scores.quality_images = part_of(scores.quality_images, 2)
     assert scores.quality(params).keys() >= {"quality/rankme", "quality/uniformity"}
-    scores.unlabelled = part_of(scores.unlabelled, 1)
+    scores.quality_images = part_of(scores.quality_images, 1)
     assert scores.quality(params) == {}
 
 

@@ -94,7 +94,7 @@ def test_a_step_is_augmented_by_its_number():
         bad_images=SimpleNamespace(update=lambda *_: None),
     )
     host = {"global_crops": np.zeros((1, 2, 4, 4, 3), np.uint8), "ids": np.array([7]), "labels": None, "replaced": None}
-    ids, batch = trainer.place(5, host)
+    ids, batch = trainer.to_devices(5, host)
     assert ids.tolist() == [7] and batch["number"] == 4 and batch.keys() == {"global_crops", "number"}
 
 

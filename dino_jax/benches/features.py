@@ -104,7 +104,7 @@ def torch_call(sizes: dict[str, Any], images: np.ndarray, precision: str) -> tur
         hidden_size=sizes["width"],
         num_hidden_layers=sizes["depth"],
         num_attention_heads=sizes["heads"],
-        intermediate_size=backbone.block_options()["hidden"],
+        intermediate_size=backbone.hidden,
         use_gated_mlp=sizes["ffn"] == "swiglu",
         hidden_act="silu" if sizes["ffn"] == "swiglu" else "gelu",
         num_register_tokens=sizes["registers"],

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
+from dino_jax.data.reading import read_ahead
 
 IGNORE = 255
 VOC_CLASSES = (
@@ -56,11 +57,7 @@ class MaskPairs:
           ValueError: when a file is damaged, sizes differ, or a label is out of range.
         """
         image, mask = read_image(self.files, self.pairs[index][0]), self.mask(index)
-        if mask.shape != image.shape[:2]:
-            raise ValueError(
-                f"{self.pairs[index][1]} in {self.files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{image.shape[1]} x {image.shape[0]}: a mask must be as large as its image"
-            )
+        check_same_size(self.files, self.pairs[index][1], mask, image)
         return image, mask
 
     def mask(self, index: int) -> np.ndarray:
@@ -80,8 +77,8 @@ class MaskPairs:
 def unseen_classes(data: MaskPairs, indices: Iterable[int]) -> list[str]:
     """Reads images and masks at `indices` and returns the names of the classes that no mask holds."""
     seen: set[int] = set()
-    for index in indices:
-        seen.update(np.unique(data[index][1]).tolist())
+    for _, mask in read_ahead(data.__getitem__, indices):
+        seen.update(np.unique(mask).tolist())
     return [name for label, name in enumerate(data.class_names) if label not in seen]
 
 
@@ -192,6 +189,15 @@ def _voc(files: Files, root: str, split: str) -> MaskPairs:
         raise ValueError(f"{files.path} lacks {lost[0]} of {listed} in JPEGImages ({len(lost)} missing)")
     pairs = paired("mask", {name: images[name] for name in ids}, masks, all_of_second=False)
     return MaskPairs(files, pairs, VOC_CLASSES)
+
+
+def check_same_size(files: Files, name: str, mask: np.ndarray, image: np.ndarray) -> None:
+    """Raises ValueError unless the mask of that name is as large as its image."""
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"{name} in {files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image {image.shape[1]} x "
+            f"{image.shape[0]}: a mask must be as large as its image"
+        )
 
 
 def read_image(files: Files, name: str) -> np.ndarray:

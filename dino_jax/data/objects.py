@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
-from dino_jax.data.dense import read_image, read_values
+from dino_jax.data.dense import check_same_size, read_image, read_values
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
 from dino_jax.data.video import VOID, objects_of, open_videos
 
@@ -91,11 +91,7 @@ def _masked(files: Files, image_name: str, mask_name: str) -> ObjectImage:
 def _of_mask(files: Files, image_name: str, mask_name: str, mask: np.ndarray) -> ObjectImage:
     """Makes an image of a mask of objects 1, 2, ...; each has one box, whatever parts it is in."""
     image = read_image(files, image_name)
-    if image.shape[:2] != mask.shape:
-        raise ValueError(
-            f"{mask_name} in {files.path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-            f"{image.shape[1]} x {image.shape[0]}: a mask must be as large as its image"
-        )
+    check_same_size(files, mask_name, mask, image)
     objects = np.where(mask == VOID, 0, mask)
     places = [place for place in ndimage.find_objects(objects) if place is not None]
     if not places:

@@ -2,8 +2,9 @@
 
 import collections
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from dino_jax.data.subset import evenly
 Batch = dict[str, np.ndarray]
 Sample = tuple[np.ndarray, int]
 Prepare = Callable[[np.ndarray], np.ndarray]
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
+AHEAD = 32  # images
 BATCHES_AHEAD = 2  # in the making besides the one handed out
 MOST_THREADS = 32
 # Images of many shapes wait for others of the same shape; at most this many batches of them wait at once.
@@ -52,10 +56,15 @@ def read_batches(
         yield _batch(found, rows, batch_size, empty)
 
 
-def read_by_shape(source: Source, indices: Sequence[int], *, batch_size: int, prepare: Prepare) -> Iterator[Batch]:
+def read_by_shape(
+    source: Source, indices: Sequence[int], *, batch_size: int, prepare: Prepare, shards: int = 1
+) -> Iterator[Batch]:
     """Iterates as `read_batches`, over images that `prepare` leaves different in shape: each batch has one shape.
 
     The images are in the order of the source only within a shape; those that cannot be used are in no batch.
+
+    Args:
+      batch_size: rows of a batch; fewer images have half as many, a quarter and so on, as long as `shards` divides it.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Sample]]] = {}
     samples = read_samples(source, indices, prepare=prepare, ahead=BATCHES_AHEAD * batch_size)
@@ -66,23 +75,30 @@ def read_by_shape(source: Source, indices: Sequence[int], *, batch_size: int, pr
         longest = max(waiting, key=lambda shape: len(waiting[shape]))
         total = sum(len(rows) for rows in waiting.values())
         if len(waiting[longest]) == batch_size or total == MOST_WAITING * batch_size:
-            yield _same_shape(waiting.pop(longest), batch_size)
+            yield _same_shape(waiting.pop(longest), batch_size, shards)
     for rows in waiting.values():
-        yield _same_shape(rows, batch_size)
+        yield _same_shape(rows, batch_size, shards)
 
 
 def read_samples(
     source: Source, indices: Sequence[int], *, prepare: Prepare, ahead: int, threads: int | None = None
 ) -> Iterator[Sample | None]:
-    """Yields each prepared image with its label, None for one that cannot be used; `ahead` are in the making.
+    """Yields each prepared image with its label, None for one that cannot be used; `ahead` are in the making."""
+    return read_ahead(lambda index: _sample(source, int(index), prepare), indices, ahead=ahead, threads=threads)
+
+
+def read_ahead(
+    read: Callable[[Key], Item], keys: Iterable[Key], *, ahead: int = AHEAD, threads: int | None = None
+) -> Iterator[Item]:
+    """Yields what is read for each key, such as an index, in order; threads read up to `ahead` more in the meantime.
 
     Pillow and NumPy release the interpreter's lock where the time goes, so threads decode in parallel.
     """
     pool = ThreadPoolExecutor(threads or min(processors(), MOST_THREADS), thread_name_prefix="decode")
-    waiting: collections.deque[Future[Sample | None]] = collections.deque()
+    waiting: collections.deque[Future[Item]] = collections.deque()
     try:
-        for index in indices:
-            waiting.append(pool.submit(_sample, source, int(index), prepare))
+        for key in keys:
+            waiting.append(pool.submit(read, key))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -152,7 +168,9 @@ def darkness(source: Source, mean: Sequence[float]) -> str:
     return f"{looked}, far below the mean {min(mean):g}: if the files hold 12 bits in 16, scale them up first"
 
 
-def _same_shape(rows: list[tuple[int, Sample]], batch_size: int) -> Batch:
+def _same_shape(rows: list[tuple[int, Sample]], batch_size: int, shards: int) -> Batch:
+    while batch_size % (2 * shards) == 0 and batch_size // 2 >= len(rows):
+        batch_size //= 2
     return _batch([sample for _, sample in rows], [index for index, _ in rows], batch_size, rows[0][1][0] * 0)
 
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS
-from dino_jax.data.dense import read_image, read_values
+from dino_jax.data.dense import check_same_size, read_image, read_values
 from dino_jax.data.files import Files, below, in_folder, natural, open_files
 
 VOID = 255
@@ -59,12 +59,7 @@ class Videos:
         masks = objects_of(masks).astype(np.uint8)
         if self.one_object:
             masks = np.where(masks == VOID, masks, np.minimum(masks, 1))
-        frame = read_image(self.files, video.frames[0])
-        if masks.shape[1:] != frame.shape[:2]:
-            raise ValueError(
-                f"{video.masks[0]} in {self.files.path} is {masks.shape[2]} x {masks.shape[1]} pixels, its frame "
-                f"{frame.shape[1]} x {frame.shape[0]}: a mask must be as large as its frame"
-            )
+        check_same_size(self.files, video.masks[0], masks[0], read_image(self.files, video.frames[0]))
         if not ((masks[0] > 0) & (masks[0] < VOID)).any():
             raise ValueError(f"{video.masks[0]} in {self.files.path} has no object: the first mask says what to follow")
         return masks

@@ -1,4 +1,7 @@
-"""Writes files whole: after a kill or on a full disk, a file is the new one or the one before, never a part."""
+"""Writes files whole: after a kill or on a full disk, a file is the new one or the one before, never a part.
+
+And tells which checkpoints are whole.
+"""
 
 import contextlib
 import json
@@ -9,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+LAST_WRITTEN = "_CHECKPOINT_METADATA"  # by Orbax
+LAST_WRITTEN = "_CHECKPOINT_METADATA"  # by Orbax, in the folder of a checkpoint
 ABANDONED = 3600  # seconds; containers may share the name of their machine, but not the numbers of processes
 
 
@@ -37,6 +42,21 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Tells whether Orbax wrote arrays into a folder to their end."""
+    return (folder / LAST_WRITTEN).exists()
+
+
+def is_complete(folder: Path) -> bool:
+    """Tells whether Orbax wrote a checkpoint to its end."""
+    return (folder / LAST_WRITTEN).exists()
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Lists the checkpoints in a folder, which are named by their steps, that were written to their end."""
+    return sorted(int(place.name) for place in folder.glob("*") if place.name.isdecimal() and is_complete(place))
 
 
 def _remove_abandoned(folder: Path, beginning: str) -> None:

@@ -96,18 +96,6 @@ def quick_miou(
     Raises:
       ValueError: when shapes disagree, a label is out of range, a feature is not finite, or no pixel is labelled.
     """
-    return mean_iou(quick_confusion(train_patches, train_masks, test_patches, test_masks, classes=classes))
-
-
-def quick_confusion(
-    train_patches: np.ndarray,
-    train_masks: np.ndarray,
-    test_patches: np.ndarray,
-    test_masks: np.ndarray,
-    *,
-    classes: int,
-) -> np.ndarray:
-    """Returns the confusion `(classes, classes)` of the test pixels behind `quick_miou`, with the same arguments."""
     _check_maps("test", test_patches, test_masks)
     weights, bias = linear_patch_probe(train_patches, train_masks, classes=classes)
     if test_patches.shape[-1] != len(weights):
@@ -117,7 +105,7 @@ def quick_confusion(
         part = slice(start, start + BLOCK)
         predicted = predict_masks(test_patches[part], weights, bias, size=test_masks.shape[1:], pad_to=BLOCK)
         counts += confusion(test_masks[part], predicted, classes=classes)
-    return counts
+    return mean_iou(counts)
 
 
 def linear_patch_probe(

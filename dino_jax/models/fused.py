@@ -18,7 +18,7 @@ def disagreement(*, tokens: int, head_dim: int, device: jax.Device) -> str:
     """Compares the results and gradients of `layers.attend_fused` with those of `layers.attend` on noise, in bfloat16.
 
     Args:
-      tokens: so many are attended to; an odd number is filled up, as the transformer does.
+      tokens: how many there are; an odd number is padded by one that is not attended to, as in the transformer.
 
     Returns:
       What is wrong, in words; "" if the two agree.

@@ -176,7 +176,7 @@ def attend_fused(q: Array, k: Array, v: Array, length: Array | int | None) -> Ar
 
     Args:
       q, k, v: `(batch, tokens, heads, head_dim)`.
-      length: of the tokens, that many are attended to; the rest fill up. None for all.
+      length: number of real tokens, the rest being padding that nothing attends to; None if all are real.
     """
     if length is None:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")

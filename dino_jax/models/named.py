@@ -11,11 +11,12 @@ from jax import Array
 
 from dino_jax.models.convnext import ConvNext
 from dino_jax.models.resnet import ResNet
-from dino_jax.models.variants import CONVNEXT_VARIANTS, RESNET_VARIANTS, VARIANTS, VIT_VARIANTS
+from dino_jax.models.variants import VARIANTS
 from dino_jax.models.vit import VisionTransformer
 
 Backbone = VisionTransformer | ConvNext | ResNet
-FAMILIES = {VisionTransformer: VIT_VARIANTS, ConvNext: CONVNEXT_VARIANTS, ResNet: RESNET_VARIANTS}
+# The class of a network, by an option that it alone has.
+CLASSES: dict[str, type[Backbone]] = {"heads": VisionTransformer, "widths": ConvNext, "channels": ResNet}
 
 
 def build(name: str, **changes: Any) -> Backbone:
@@ -30,17 +31,24 @@ def build(name: str, **changes: Any) -> Backbone:
     """
     if name not in VARIANTS:
         raise ValueError(f"there is no architecture {name!r}; {_nearest(name, VARIANTS)}")
-    family: Any = next(family for family, variants in FAMILIES.items() if name in variants)
-    unknown = sorted(set(changes) - set(family.__dataclass_fields__))
+    network: Any = network_class(VARIANTS[name])
+    unknown = sorted(set(changes) - set(network.__dataclass_fields__))
     if unknown:
-        options = [field for field in family.__dataclass_fields__ if field not in ("parent", "name")]
+        options = [field for field in network.__dataclass_fields__ if field not in ("parent", "name")]
         raise ValueError(f"{name} has no option {unknown[0]!r}; {_nearest(unknown[0], options)}")
-    return family(**VARIANTS[name] | changes)
+    return network(**VARIANTS[name] | changes)
 
 
 def network_class(options: Mapping[str, Any]) -> type[Backbone]:
-    """Tells the class of a network by its options, as a recipe or `variants.VARIANTS` has them."""
-    return VisionTransformer if "heads" in options else ConvNext if "widths" in options else ResNet
+    """Tells the class of a network by its options, as a recipe or `variants.VARIANTS` has them.
+
+    Raises:
+      ValueError: for options of none.
+    """
+    for option, network in CLASSES.items():
+        if option in options:
+            return network
+    raise ValueError(f"options of no known network ({', '.join(options)}): one of {', '.join(CLASSES)} is needed")
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once, however often shapes or values are asked for

@@ -99,16 +99,24 @@ class VisionTransformer(nn.Module):
         height, width = image_size
         return height // self.patch_size, width // self.patch_size
 
+    def token_count(self, side: int) -> int:
+        """Returns how many tokens a square image of `side` pixels has: CLS, registers and patches."""
+        return 1 + self.registers + (side // self.patch_size) ** 2
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward's hidden layer."""
+        if self.ffn == "swiglu":
+            return layers.swiglu_hidden(self.width, self.ffn_ratio, self.ffn_align)
+        return int(self.width * self.ffn_ratio)
+
     def block_options(self) -> dict[str, Any]:
         """Returns the constructor arguments of one block."""
         shared = ["width", "heads", "ffn", "norm", "norm_epsilon", "layer_scale", "qkv_bias", "mask_key_bias"]
         shared += ["proj_bias", "ffn_bias", "drop_path", "shards", "dtype", "attention"]
         if self.ffn not in ("mlp", "swiglu"):
             raise ValueError(f"ffn = {self.ffn!r} is not one of 'mlp', 'swiglu'")
-        hidden = int(self.width * self.ffn_ratio)
-        if self.ffn == "swiglu":
-            hidden = layers.swiglu_hidden(self.width, self.ffn_ratio, self.ffn_align)
-        return {name: getattr(self, name) for name in shared} | {"hidden": hidden}
+        return {name: getattr(self, name) for name in [*shared, "hidden"]}
 
     def setup(self):
         self.patch_embed = PatchEmbed(self.patch_size, self.in_channels, self.width, self.dtype)

@@ -39,7 +39,7 @@ PANELS = (
     Panel("mean cosine", ("health/patch_cosine", "health/cls_patch_cosine", "health/cls_cosine")),
     Panel("distance student to teacher", ("health/student_teacher_distance",)),
 )
-# Shown by a panel above in another unit.
+# Not drawn: what a panel above shows as a share, and a number that falls with it.
 REDUNDANT = ("entropy", "used", "effective")
 
 

@@ -1,5 +1,8 @@
 """Evaluation tasks, one module each: its options on the command line, and its run on a model and data.
 
+What several have in common is in `images` (features of whole images), `classes` (classification), `patches` (features
+of patches) and `head_training`.
+
 A task module has two functions:
 
     add_arguments(parser)           adds its own options

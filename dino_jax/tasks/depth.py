@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dino_jax.data.depths import Depths, open_depths
+from dino_jax.data.reading import read_ahead
 from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
 from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
@@ -134,8 +135,8 @@ def _average(data: Within, options: argparse.Namespace, *, size: tuple[int, ...]
       ValueError: when no map knows any depth.
     """
     total, count, known = np.zeros(size), np.zeros(size, int), False
-    for index in tqdm(evenly(len(data), options.limit), unit=" images", desc="training maps"):
-        depth = data[index][1]
+    indices = tqdm(evenly(len(data), options.limit), unit=" images", desc="training maps")
+    for _, depth in read_ahead(data.__getitem__, indices):
         known |= bool((depth > 0).any())
         depth = resize(depth, size, kind="labels")
         total += depth
@@ -152,8 +153,9 @@ def _test_average(average: np.ndarray, data: Within, options: argparse.Namespace
       ValueError: for an image of which no depth is known where it counts.
     """
     errors = []
-    for index in tqdm(evenly(len(data), options.limit), unit=" images", desc=f"{options.split} maps"):
-        truth = data[index][1]
+    indices = evenly(len(data), options.limit)
+    shown = tqdm(indices, unit=" images", desc=f"{options.split} maps")
+    for index, (_, truth) in zip(indices, read_ahead(data.__getitem__, shown), strict=True):
         if not ((truth > 0) & _valid(truth, options)).any():
             where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
             raise ValueError(f"the depth of {data.name(index)} is not known {where}{_reach(data)}: leave the image out")
@@ -187,9 +189,10 @@ def _test(
     indices = evenly(len(data), options.limit)
     wanted = {indices[place] for place in evenly(len(indices), PICTURES)}
     errors, shown = [], []
+    reading = read_ahead(data.__getitem__, indices, ahead=CHUNK)
     for start in range(0, len(indices), CHUNK):
         part = indices[start : start + CHUNK]
-        pairs = [data[index] for index in part]
+        pairs = [next(reading) for _ in part]
         grids = features.of_sizes([image for image, _ in pairs], options.size)
         for index, (image, truth), grid in zip(part, pairs, grids, strict=True):
             predicted = np.asarray(_depth_map(head, grid, size=truth.shape, high=data.high))

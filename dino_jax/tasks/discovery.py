@@ -11,6 +11,7 @@ from jax import Array
 from tqdm import tqdm
 
 from dino_jax.data.objects import Box, ObjectImage, Objects, open_objects
+from dino_jax.data.reading import read_ahead
 from dino_jax.data.subset import evenly
 from dino_jax.evals.discovery import THRESHOLD, Found, corloc, mask_iou, token_cut
 from dino_jax.models import Extractor, VisionTransformer
@@ -102,8 +103,7 @@ def _middle(data: Objects, indices: list[int], options: argparse.Namespace) -> F
     middle = np.zeros((4, 4), bool)
     middle[1:3, 1:3] = True
     findings, filled = Findings(), 0
-    for index in tqdm(indices, unit=" images", desc="checking"):
-        example = data[index]
+    for example in read_ahead(data.__getitem__, tqdm(indices, unit=" images", desc="checking")):
         findings.add(example, Found(middle, middle, middle.astype(float)))
         height, width = example.image.shape[:2]
         filled += example.mask is not None and (0.0, 0.0, float(width), float(height)) in example.boxes
@@ -118,9 +118,10 @@ def _middle(data: Objects, indices: list[int], options: argparse.Namespace) -> F
 def _discover(features: PatchFeatures, data: Objects, indices: list[int], options: argparse.Namespace) -> Findings:
     wanted = {indices[place] for place in evenly(len(indices), PICTURES)}
     findings = Findings()
+    reading = read_ahead(data.__getitem__, indices, ahead=options.batch_size)
     for start in tqdm(range(0, len(indices), options.batch_size), unit=" batches", desc=features.name):
         part = indices[start : start + options.batch_size]
-        examples = [data[index] for index in part]
+        examples = [next(reading) for _ in part]
         for index, example, grid in zip(
             part, examples, features.of_sizes([example.image for example in examples], options.size), strict=True
         ):

@@ -1,16 +1,16 @@
 """Batches for the heads on patch features: random crops, fresh in every step or a fixed number of each image."""
 
 import argparse
-import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from dino_jax import host_memory
+from dino_jax.data.reading import read_ahead
 from dino_jax.evals import patch_head
 from dino_jax.evals.windows import random_crop
 from dino_jax.progress import Progress
@@ -18,7 +18,6 @@ from dino_jax.tasks.patches import PatchFeatures
 
 Batch = tuple[np.ndarray, np.ndarray]
 CROPS_AHEAD = 4  # batches of crops in the making
-THREADS = 8
 
 
 class Pairs(Protocol):
@@ -124,8 +123,9 @@ def _fixed_views(
     each = 2 * pixels // features.patch_size**2 * features.width + 4 * pixels  # of float16 and of the maps
     host_memory.check(2 * count * each, f"the features of {count} crops (--views)", "lower --views or --limit")
     parts = []
+    reading = read_ahead(data.__getitem__, indices, ahead=options.batch_size)
     for start in range(0, len(indices), options.batch_size):
-        pairs = [data[index] for index in indices[start : start + options.batch_size]]
+        pairs = list(itertools.islice(reading, options.batch_size))
         for view in range(options.views):
             drawn = [
                 _crop(*pair, crops=crops, seed=(options.seed, view, start + place)) for place, pair in enumerate(pairs)
@@ -138,22 +138,16 @@ def _fixed_views(
 
 def _fresh_views(data: Pairs, order: Iterator[int], *, crops: Crops, options: argparse.Namespace) -> Iterator[Batch]:
     """Draws batches of crops, decoded by threads ahead of the consumer."""
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="crops") as pool:
-        waiting: collections.deque = collections.deque()
-        for number in range(options.steps * options.batch_size):
-            seed = (options.seed, number)
-            waiting.append(
-                pool.submit(lambda index, seed: _crop(*data[index], crops=crops, seed=seed), next(order), seed)
-            )
-            if len(waiting) == CROPS_AHEAD * options.batch_size:
-                yield _batch(waiting, options.batch_size)
-        while waiting:
-            yield _batch(waiting, options.batch_size)
 
+    def draw(number_and_index: tuple[int, int]) -> Batch:
+        number, index = number_and_index
+        return _crop(*data[index], crops=crops, seed=(options.seed, number))
 
-def _batch(waiting: collections.deque, size: int) -> Batch:
-    drawn = [waiting.popleft().result() for _ in range(size)]
-    return np.stack([image for image, _ in drawn]), np.stack([target for _, target in drawn])
+    wanted = enumerate(itertools.islice(order, options.steps * options.batch_size))
+    drawing = read_ahead(draw, wanted, ahead=CROPS_AHEAD * options.batch_size)
+    for _ in range(options.steps):
+        images, targets = zip(*itertools.islice(drawing, options.batch_size), strict=True)
+        yield np.stack(images), np.stack(targets)
 
 
 def _crop(image: np.ndarray, target: np.ndarray, *, crops: Crops, seed: tuple[int, ...]) -> Batch:

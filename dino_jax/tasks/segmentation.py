@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dino_jax import host_memory
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
+from dino_jax.data.reading import read_ahead
 from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
 from dino_jax.evals.segmentation import (
@@ -73,7 +74,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if len(unseen) == len(names):
         raise ValueError(f"every pixel of {options.data}, split 'train', is ignored: nothing can be learnt")
     tested = tqdm(evenly(len(test), options.limit), unit=" images", desc=f"{options.split} masks")
-    labelled = [(test[index][1] != IGNORE).any() for index in tested]
+    labelled = [(mask != IGNORE).any() for _, mask in read_ahead(test.__getitem__, tested)]
     if not any(labelled):
         raise ValueError(f"every pixel of {options.data}, split {options.split!r}, is ignored: nothing can be scored")
     numbers: dict[str, float] = {}
@@ -116,8 +117,7 @@ def _closed_head(features: PatchFeatures, data: MaskPairs, options: argparse.Nam
     what = f"{count} images and their features (--head closed)"
     host_memory.check(needed, what, "set --limit or a smaller --size")
     images, labels = np.empty((count, *size, 3), np.uint8), np.empty((count, *size), np.uint8)
-    for place, index in enumerate(indices):
-        image, mask = data[index]
+    for place, (image, mask) in enumerate(read_ahead(data.__getitem__, indices)):
         images[place], labels[place] = resize(image, size), resize(mask, size, kind="labels")
     weights, bias = linear_patch_probe(features(images), labels, classes=len(data.class_names), ridge=options.ridge)
     return lambda array: jax.numpy.asarray(array @ weights + bias)
@@ -131,9 +131,10 @@ def _test(
     wanted = {indices[place] for place in evenly(len(indices), PICTURES)}
     classes = len(data.class_names)
     counts, shown = np.zeros((classes, classes), np.int64), []
+    reading = read_ahead(data.__getitem__, indices, ahead=CHUNK)
     for start in range(0, len(indices), CHUNK):
         part = indices[start : start + CHUNK]
-        pairs = [data[index] for index in part]
+        pairs = [next(reading) for _ in part]
         maps = class_maps(features, head, [image for image, _ in pairs], side=options.size, crop=options.crop)
         for index, (image, mask), logits in zip(part, pairs, maps, strict=True):
             predicted = _enlarged(logits, mask.shape).argmax(axis=-1)

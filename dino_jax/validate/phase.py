@@ -4,9 +4,20 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from dino_jax.data.crops import GLOBAL_NUMBER
 from dino_jax.models.vit import REMAT_POLICIES
 from dino_jax.phases import by_size
-from dino_jax.validate.rules import ABOVE_0, BELOW_1, NOT_NEGATIVE, SHARE, Rule, largest, multiple, several, values
+from dino_jax.validate.rules import (
+    ABOVE_0,
+    BELOW_1,
+    NOT_NEGATIVE,
+    SHARE,
+    Rule,
+    largest,
+    not_multiple,
+    single_patch,
+    values,
+)
 
 CHOICES: dict[str, tuple] = {
     "remat": ("", *REMAT_POLICIES),
@@ -62,8 +73,8 @@ def _sized_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set
         ("crops.local_size", p.crops.local_size),
         ("gram.crop_size", p.gram.crop_size),
     ):
-        yield from multiple(f"{prefix}{key}", size, patch)
-    yield from several(f"{prefix}crops.global_size", p.crops.global_size, patch)
+        yield from not_multiple(f"{prefix}{key}", size, patch)
+    yield from single_patch(f"{prefix}crops.global_size", p.crops.global_size, patch)
     for key, (low, high) in (
         ("crops.global_scale", p.crops.global_scale),
         ("crops.local_scale", p.crops.local_scale),
@@ -90,10 +101,11 @@ def _mask_problems(prefix: str, p: ConfigDict, patch: int) -> Iterator[str]:
             f"{prefix}masks.group_size = {p.masks.group_size} does not divide {prefix}batch_size = {p.batch_size}: "
             "use a divisor of what one device holds"
         )
-    if int(2 * p.masks.group_size * p.masks.probability) < 1:
+    if int(GLOBAL_NUMBER * p.masks.group_size * p.masks.probability) < 1:
         yield (
-            f"{prefix}masks.probability = {p.masks.probability:g} leaves none of the {2 * p.masks.group_size} crops of "
-            f"a group masked, so iBOT has no patches to predict: raise it, or set {prefix}loss.ibot to 0 as well"
+            f"{prefix}masks.probability = {p.masks.probability:g} leaves none of the "
+            f"{GLOBAL_NUMBER * p.masks.group_size} crops of a group masked, so iBOT has no patches to predict: raise "
+            f"it, or set {prefix}loss.ibot to 0 as well"
         )
     patches = (p.crops.global_size // patch) ** 2
     if int(patches * p.masks.ratio[1]) < 1:
@@ -165,7 +177,7 @@ def _gram_problems(prefix: str, p: ConfigDict, patch: int, known_snapshots: set[
             f"{prefix}tokens = {p.gram.tokens!r} and stats = {p.gram.stats} need masks, which loss.ibot = 0 does not "
             "have"
         )
-    patches = 2 * p.batch_size * (p.crops.global_size // patch) ** 2
+    patches = GLOBAL_NUMBER * p.batch_size * (p.crops.global_size // patch) ** 2
     over_batch = "image_level = False" if not p.gram.image_level else "stats = True" if p.gram.stats else ""
     if over_batch and p.gram.remove_negatives != "none" and patches > MOST_PATCHES_COMPARED:
         yield (

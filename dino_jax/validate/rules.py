@@ -24,14 +24,14 @@ def values(c: ConfigDict, prefix: str, choices: dict[str, tuple], rules: tuple[R
             yield from check(c, prefix, key, good, words)
 
 
-def multiple(key: str, size: int, patch: int, whose: str = "model.patch_size = ") -> Iterator[str]:
+def not_multiple(key: str, size: int, patch: int, whose: str = "model.patch_size = ") -> Iterator[str]:
     """Finds an image side that patches do not fill; `whose` says what their side is."""
     if size % patch:
         near = max(patch, round(size / patch) * patch)
         yield f"{key} = {size} is not a multiple of {whose}{patch}: use {near}"
 
 
-def several(key: str, size: int, patch: int, *, whole: bool = False) -> Iterator[str]:
+def single_patch(key: str, size: int, patch: int, *, whole: bool = False) -> Iterator[str]:
     """Finds an image side of a single patch, which has no other to be compared with; `whole` counts no parts of one."""
     if size <= patch or (whole and size < 2 * patch):
         yield f"{key} = {size} holds a single patch: use {2 * patch} or more"

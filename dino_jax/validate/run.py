@@ -19,8 +19,8 @@ from dino_jax.validate.rules import (
     Rule,
     check,
     largest,
-    multiple,
-    several,
+    not_multiple,
+    single_patch,
     values,
 )
 
@@ -118,8 +118,8 @@ def _channel_problems(c: ConfigDict) -> Iterator[str]:
 
 def _model_problems(c: ConfigDict) -> Iterator[str]:
     if network_class(c.model) is VisionTransformer:
-        yield from multiple("eval.size", c.eval.size, c.model.patch_size)
-        yield from several("eval.size", c.eval.size, c.model.patch_size)
+        yield from not_multiple("eval.size", c.eval.size, c.model.patch_size)
+        yield from single_patch("eval.size", c.eval.size, c.model.patch_size)
         if c.model.width % c.model.heads:
             yield f"model.heads = {c.model.heads} must divide model.width = {c.model.width}"
         if c.model.width * c.model.ffn_ratio < 2:
@@ -206,11 +206,11 @@ def _convolutional_problems(c: ConfigDict, phases: list[ConfigDict]) -> Iterator
             yield f"{key} = {remat!r} needs a transformer: set it to 'none'"
     patch = network_class(c.model)(**c.model.to_dict()).patch_size
     rounds_down = network_class(c.model) is ConvNext
-    yield from multiple("eval.size", c.eval.size, patch, "the network's stride, ")
-    yield from several("eval.size", c.eval.size, patch)
+    yield from not_multiple("eval.size", c.eval.size, patch, "the network's stride, ")
+    yield from single_patch("eval.size", c.eval.size, patch)
     for name, p in zip(c.phase_order, phases, strict=True):
         smallest = {key: min(sized.crops[key] for _, sized in by_size(p)) for key in ("global_size", "local_size")}
-        yield from several(f"phases.{name}.crops.global_size", smallest["global_size"], patch, whole=rounds_down)
+        yield from single_patch(f"phases.{name}.crops.global_size", smallest["global_size"], patch, whole=rounds_down)
         if rounds_down and smallest["local_size"] < patch:
             yield (
                 f"phases.{name}.crops.local_size = {smallest['local_size']} is less than the {patch} px of a patch: "

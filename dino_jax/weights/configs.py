@@ -105,7 +105,7 @@ def hugging_face(architecture: Architecture, layout: Layout) -> Config:
         _require(o["layer_scale"], "layer_scale", name)
         shapes = {"depths": list(o["depths"]), "hidden_sizes": list(o["widths"]), "layer_norm_eps": 1e-6}
         return config | shapes | {"hidden_act": "gelu", "layer_scale_init_value": o["layer_scale"], "image_size": 224}
-    hidden = architecture.build().block_options()["hidden"]
+    hidden = architecture.build().hidden
     config |= {
         "hidden_size": o["width"],
         "num_hidden_layers": o["depth"],

@@ -10,6 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dino_jax.data.whole import is_complete
+
 StateDict = Mapping[str, np.ndarray]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -107,7 +109,7 @@ def _check_replaceable(path: Path, *, folder: bool) -> None:
 def _is_written(entry: Path) -> bool:
     """Says whether something in a folder looks as if a converter had written it."""
     if entry.name == ARRAYS:
-        return (entry / "_CHECKPOINT_METADATA").is_file()
+        return is_complete(entry)
     return entry.name in WRITTEN and entry.is_file()
 
 

@@ -80,7 +80,7 @@ def published(found: Found, layout: Layout) -> str | None:
 
 def features(options: Mapping[str, Any]) -> Found:
     """Returns the telling features of a transformer's options."""
-    hidden = models.VisionTransformer(**options).block_options()["hidden"]
+    hidden = models.VisionTransformer(**options).hidden
     scaled = bool(options["layer_scale"])
     return {key: options[key] for key in TELLING if key in options} | {"hidden": hidden, "layer_scaled": scaled}
 

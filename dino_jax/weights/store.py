@@ -276,18 +276,13 @@ def layout_for(architecture: Architecture, to: str) -> Layout:
     """
     if to not in FORMATS:
         raise ValueError(f"to = {to!r} is not one of {', '.join(FORMATS)}")
-    names = {
-        "official": {"dino": "v1", "dinov2": "v2", "dinov3": "v3", "convnext": "convnext", "resnet": "resnet"},
-        "hf": {"dino": "dino", "dinov2": "dinov2", "dinov3": "dinov3", "convnext": "convnext"},
-        "timm": {"dino": "dino", "dinov2": "dinov2", "dinov3": "dinov3", "convnext": "convnext", "resnet": "resnet"},
-    }[to]
-    if architecture.family not in names:
+    fitting = [layout for layout in LAYOUTS.values() if (layout.whose, layout.family) == (to, architecture.family)]
+    if not fitting:
         raise ValueError(
             f"there is no class for {architecture.name} in format {to!r}: choose another of {', '.join(FORMATS)}"
         )
-    name = f"{to}_{names[architecture.family]}"
-    registers = architecture.family == "dinov2" and architecture.options["registers"] and to != "official"
-    return LAYOUTS[f"{name}_registers" if registers else name]
+    # Where there are two, the second is for registers.
+    return fitting[-1] if architecture.options.get("registers") else fitting[0]
 
 
 def _dropped(weights: Weights, layout: Layout) -> str:

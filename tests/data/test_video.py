@@ -126,7 +126,7 @@ def test_the_shared_tar(shared_data):
         ({"dog/masks/00001.png": None}, "3 frames and 2 masks; dog/masks/00001.png is missing"),
         ({"dog/frames/00001.jpg": None}, "lacks the frame of mask dog/masks/00001.png"),
         ({"dog/masks/00000.png": labels(0)}, "has no object: the first mask says what to follow"),
-        ({f"dog/masks/{n:05d}.png": labels(1, size=(12, 8)) for n in range(3)}, "12 x 8 pixels, its frame 24 x 16"),
+        ({f"dog/masks/{n:05d}.png": labels(1, size=(12, 8)) for n in range(3)}, "12 x 8 pixels, its image 24 x 16"),
         ({"dog/masks/00002.png": labels(1, size=(12, 8))}, "this mask differs in size from dog/masks/00000.png"),
         (
             {"dog/masks/00001.png": Image.fromarray(np.full((16, 24), 257, np.uint16))},

@@ -118,10 +118,9 @@ def test_uniform_masks_score_exactly_one():
 def test_constant_features_score_the_commonest_class():
     masks = random_masks(5)
     patches = np.ones((3, 4, 6, 8), np.float32)
-    counts = segmentation.quick_confusion(patches, masks, patches, masks, classes=4)
-    assert (counts.sum(axis=0) > 0).sum() == 1
+    score = segmentation.quick_miou(patches, masks, patches, masks, classes=4)
     share = np.bincount(masks[masks != IGNORE]).max() / (masks != IGNORE).sum()
-    assert segmentation.mean_iou(counts) == pytest.approx(share / 4)
+    assert score == pytest.approx(share / 4)
 
 
 def test_upsampling_is_that_of_torch():

@@ -48,6 +48,17 @@ def test_patches_are_on_their_grid(models, name, size, grids):
     np.testing.assert_allclose(layers[-1]["patches"], out["patches"], atol=1e-5)
 
 
+def test_vmap_adds_an_axis(models):
+    """Such as the crops of each image."""
+    model = models["dinov2_vits14_reg"]
+    crops = jax.random.normal(jax.random.key(1), (2, 3, 28, 28, 3))
+    found = jax.jit(jax.vmap(model))(crops)
+    expected = jax.jit(model)(crops.reshape(6, 28, 28, 3))
+    assert found["patches"].shape == (2, 3, 2, 2, 16)
+    for name, x in expected.items():
+        np.testing.assert_allclose(found[name].reshape(x.shape), x, atol=1e-5)
+
+
 def test_weights_are_leaves_and_statistics_too(models):
     """What jit does not bake into its program: replacing them changes the features."""
     model = models["dino_resnet50"]
