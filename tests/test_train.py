@@ -32,7 +32,7 @@ def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
     trainer = trainer_with(
         source=SimpleNamespace(name=str),
         compiled_step=lambda phase, state: take,
-        place=lambda step, host: (np.arange(1), host),
+        to_devices=lambda step, host: (np.arange(1), host),
         gram=SimpleNamespace(due=lambda phase, step: False),
         stop=SimpleNamespace(now=lambda step: step == stop_after),
         seconds=lambda: 7.5,
