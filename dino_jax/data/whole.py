@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-LAST_WRITTEN = "_CHECKPOINT_METADATA"  # by Orbax
 LAST_WRITTEN = "_CHECKPOINT_METADATA"  # by Orbax, in the folder of a checkpoint
 ABANDONED = 3600  # seconds; containers may share the name of their machine, but not the numbers of processes
 
@@ -42,11 +41,6 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def is_whole(folder: Path) -> bool:
-    """Tells whether Orbax wrote arrays into a folder to their end."""
-    return (folder / LAST_WRITTEN).exists()
 
 
 def is_complete(folder: Path) -> bool:
