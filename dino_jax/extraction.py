@@ -49,6 +49,7 @@ def extract_features(
     cache: Path | None = None,
     progress: bool = False,
     how: str = "crop",
+    advance: Callable[[int], Any] = lambda images: None,
 ) -> Features:
     """Computes the features of all images of a source.
 
@@ -77,6 +78,7 @@ def extract_features(
         settings; an image whose content changes under its old name is noticed only if it is one of a few samples.
       progress: show a bar on stderr.
       how: "centre", "crop", "squash" or "native", see `fit.fit`; "native" has no "patches" and needs a single process.
+      advance: is told how many more images are done; what it raises ends the extraction.
 
     Returns:
       float32 arrays by output; "labels" int32 `(images,)`, -1 unknown; "ids" int32 `(images,)`, index in the source.
@@ -98,7 +100,7 @@ def extract_features(
         for number in range(work.count):
             found = None if shards is None else _stored(shards, work, number)
             if found is None:
-                found = work.compute(number, bar.update)
+                found = work.compute(number, lambda images: (bar.update(images), advance(images)))
                 if shards is not None and jax.process_index() == 0:
                     shards.write(number, found)
             else:

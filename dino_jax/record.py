@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from dino_jax.metrics import NOTHING_RESTORED, MetricsWriter, read_metrics
 from dino_jax.objective import Batch, teacher_outputs
 from dino_jax.phases import Phase, in_order
 from dino_jax.progress import Progress
-from dino_jax.scores import Scores
+from dino_jax.scores import Interrupted, Scores
 from dino_jax.state import Networks, Params, TrainState, teacher_weights
 from dino_jax.throughput import Throughput
 
@@ -60,6 +61,7 @@ class Recorder:
         self._to_surpass: float | None = None
         self._times_below = 0
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
+        self._unfinished: dict[str, float] | None = None
         self._started = time.monotonic()
 
     def enter(self, phase: Phase) -> None:
@@ -84,10 +86,8 @@ class Recorder:
           metrics: what the step measured.
           hyper: the values of the schedules it was taken with.
         """
-        log, last = self._config.log, step == phase.last
-        healthy = step % log.health_every == 0 or last
-        evaluated = self._scores.due(step)
-        due = step % log.every == 0 or healthy or evaluated
+        healthy, evaluated = self._measures_health(phase, step), self._scores.due(step)
+        due = step % self._config.log.every == 0 or healthy or evaluated
         shapes = tuple(array.shape for array in batch.values())
         compiled = shapes not in self._compiled  # once for each of the phase's sizes of crops
         self._compiled.add(shapes)
@@ -105,8 +105,29 @@ class Recorder:
             values = {name: float(value) for name, value in jax.device_get(measured).items()}
             values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
             if evaluated:
-                values |= self._evaluate(phase, step, state)
+                try:
+                    values |= self._evaluate(phase, step, state)
+                except Interrupted:
+                    self._progress.note(f"step {step}: the evaluation is left to the restart")
+                    self._unfinished = values
+                    return
         self._write(phase, step, values, healthy)
+
+    def _measures_health(self, phase: Phase, step: int) -> bool:
+        return step % self._config.log.health_every == 0 or step == phase.last
+
+    def unfinished(self) -> dict[str, Any]:
+        """Returns what a checkpoint has to hold of a step whose evaluation was interrupted: {"record": its values}."""
+        return {} if self._unfinished is None else {"record": self._unfinished}
+
+    def finish(self, phase: Phase, step: int, state: TrainState, values: dict[str, float]) -> None:
+        """Evaluates a step after which an earlier process was interrupted, and writes its record.
+
+        Args:
+          values: of the record, without the evaluation.
+        """
+        self.enter(phase)
+        self._write(phase, step, values | self._evaluate(phase, step, state), self._measures_health(phase, step))
 
     def _evaluate(self, phase: Phase, step: int, state: TrainState) -> dict[str, float]:
         """Runs the protocols that are due, and says what they found, beside what training must surpass."""

@@ -37,6 +37,10 @@ DENSE_BATCH = 16  # larger images
 Numbers = dict[str, float]
 
 
+class Interrupted(Exception):
+    """An evaluation was given up, as the run was asked to stop."""
+
+
 class Scores:
     """Evaluates backbones of one architecture by the protocols under `eval` of a recipe.
 
@@ -46,9 +50,21 @@ class Scores:
       seconds: that evaluations while training have taken so far.
     """
 
-    def __init__(self, config: ConfigDict, networks: Networks, mesh: Mesh, source: Source, held_out: Source | None):
-        """Takes the run's networks and mesh, the images that may vote and, if any, labelled held-out ones."""
-        self.config, self.mesh, self._network = config, mesh, networks.backbone
+    def __init__(
+        self,
+        config: ConfigDict,
+        networks: Networks,
+        mesh: Mesh,
+        source: Source,
+        held_out: Source | None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ):
+        """Takes the run's networks and mesh, the images that may vote and, if any, labelled held-out ones.
+
+        Args:
+          interrupted: asked now and then during an evaluation; if so, that ends with `Interrupted`.
+        """
+        self.config, self.mesh, self._network, self._interrupted = config, mesh, networks.backbone, interrupted
         if isinstance(self._network, VisionTransformer):  # other attention is checked at the sizes of crops only
             self._network = self._network.clone(attention="xla")
         labelled = source.labelled if isinstance(source, Joined) else source
@@ -89,8 +105,13 @@ class Scores:
         numbers: Numbers = {}
         with self._clock():
             for protocol in self._protocols(step):
+                self._go_on()
                 numbers |= protocol(params)
         return numbers
+
+    def _go_on(self, *_: int) -> None:
+        if self._interrupted():
+            raise Interrupted
 
     def of_snapshot(self, params: Params) -> float:
         """Returns the dense score of a Gram-teacher snapshot."""
@@ -177,7 +198,9 @@ class Scores:
     def _features(self, params: Params, source: Source | None, *outputs: str) -> dict[str, np.ndarray]:
         assert source is not None
         size, model = self.config.eval.size, self.extractor(params)
-        return extract_features(model, source, size=size, outputs=outputs, batch_size=BATCH, mesh=self.mesh)
+        return extract_features(
+            model, source, size=size, outputs=outputs, batch_size=BATCH, mesh=self.mesh, advance=self._go_on
+        )
 
     def extractor(self, params: Params) -> Extractor:
         """Returns the network with a backbone's weights, in the form of `state.teacher_weights`."""

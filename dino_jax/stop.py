@@ -27,6 +27,10 @@ class StopRequest:
         self._last_words: str | None = None
         self._before: dict[int, object] = {}
 
+    def waits(self) -> bool:
+        """Tells whether this process, being the only one, was asked to stop, in the middle of something long."""
+        return self._requested and jax.process_count() == 1
+
     def now(self, step: int) -> bool:
         """Tells whether to stop after `step` completed steps; to be asked after every step, in every process."""
         if jax.process_count() > 1:

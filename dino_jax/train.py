@@ -141,7 +141,7 @@ class Trainer:
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
         voters, held_out = evaluated
-        self.scores = Scores(config, networks, mesh, voters, held_out)
+        self.scores = Scores(config, networks, mesh, voters, held_out, stop.waits)
         agreement.check({"the images and masks at eval.dense.path": self.scores.dense_checksum()})
         self.report = Report(config, self.scores, mesh, workdir.path, held_out or source, self.first_backbone)
         dense_score = self.scores.of_snapshot if config.eval.dense.path else None
@@ -166,6 +166,10 @@ class Trainer:
             if int(state.step) < self.phases[-1].last:
                 self.workdir.forget_results()  # of a run that was finished, and has been given more phases
             with self.recorder(resumed) as record:
+                if resumed and "record" in resumed.data:
+                    ended = next(phase for phase in self.phases if phase.first < resumed.step <= phase.last)
+                    with self.stop.at_once("stopped in an evaluation, all steps are saved: run the same command again"):
+                        record.finish(ended, resumed.step, state, resumed.data["record"])
                 for phase in self.phases:
                     if int(state.step) < phase.last and not stopped:
                         # Nothing but `state` holds a state, so that a Gram teacher that is replaced is freed.
@@ -214,7 +218,8 @@ class Trainer:
                     guard.flush()
                     with record.throughput.paused():
                         record.sync()  # or a machine that goes down could leave a checkpoint without them
-                        checkpoints.save(step, state, batches.get_state() | {"seconds": self.seconds()})
+                        position = batches.get_state() | {"seconds": self.seconds()} | record.unfinished()
+                        checkpoints.save(step, state, position)
                 if stopped:
                     break
         return state, stopped and step < self.phases[-1].last

@@ -1,12 +1,15 @@
 """What is measured while a run trains and when it ends is of the network that it is said to be of."""
 
+import json
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 
-from dino_jax import health, objective, record, report
+from dino_jax import build, health, objective, record, report, sharding
+from dino_jax.metrics import NOTHING_RESTORED, read_metrics
 from dino_jax.phases import in_order
+from dino_jax.scores import Interrupted
 from dino_jax.state import student_weights, teacher_weights
 from tests import linear_networks
 from tests.tiny_recipe import get_config
@@ -41,6 +44,44 @@ def test_health_counts_from_the_warm_up_of_the_first_phase(monkeypatch, tmp_path
     recorder._progress = SimpleNamespace(update=lambda *_, **__: None, note=said.append)
     recorder._write(in_order(config)[1], 12, {"loss/total": 1.0}, healthy=True)
     assert asked == [2] and said == ["step 12: decay"]
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(tmp_path):
+    """The record of its step, which the checkpoint takes along, is written after the restart."""
+    config, asked = get_config(), []
+    config.log.every, config.log.health_every = 4, 100
+
+    class Scores:
+        seconds = 0.0
+
+        def due(self, step):
+            return step == 4
+
+        def at(self, step, params):
+            asked.append(step)
+            if len(asked) == 1:
+                raise Interrupted
+            return {"dense/miou": 0.3}
+
+    def recorder(resume_step):
+        said = SimpleNamespace(note=lambda words: None, update=lambda *_, **__: None, close=lambda: None)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        networks = build.networks(config, shards=1)
+        options = {"workdir": tmp_path, "resume_step": resume_step, "first_backbone": dict}
+        return record.Recorder(config, networks, mesh, Scores(), said, **options)
+
+    phase, state, batch = in_order(config)[0], linear_networks.state(), {"global_crops": np.zeros(2)}
+    with recorder(NOTHING_RESTORED) as before:
+        before.enter(phase)
+        for step in range(1, 5):
+            assert before.unfinished() == {}
+            before.after_step(phase, step, state, batch, {"loss/total": np.float32(step / 3)}, {"lr": np.float32(0.1)})
+        found = json.loads(json.dumps(before.unfinished()))  # as a checkpoint keeps it
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    with recorder(4) as after:
+        after.finish(phase, 4, state, found["record"])
+    expected = {"step": 4, "loss/total": float(np.float32(4 / 3)), "schedule/lr": float(np.float32(0.1))}
+    assert read_metrics(tmp_path / "metrics.jsonl") == [expected | {"dense/miou": 0.3}]
 
 
 def test_a_run_whose_beginning_is_lost_reports_the_rest(tmp_path, capsys):

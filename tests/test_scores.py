@@ -13,7 +13,7 @@ from dino_jax import record as records
 from dino_jax.data.sources import open_path
 from dino_jax.data.subset import part_of
 from dino_jax.progress import Progress
-from dino_jax.scores import Scores
+from dino_jax.scores import Interrupted, Scores
 from tests.data.images import encode, photograph
 from tests.program import write_images
 from tests.tiny_recipe import get_config
@@ -37,6 +37,22 @@ def images(tmp_path):
 def open_scores(config, networks, mesh, images, *, held_out=True):
     test = open_path(str(images / "test")) if held_out else None
     return Scores(config, networks, mesh, open_path(str(images / "train")), test)
+
+
+def test_an_evaluation_ends_where_the_run_is_asked_to_stop(networks, mesh, images):
+    asked = []
+
+    def interrupted():
+        asked.append(None)
+        return len(asked) == 2
+
+    config = get_config()
+    config.eval.knn.every, config.eval.quality.every = 2, 0
+    test, train = (open_path(str(images / split)) for split in ("test", "train"))
+    scores = Scores(config, networks, mesh, train, test, interrupted)
+    with pytest.raises(Interrupted):
+        scores.at(2, initial.drawn(networks, mesh, seed=0))
+    assert len(asked) == 2  # before it begins, and after the first batch
 
 
 def test_held_out_images_of_which_none_can_be_used(networks, mesh, images):

@@ -43,6 +43,7 @@ def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
         throughput=uncounted,
         after_step=lambda phase, step, *_: done.append(("recorded", step)),
         sync=lambda: done.append(("on disk", done[-1][1])),
+        unfinished=lambda: {"record": {"loss/total": 0.5}} if stop_after else {},
     )
     checkpoints = SimpleNamespace(save=lambda step, state, data: done.append(("saved", step, state.step, data)))
 
@@ -65,6 +66,7 @@ def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
         expected.append(("recorded", step))
         if step in saved:
             data = {"batches_taken": step, "seconds": 7.5}
+            data |= {"record": {"loss/total": 0.5}} if stop_after else {}
             expected += [("on disk", step), ("saved", step, step, data)]
     assert done == [*expected, "closed"]
 
@@ -84,6 +86,25 @@ def test_a_restart_continues_the_data_only_within_a_phase(monkeypatch, found, co
     assert (after is state) == continues
     assert (after is entered) == (not continues)
     assert batches.state == ({"batches_taken": 1} if continues else None)
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for(monkeypatch):
+    """Even after the last step, where nothing but the final evaluation would be left."""
+    finished, state = [], SimpleNamespace(step=14)
+    record = SimpleNamespace(finish=lambda phase, *rest: finished.append((phase.name, *rest)))
+    stop = SimpleNamespace(at_once=lambda words: contextlib.nullcontext())
+    trainer = trainer_with(
+        workdir=SimpleNamespace(path=None, write_results=lambda results: None),
+        recorder=lambda resumed: contextlib.nullcontext(record),
+        report=SimpleNamespace(finish=lambda state, seconds: {"knn/trained": 0.5}),
+        stop=stop,
+    )
+    monkeypatch.setattr(train, "Checkpoints", lambda *_, **__: contextlib.nullcontext())
+    for data, expected in (({"record": {"loss/total": 0.5}}, [("gram", 14, state, {"loss/total": 0.5})]), ({}, [])):
+        finished.clear()
+        trainer.restore = lambda checkpoints, data=data: (state, train.Resumed(14, data))
+        assert trainer.run() == {"knn/trained": 0.5}
+        assert finished == expected
 
 
 def test_a_step_is_augmented_by_its_number():
