@@ -163,10 +163,10 @@ def token_counts(config: ConfigDict, backbone: VisionTransformer) -> list[int]:
     return sorted({backbone.token_count(side) for side in sides})
 
 
-def _sides(phase: ConfigDict) -> list[int]:
+def _sides(options: ConfigDict) -> list[int]:
     """Lists the sides of a phase's crops."""
-    gram = [phase.gram.crop_size] if phase.gram.teacher != "none" and phase.gram.crop_size else []
-    return [phase.crops.global_size, phase.crops.local_size, *gram]
+    gram = [options.gram.crop_size] if options.gram.teacher != "none" and options.gram.crop_size else []
+    return [options.crops.global_size, options.crops.local_size, *gram]
 
 
 def centered(config: ConfigDict) -> tuple[str, ...]:
@@ -176,35 +176,35 @@ def centered(config: ConfigDict) -> tuple[str, ...]:
     return ("dino",) * bool(phases) + ("ibot",) * any(phase.loss.ibot for phase in phases)
 
 
-def optimizer(phase: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def optimizer(options: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """Builds AdamW or SGD; its state passes from phase to phase.
 
     Raises:
       ValueError: for any other name.
     """
-    match phase.optim.name:
+    match options.optim.name:
         case "adamw":
-            return optim.adamw(phase.optim.b1, phase.optim.b2)
+            return optim.adamw(options.optim.b1, options.optim.b2)
         case "sgd":
-            return optim.sgd(phase.optim.b1)
-    raise ValueError(f"optim.name = {phase.optim.name!r}: use adamw or sgd")
+            return optim.sgd(options.optim.b1)
+    raise ValueError(f"optim.name = {options.optim.name!r}: use adamw or sgd")
 
 
-def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
+def train_step(networks: Networks, options: ConfigDict, *, seed: int) -> Step:
     """Builds the step of a phase."""
-    gram = phase.gram
-    if phase.remat and isinstance(networks.backbone, VisionTransformer):
-        networks = dataclasses.replace(networks, backbone=networks.backbone.clone(remat=phase.remat))
+    gram = options.gram
+    if options.remat and isinstance(networks.backbone, VisionTransformer):
+        networks = dataclasses.replace(networks, backbone=networks.backbone.clone(remat=options.remat))
     objective = Objective(
-        student_temperature=phase.student_temperature,
-        targets=phase.targets,
-        sinkhorn_iterations=phase.sinkhorn_iterations,
-        center_momentum=phase.center_momentum,
-        dino=phase.loss.dino,
-        ibot=phase.loss.ibot,
-        koleo=phase.loss.koleo,
-        koleo_topk=phase.loss.koleo_topk,
-        koleo_group_size=phase.loss.koleo_group_size or None,
+        student_temperature=options.student_temperature,
+        targets=options.targets,
+        sinkhorn_iterations=options.sinkhorn_iterations,
+        center_momentum=options.center_momentum,
+        dino=options.loss.dino,
+        ibot=options.loss.ibot,
+        koleo=options.loss.koleo,
+        koleo_topk=options.loss.koleo_topk,
+        koleo_group_size=options.loss.koleo_group_size or None,
         gram=gram.teacher != "none",
         gram_antialias=gram.antialias,
         gram_image_level=gram.image_level,
@@ -214,21 +214,21 @@ def train_step(networks: Networks, phase: ConfigDict, *, seed: int) -> Step:
     )
     return make_train_step(
         networks,
-        optimizer(phase),
+        optimizer(options),
         objective,
-        clip={"module": optim.clip_by_module, "tensor": optim.clip_by_tensor}[phase.optim.clip],
-        clip_norm=phase.optim.clip_norm,
-        layer_decay=phase.optim.layer_decay,
-        patch_embed_multiplier=phase.optim.patch_embed_multiplier,
+        clip={"module": optim.clip_by_module, "tensor": optim.clip_by_tensor}[options.optim.clip],
+        clip_norm=options.optim.clip_norm,
+        layer_decay=options.optim.layer_decay,
+        patch_embed_multiplier=options.optim.patch_embed_multiplier,
         seed=seed,
     )
 
 
-def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
+def phase_schedules(options: ConfigDict) -> dict[str, schedules.Schedule]:
     """Builds the phase's schedules by the names that the step takes; each counts from the phase's first step."""
-    scale = schedules.learning_rate_scale(phase.optim.lr_scaling, phase.batch_size)
+    scale = schedules.learning_rate_scale(options.optim.lr_scaling, options.batch_size)
     built: dict[str, schedules.Schedule] = {}
-    for name, s in phase.schedules.items():
+    for name, s in options.schedules.items():
         # The references scale the peak and the end of the learning rate, not its start.
         factor = scale if name == "lr" else 1.0
         built[name] = schedules.WarmupCosine(
@@ -237,10 +237,10 @@ def phase_schedules(phase: ConfigDict) -> dict[str, schedules.Schedule]:
             end=s.end * factor,
             warmup=s.warmup,
             cosine=s.cosine or None,
-            total=phase.steps,
+            total=options.steps,
         )
-    frozen, rests = phase.optim.freeze_last_layer, phase.optim.last_layer_rests
-    frozen_backbone = phase.optim.freeze_backbone if phase.optim.freeze_backbone >= 0 else phase.steps
+    frozen, rests = options.optim.freeze_last_layer, options.optim.last_layer_rests
+    frozen_backbone = options.optim.freeze_backbone if options.optim.freeze_backbone >= 0 else options.steps
     built["backbone_lr"] = schedules.FrozenStart(built["lr"], frozen_backbone)
     built["last_layer_lr"] = schedules.FrozenStart(built["lr"], frozen)
     built["last_layer_rests"] = lambda step: float(rests and step < frozen)

@@ -64,25 +64,25 @@ def head_flops(head: PrototypeHead, width: int) -> float:
     return 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
-def train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
+def train_flops_per_image(networks: Networks, options: ConfigDict) -> float:
     """Returns the FLOPs that training on one image needs: student forward and backward (3x), teachers forward.
 
     Recomputation is not counted, so that MFU is the useful share. Of several sizes of crops it is the mean.
     """
-    return sum(share * _train_flops_per_image(networks, options) for share, options in by_size(phase))
+    return sum(share * _train_flops_per_image(networks, sized) for share, sized in by_size(options))
 
 
-def _train_flops_per_image(networks: Networks, phase: ConfigDict) -> float:
-    model, crops = networks.backbone, phase.crops
+def _train_flops_per_image(networks: Networks, options: ConfigDict) -> float:
+    model, crops = networks.backbone, options.crops
     kept = 1.0 if getattr(model, "drop_path_ramp", False) else 1.0 - getattr(model, "drop_path", 0.0)
     views = GLOBAL_NUMBER
     student = views * backbone_flops(model, crops.global_size, kept=kept)
     student += crops.local_number * backbone_flops(model, crops.local_size, kept=kept)
     teacher = views * backbone_flops(model, crops.global_size)
-    gram_size = phase.gram.crop_size or crops.global_size
-    gram = views * backbone_flops(model, gram_size) if phase.gram.teacher != "none" else 0
+    gram_size = options.gram.crop_size or crops.global_size
+    gram = views * backbone_flops(model, gram_size) if options.gram.teacher != "none" else 0
     patches = (crops.global_size // model.patch_size) ** 2
-    masked = bool(phase.loss.ibot) * views * phase.masks.probability * sum(phase.masks.ratio) / 2 * patches
+    masked = bool(options.loss.ibot) * views * options.masks.probability * sum(options.masks.ratio) / 2 * patches
     dino, ibot = (head_flops(h, model.width) for h in (networks.dino_head, networks.ibot_head or networks.dino_head))
     student += (views + crops.local_number) * dino + masked * ibot
     teacher += views * dino + masked * ibot

@@ -37,33 +37,33 @@ def check(config: ConfigDict, networks: Networks, mesh: Mesh) -> None:
             )
 
 
-def at_least(config: ConfigDict, phase: ConfigDict, networks: Networks, mesh: Mesh) -> int:
+def at_least(config: ConfigDict, options: ConfigDict, networks: Networks, mesh: Mesh) -> int:
     """Returns a lower bound, in bytes per device, on what a phase needs."""
-    gram = phase.gram.teacher != "none"
-    shapes = state.abstract(networks, build.optimizer(phase), gram=gram, centered=build.centered(config))
+    gram = options.gram.teacher != "none"
+    shapes = state.abstract(networks, build.optimizer(options), gram=gram, centered=build.centered(config))
     shardings = sharding.of_state(shapes, mesh)
     whole = sharding.bytes_per_device(shapes, shardings)
     gradients = sharding.bytes_per_device(shapes.student, shardings.student)
     backbone = networks.backbone
-    per_batch = max(crop_bytes(config, sized) + block_input_bytes(backbone, sized) for _, sized in by_size(phase))
+    per_batch = max(crop_bytes(config, sized) + block_input_bytes(backbone, sized) for _, sized in by_size(options))
     return whole + gradients + per_batch // sharding.data_shards(mesh)
 
 
-def block_input_bytes(backbone: Backbone, phase: ConfigDict) -> int:
+def block_input_bytes(backbone: Backbone, options: ConfigDict) -> int:
     """Returns the bytes of the student's tokens before each block, over all devices; 0 without such blocks."""
     if not isinstance(backbone, VisionTransformer):
         return 0
-    crops = phase.crops
+    crops = options.crops
     tokens = GLOBAL_NUMBER * backbone.token_count(crops.global_size)
     tokens += crops.local_number * backbone.token_count(crops.local_size)
-    return phase.batch_size * tokens * backbone.width * backbone.depth * jnp.dtype(backbone.dtype).itemsize
+    return options.batch_size * tokens * backbone.width * backbone.depth * jnp.dtype(backbone.dtype).itemsize
 
 
-def crop_bytes(config: ConfigDict, phase: ConfigDict) -> int:
+def crop_bytes(config: ConfigDict, options: ConfigDict) -> int:
     """Returns the bytes of a batch's crops, over all devices."""
-    crops, gram_size = phase.crops, phase.gram.crop_size if phase.gram.teacher != "none" else 0
+    crops, gram_size = options.crops, options.gram.crop_size if options.gram.teacher != "none" else 0
     pixels = GLOBAL_NUMBER * (crops.global_size**2 + gram_size**2) + crops.local_number * crops.local_size**2
-    return phase.batch_size * pixels * config.model.in_channels * jnp.dtype(config.precision).itemsize
+    return options.batch_size * pixels * config.model.in_channels * jnp.dtype(config.precision).itemsize
 
 
 def per_device(device: jax.Device) -> int | None:

@@ -17,6 +17,7 @@ from dino_jax import build, config, sharding
 from dino_jax import state as states
 from dino_jax.benches import turns
 from dino_jax.benches.features import DINOV3
+from dino_jax.data.crops import GLOBAL_NUMBER
 from dino_jax.data.masks import draw_masks
 from dino_jax.data.reading import processors
 from dino_jax.flops import train_flops_per_image
@@ -142,12 +143,12 @@ def measure_step(options: argparse.Namespace, drop_path: float) -> dict[str, flo
     return measured
 
 
-def compiled_step(networks: Networks, phase: ConfigDict, host: Batch, mesh: Mesh) -> tuple[Any, turns.Call, float]:
+def compiled_step(networks: Networks, options: ConfigDict, host: Batch, mesh: Mesh) -> tuple[Any, turns.Call, float]:
     """Returns the compiled step, a call that trains one step on a batch, and the seconds of compilation."""
-    state = states.init(networks, build.optimizer(phase), mesh, seed=0)
+    state = states.init(networks, build.optimizer(options), mesh, seed=0)
     batch = sharding.place(host, mesh)
-    hyper = build.hyper(build.phase_schedules(phase), 5)
-    step = jax.jit(build.train_step(networks, phase, seed=0), donate_argnums=0)
+    hyper = build.hyper(build.phase_schedules(options), 5)
+    step = jax.jit(build.train_step(networks, options, seed=0), donate_argnums=0)
     start = time.perf_counter()
     compiled = step.lower(state, batch, hyper).compile()
     compile_seconds = time.perf_counter() - start
@@ -182,18 +183,18 @@ def _build_torch_step(*arguments: Any) -> turns.Call:
     return torch_step.build_step(*arguments)
 
 
-def random_batch(phase: ConfigDict, *, patch: int) -> Batch:
+def random_batch(options: ConfigDict, *, patch: int) -> Batch:
     """Makes a batch of noise with real masks."""
     rng = np.random.default_rng(0)
-    crops, samples = phase.crops, phase.batch_size
-    groups = samples // phase.masks.group_size
+    crops, samples = options.crops, options.batch_size
+    groups = samples // options.masks.group_size
     drawn = [
         draw_masks(
             rng,
-            crops=2 * phase.masks.group_size,
+            crops=GLOBAL_NUMBER * options.masks.group_size,
             grid=(crops.global_size // patch,) * 2,
-            ratio=tuple(phase.masks.ratio),
-            probability=phase.masks.probability,
+            ratio=tuple(options.masks.ratio),
+            probability=options.masks.probability,
         )
         for _ in range(groups)
     ]
@@ -203,8 +204,8 @@ def random_batch(phase: ConfigDict, *, patch: int) -> Batch:
         return rng.standard_normal((samples, views, side, side, 3), np.float32)
 
     return masks | {
-        "masks": masks["masks"].reshape(samples, 2, -1),
-        "global_crops": noise(2, crops.global_size),
+        "masks": masks["masks"].reshape(samples, GLOBAL_NUMBER, -1),
+        "global_crops": noise(GLOBAL_NUMBER, crops.global_size),
         "local_crops": noise(crops.local_number, crops.local_size),
     }
 
