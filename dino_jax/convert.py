@@ -69,6 +69,8 @@ def convert(options: argparse.Namespace) -> None:
     """
     if bool(options.to) != bool(options.out):
         raise ValueError("--to FORMAT and --out PATH go together")
+    if options.force and not options.to:
+        raise ValueError("--force has no effect without --to and --out: leave it out")
     command.only_our_lines()
     from dino_jax import pretrained
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dino_jax import command, model_options
 from dino_jax.data.whole import write_json
 from dino_jax.progress import table
-from dino_jax.tasks import ANY_CHANNELS, TASKS, open_task
+from dino_jax.tasks import ANY_CHANNELS, TASKS, open_task, parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def start(arguments: list[str]) -> None:
     if name is None:
         raise ValueError(f"which task? There are {', '.join(TASKS)}")
     task = open_task(name)
-    options = task_parser(name, task.add_arguments).parse_args(arguments)
+    options = parse(task_parser(name, task.add_arguments), arguments)
     command.check_one_process("evaluate")
     command.check_output(options.json)
     command.only_our_lines()

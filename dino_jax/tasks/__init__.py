@@ -9,9 +9,11 @@ A task module has two functions:
     run(model, options, folder)     evaluates an `Extractor`, draws its pictures into `folder`, returns a `Result`
 """
 
+import argparse
 import dataclasses
 import difflib
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -47,6 +49,21 @@ class Result:
     numbers: dict[str, float]
     rows: list[list[str | float]]
     pictures: list[Path] = dataclasses.field(default_factory=list)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; `given` of the result has the names of the options that are on it."""
+    options = parser.parse_args(arguments)
+    words = {word.split("=")[0] for word in arguments}
+    options.given = {action.dest for action in parser._actions if words.intersection(action.option_strings)}
+    return options
+
+
+def refuse(options: argparse.Namespace, names: str, why: str) -> None:
+    """Raises ValueError for one of these options, separated by spaces, that was given though it does nothing."""
+    vain = [name for name in names.split() if name in options.given]
+    if vain:
+        raise ValueError(f"--{vain[0].replace('_', '-')} has no effect {why}: leave it out")
 
 
 def open_task(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ from dino_jax.data.subset import part_of
 from dino_jax.evals.retrieval import copy_detection, rankings, whiten, whitening
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
-from dino_jax.tasks import Result
+from dino_jax.tasks import Result, refuse
 from dino_jax.tasks.images import add_extraction_arguments, check_complete, extracted, picture_of
 
 QUERIES, FOUND = 8, 7  # shown
@@ -37,6 +37,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings.
     """
+    if not (options.distractors or options.whitening):
+        refuse(options, "limit", "without --distractors or --whitening")
     if options.limit < 1:
         raise ValueError(f"--limit {options.limit} must be 1 or more")
     data = open_copies(options.data, options.subset)

@@ -17,7 +17,7 @@ from dino_jax.evals.correspondence import ALPHAS, match_points, mutual_matches, 
 from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.matches import matches
-from dino_jax.tasks import Result, patches
+from dino_jax.tasks import Result, patches, refuse
 from dino_jax.tasks.patches import PatchFeatures
 
 MARGIN = 0.05  # of the side: no points are taken nearer to the border of a distorted copy
@@ -48,7 +48,7 @@ class Pair:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the task."""
     layouts = "any images, or videos with masks as for tracking: a folder, tar or tar.gz"
-    patches.add_arguments(parser, data=layouts, size=480, batch_size=8)
+    patches.add_arguments(parser, data=layouts, size=480, batch_size=None)
     parser.add_argument(
         "--pairs",
         choices=["warps", "videos"],
@@ -74,7 +74,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     """
     patches.check(options, "points")
     if options.other is not None:
+        refuse(options, "pairs points seed limit year pixels", "with --other, which draws two images")
         return _two_images(model, options, folder)
+    if options.pairs == "warps":
+        refuse(options, "year", "with --pairs warps")
     found: dict[str, tuple[str, dict[str, float], list]] = {}
     for features in patches.compared(model, options):
         pairs = _warps(options) if options.pairs == "warps" else _frames(options)

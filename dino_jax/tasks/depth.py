@@ -19,7 +19,7 @@ from dino_jax.evals.segmentation import upsample
 from dino_jax.evals.windows import resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.pictures.dense import depths as draw_depths
-from dino_jax.tasks import Result, head_training, patches
+from dino_jax.tasks import Result, head_training, patches, refuse
 from dino_jax.tasks.patches import PatchFeatures
 
 BINS = 256
@@ -103,6 +103,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if not NEAREST < options.farthest < math.inf:
         raise ValueError(f"--farthest {options.farthest:g} must be a number above {NEAREST:g} metres")
     train, test = (Within(open_depths(options.data, split), options.farthest) for split in ("train", options.split))
+    if train.relative:
+        refuse(options, "farthest", "on relative depth, which ends at 1")
     if train.relative != test.relative:
         raise ValueError(f"{options.data}: one of train and {options.split} has relative depth, the other metres")
     if options.eigen_crop is None:

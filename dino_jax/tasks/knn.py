@@ -10,7 +10,7 @@ from dino_jax.evals.knn import KS, TEMPERATURE, few_shot, vote
 from dino_jax.extraction import Features
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
-from dino_jax.tasks import Result
+from dino_jax.tasks import Result, refuse
 from dino_jax.tasks.classes import (
     add_data_arguments,
     check_classes,
@@ -54,6 +54,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         raise ValueError(f"--k {options.k} must be 1 to {len(data.train)}, the number of training images")
     if any(not temperature > 0 for temperature in options.temperatures):
         raise ValueError(f"--temperatures {min(options.temperatures)} must be above 0 (inf is a plain majority)")
+    if not options.shots:
+        refuse(options, "draws", "without --shots")
     if options.draws < 1:
         raise ValueError(f"--draws {options.draws} must be 1 or more")
     most = len(data.train) // len(data.class_names)

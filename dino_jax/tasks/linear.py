@@ -61,6 +61,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
         or any(not 0 < r < math.inf for r in options.rates)
     ):
         raise ValueError("--epochs, --train-batch and --rates must be above 0, and --views 0 or more")
+    if options.views > options.epochs:
+        raise ValueError(f"--views {options.views} are more than --epochs {options.epochs}, each of which takes one")
     linear.check_share(options.validation, "--validation")
     data = open_data(options, model)
     backbone = model.backbone
@@ -101,10 +103,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
 
 def check_views(options: argparse.Namespace, *, images: int, width: int, blocks: int) -> None:
     """Raises ValueError when the features of all `--views` cannot be held in memory at once."""
-    views = min(options.views, options.epochs)
     vectors = blocks + 1  # of float32: the CLS tokens, and the last block's mean patch
-    what, fix = f"the features of {views} views of {images} images", "use fewer --views, or 0 to draw them as needed"
-    host_memory.check(4 * views * images * width * vectors, what, fix)
+    what = f"the features of {options.views} views of {images} images"
+    needed = 4 * options.views * images * width * vectors
+    host_memory.check(needed, what, "use fewer --views, or 0 to draw them as needed")
 
 
 def train_probes(
@@ -169,7 +171,7 @@ def _from_cache(
 ) -> Iterator[Step]:
     """Yields features of `--views` views of every image, which are extracted once and taken in turn."""
     # Views have their size already: "crop" leaves them as they are.
-    views = [Augmented(train, options.size, options.seed, view) for view in range(min(options.views, options.epochs))]
+    views = [Augmented(train, options.size, options.seed, view) for view in range(options.views)]
     found = [
         _without_unused(features_of(model, view, options, outputs=OUTPUTS, layers=blocks, how="crop")) for view in views
     ]

@@ -104,18 +104,20 @@ def _patches(model: Extractor | PixelPatches, images: Array) -> Array:
     return jnp.zeros((len(images), 0)) if patches is None else patches
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, data: str, size: int, batch_size: int = 16) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, data: str, size: int, batch_size: int | None = 16) -> None:
     """Adds the options that all dense tasks share.
 
     Args:
       data: says what --data takes.
       size: shorter side of the images by default.
+      batch_size: images at once by default; None for a task that takes one after the other.
     """
     parser.add_argument("--data", required=True, metavar="PATH", help=data)
     parser.add_argument(
         "--size", type=int, default=size, help="shorter side of the images in pixels; 0 keeps their own"
     )
-    parser.add_argument("--batch-size", type=int, default=batch_size, help="images per batch, over all devices")
+    if batch_size is not None:
+        parser.add_argument("--batch-size", type=int, default=batch_size, help="images per batch, over all devices")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N images or videos, spread evenly")
     parser.add_argument("--pixels", action="store_true", help="also evaluate raw pixels as features")
 
@@ -129,7 +131,7 @@ def add_year(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace, *positive: str) -> None:
     """Raises ValueError for numbers that cannot be, of the shared options and those named."""
     for name in ("batch_size", "limit", *positive):
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be 1 or more")
     if options.size < 0:
@@ -138,6 +140,7 @@ def check(options: argparse.Namespace, *positive: str) -> None:
 
 def compared(model: Extractor, options: argparse.Namespace) -> Iterator[PatchFeatures]:
     """Yields the model's features and, with --pixels, those of raw pixels in patches of the same size."""
-    yield PatchFeatures(model, batch_size=options.batch_size)
+    batch_size = getattr(options, "batch_size", 1)
+    yield PatchFeatures(model, batch_size=batch_size)
     if options.pixels:
-        yield PatchFeatures(PixelPatches(model.patch_size), batch_size=options.batch_size, key="pixels_")
+        yield PatchFeatures(PixelPatches(model.patch_size), batch_size=batch_size, key="pixels_")

@@ -10,7 +10,7 @@ from dino_jax.data.landmarks import Landmarks, open_landmarks
 from dino_jax.evals.retrieval import PROTOCOLS, landmark_map, rankings
 from dino_jax.models import Extractor
 from dino_jax.pictures.page import framed, page, save
-from dino_jax.tasks import Result
+from dino_jax.tasks import Result, refuse
 from dino_jax.tasks.images import add_extraction_arguments, check_complete, extracted, picture_of
 
 QUERIES = 8  # shown
@@ -35,6 +35,8 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     Raises:
       ValueError: wrong data or settings, or an image that cannot be used, as the truth counts on all.
     """
+    if options.fit == "native":
+        refuse(options, "size", "with --fit native, which keeps the pixels")
     data = open_landmarks(options.data)
     features = []
     for source in (data.queries, data.database):

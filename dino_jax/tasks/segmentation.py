@@ -28,7 +28,7 @@ from dino_jax.evals.windows import cut, merge, multiple, patch_multiple, resize,
 from dino_jax.models import Extractor
 from dino_jax.models.resize import resize_matrix
 from dino_jax.pictures.dense import masks as draw_masks
-from dino_jax.tasks import Result, head_training, patches
+from dino_jax.tasks import Result, head_training, patches, refuse
 from dino_jax.tasks.patches import PatchFeatures
 
 SCALES = (0.5, 2.0)  # random size of the training crops, as in the references' configurations
@@ -67,6 +67,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     patches.check(options, "crop", "steps")
     if not 0 < options.ridge < math.inf:
         raise ValueError(f"--ridge {options.ridge:g} must be a number above 0")
+    if options.head == "closed":
+        refuse(options, "steps learning_rate weight_decay views seed", "with --head closed, which is not trained")
+    else:
+        refuse(options, "ridge", "without --head closed")
     train, test = open_masks(options.data, "train"), open_masks(options.data, options.split)
     names = train.class_names
     # What is wrong with the data is said before the training, not after it.

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 import pytest
 
-from dino_jax.tasks import open_task
+from dino_jax.tasks import open_task, parse
 from tests.data.images import encode, photograph
 from tests.tiny_model import tiny_model
 
@@ -25,7 +25,7 @@ def evaluate(model, tmp_path):
         module = open_task(task)
         parser = argparse.ArgumentParser()
         module.add_arguments(parser)
-        result = module.run(model, parser.parse_args([str(argument) for argument in arguments]), tmp_path / "out")
+        result = module.run(model, parse(parser, [str(argument) for argument in arguments]), tmp_path / "out")
         for picture in result.pictures:
             assert picture.stat().st_size > 1000, picture
         assert all(isinstance(value, float) for value in result.numbers.values())

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dino_jax.tasks import open_task
+from dino_jax.tasks import open_task, parse
 from dino_jax.tasks.patches import PixelPatches
 
 PATCH = 8
@@ -26,7 +26,7 @@ def options(task: str, *words: object) -> argparse.Namespace:
     """Parses options as the command line does."""
     parser = argparse.ArgumentParser()
     open_task(task).add_arguments(parser)
-    return parser.parse_args([str(word) for word in words])
+    return parse(parser, [str(word) for word in words])
 
 
 def grid_of(cells: np.ndarray) -> np.ndarray:

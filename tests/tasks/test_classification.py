@@ -14,7 +14,7 @@ from dino_jax import host_memory
 from dino_jax.data.decode import BadImage
 from dino_jax.data.sources import open_path
 from dino_jax.data.subset import Chosen
-from dino_jax.tasks import classes, linear, logistic, open_task
+from dino_jax.tasks import classes, linear, logistic, open_task, parse
 from dino_jax.tasks.images import picture_of
 from tests.tasks.conftest import COLORS
 from tests.tasks.planted import options
@@ -72,7 +72,7 @@ def test_features_that_are_not_finite_are_named(model, colors, tmp_path, task):
     parser = argparse.ArgumentParser()
     module = open_task(task)
     module.add_arguments(parser)
-    options = parser.parse_args(["--data", str(colors), "--size", "16"])
+    options = parse(parser, ["--data", str(colors), "--size", "16"])
     with pytest.raises(ValueError, match="the features of tiny are not all finite; check the model that made them"):
         module.run(broken, options, tmp_path)
 

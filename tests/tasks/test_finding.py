@@ -29,9 +29,9 @@ def landmarks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("fit", ["squash", "native"])
-def test_retrieval(evaluate, landmarks, fit):
-    result = evaluate("retrieval", "--data", landmarks, "--fit", fit, *SMALL)
+@pytest.mark.parametrize("words", [("--fit", "squash", "--size", 16), ("--fit", "native")])
+def test_retrieval(evaluate, landmarks, words):
+    result = evaluate("retrieval", "--data", landmarks, *words, "--batch-size", 8)
     for protocol in ("easy", "medium", "hard"):
         assert result.numbers[f"retrieval/{protocol}/map"] == 1
     assert [row[0] for row in result.rows] == ["protocol", "easy", "medium", "hard"]
