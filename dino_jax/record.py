@@ -53,7 +53,7 @@ class Recorder:
         # What looks wrong is told from all records, those before a restart included.
         file = workdir / "metrics.jsonl"
         earlier = read_metrics(file) if resume_step != NOTHING_RESTORED else []
-        recorded = earlier[-1]["step"] if earlier else 0
+        self._recorded = recorded = earlier[-1]["step"] if earlier else 0
         if resume_step - recorded >= 2 * config.log.every:
             progress.note(f"{file} ends at step {recorded}: the records of the steps up to {resume_step} are lost")
         self._history = [record for record in earlier if any(name.startswith("health/") for name in record)]
@@ -121,11 +121,13 @@ class Recorder:
         return {} if self._unfinished is None else {"record": self._unfinished}
 
     def finish(self, phase: Phase, step: int, state: TrainState, values: dict[str, float]) -> None:
-        """Evaluates a step after which an earlier process was interrupted, and writes its record.
+        """Evaluates a step after which an earlier process was interrupted, and writes its record if it is not there.
 
         Args:
           values: of the record, without the evaluation.
         """
+        if self._recorded == step:  # by another restart from the same checkpoint
+            return
         self.enter(phase)
         self._write(phase, step, values | self._evaluate(phase, step, state), self._measures_health(phase, step))
 

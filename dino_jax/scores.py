@@ -57,11 +57,14 @@ class Scores:
         mesh: Mesh,
         source: Source,
         held_out: Source | None,
+        *,
+        shown: Source | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ):
         """Takes the run's networks and mesh, the images that may vote and, if any, labelled held-out ones.
 
         Args:
+          shown: images of whose features the label-free quality is measured (default: the held-out ones, if any).
           interrupted: asked now and then during an evaluation; if so, that ends with `Interrupted`.
         """
         self.config, self.mesh, self._network, self._interrupted = config, mesh, networks.backbone, interrupted
@@ -69,7 +72,7 @@ class Scores:
             self._network = self._network.clone(attention="xla")
         labelled = source.labelled if isinstance(source, Joined) else source
         self.voters, self.held_out = part_of(labelled, config.eval.knn.images), held_out
-        self.quality_images = part_of(held_out or source, config.eval.quality.images)
+        self.quality_images = part_of(shown or held_out or source, config.eval.quality.images)
         # Read now, so that what is wrong with them is said before the first step.
         path, count, patch = config.eval.dense.path, config.eval.dense.images, networks.backbone.patch_size
         with naming("eval.dense.path"):
@@ -213,8 +216,10 @@ class Scores:
     def _pixels(self, source: Source | None) -> tuple[np.ndarray, np.ndarray]:
         """Returns small images as features, and labels."""
         assert source is not None
-        batches = eval_batches(source, size=self.config.eval.size, batch_size=BATCH)
-        found = [(raw_pixels(b["images"]), b["labels"], b["valid"]) for b in batches]
+        found = []
+        for batch in eval_batches(source, size=self.config.eval.size, batch_size=BATCH):
+            self._go_on()
+            found.append((raw_pixels(batch["images"]), batch["labels"], batch["valid"]))
         features, labels, valid = (np.concatenate(part) for part in zip(*found, strict=True))
         return features[valid], labels[valid]
 

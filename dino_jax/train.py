@@ -62,10 +62,10 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
     networks = build.networks(config, shards=shards)
     memory.check(config, networks, mesh)
     source, held_out = build.sources(config)
-    voters, held_out = build.evaluated(config, source, held_out)
+    voters, judged = build.evaluated(config, source, held_out)
     networks = build.with_attention(networks, config, mesh.local_devices[0])
     kernel = {"the kernel of model.attention (xla runs everywhere)": getattr(networks.backbone, "attention", "")}
-    seen = images("training", source) | images("voting", voters) | images("held-out", held_out)
+    seen = images("training", source) | images("voting", voters) | images("held-out", judged)
     agreement.check(settings(config) | kernel | seen)
     check_channels(config, source)
     if config.init.weights and not (Path(folder).expanduser() / "config.json").exists():
@@ -82,7 +82,8 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, float]:
                 print("no data.homogeneous_path: all batches are of the images of data.path", file=sys.stderr)
             if dark := darkness(source, config.data.mean):
                 print(f"data.path: {dark}", file=sys.stderr)
-        return Trainer(config, workdir, mesh, networks, source, (voters, held_out), stop).run()
+        shown = held_out or source
+        return Trainer(config, workdir, mesh, networks, source, (voters, judged, shown), stop).run()
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -131,19 +132,19 @@ class Trainer:
         mesh: Mesh,
         networks: Networks,
         source: Source,
-        evaluated: tuple[Source, Source | None],
+        evaluated: tuple[Source, Source | None, Source],
         stop: StopRequest,
     ):
-        """Takes what `run` has opened; `evaluated` are the images of `build.evaluated`."""
+        """Takes what `run` has opened; `evaluated` are the images of `build.evaluated`, and those that are shown."""
         self.config, self.workdir, self.mesh, self.networks = config, workdir, mesh, networks
         self.source, self.stop = source, stop
         self.phases, self.centered = in_order(config), build.centered(config)
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.progress = Progress(self.phases[-1].last)
-        voters, held_out = evaluated
-        self.scores = Scores(config, networks, mesh, voters, held_out, stop.waits)
+        voters, judged, shown = evaluated
+        self.scores = Scores(config, networks, mesh, voters, judged, shown=shown, interrupted=stop.waits)
         agreement.check({"the images and masks at eval.dense.path": self.scores.dense_checksum()})
-        self.report = Report(config, self.scores, mesh, workdir.path, held_out or source, self.first_backbone)
+        self.report = Report(config, self.scores, mesh, workdir.path, shown, self.first_backbone)
         dense_score = self.scores.of_snapshot if config.eval.dense.path else None
         self.gram = GramTeachers(workdir.path, mesh, self.progress.note, dense_score)
         options = {"mean": config.data.mean, "std": config.data.std, "dtype": config.precision}
@@ -168,7 +169,9 @@ class Trainer:
             with self.recorder(resumed) as record:
                 if resumed and "record" in resumed.data:
                     ended = next(phase for phase in self.phases if phase.first < resumed.step <= phase.last)
-                    with self.stop.at_once("stopped in an evaluation, all steps are saved: run the same command again"):
+                    words = "stopped in an evaluation, all steps are saved: run the same command to continue"
+                    alone = jax.process_count() == 1  # or JAX could not catch signals any more
+                    with self.stop.at_once(words) if alone else contextlib.nullcontext():
                         record.finish(ended, resumed.step, state, resumed.data["record"])
                 for phase in self.phases:
                     if int(state.step) < phase.last and not stopped:

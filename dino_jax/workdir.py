@@ -26,9 +26,8 @@ FREE = (
 # Unless a phase takes the snapshot with the best dense score: scores of other images cannot be compared.
 OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images")
 # What each process may have in another place; the first one's are those of the run.
-PLACES = (
-    *("data.path", "data.test_path", "data.homogeneous_path", "eval.knn.path", "eval.dense.path", "init.weights"),
-)
+PATHS_OF_IMAGES = ("data.path", "data.test_path", "data.homogeneous_path", "eval.knn.path", "eval.dense.path")
+PLACES = (*PATHS_OF_IMAGES, "init.weights")
 IMAGES_COMPARED = 1000
 
 

@@ -79,7 +79,7 @@ def train(folder: Path, images: Path, kind: str, data: int, fsdp: int) -> int:
             return state
 
     with Workdir(folder) as workdir, StopRequest() as stop:
-        trainer = Holding(c, workdir, mesh, networks, source, (source, None), stop)
+        trainer = Holding(c, workdir, mesh, networks, source, (source, None, source), stop)
         trainer.report.finish = lambda state, seconds: {}
         trainer.gram.snapshot = lambda step, state: None
         trainer.run()

@@ -49,10 +49,16 @@ def test_an_evaluation_ends_where_the_run_is_asked_to_stop(networks, mesh, image
     config = get_config()
     config.eval.knn.every, config.eval.quality.every = 2, 0
     test, train = (open_path(str(images / split)) for split in ("test", "train"))
-    scores = Scores(config, networks, mesh, train, test, interrupted)
+    scores = Scores(config, networks, mesh, train, test, interrupted=interrupted)
     with pytest.raises(Interrupted):
         scores.at(2, initial.drawn(networks, mesh, seed=0))
     assert len(asked) == 2  # before it begins, and after the first batch
+
+
+def test_another_set_for_k_nn_leaves_label_free_quality_to_the_run_s_images(networks, mesh, images):
+    test, train = (open_path(str(images / split)) for split in ("test", "train"))
+    assert len(Scores(get_config(), networks, mesh, train, test).quality_images) == len(test)
+    assert len(Scores(get_config(), networks, mesh, train, test, shown=train).quality_images) == len(train)
 
 
 def test_held_out_images_of_which_none_can_be_used(networks, mesh, images):

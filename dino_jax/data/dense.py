@@ -4,14 +4,13 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.files import Files, below, check_alone, in_folder, open_files, paired
-from dino_jax.data.reading import read_ahead
 
 IGNORE = 255
 VOC_CLASSES = (
@@ -74,12 +73,12 @@ class MaskPairs:
         return np.where(ignored, IGNORE, values - self.first).astype(np.uint8)
 
 
-def unseen_classes(data: MaskPairs, indices: Iterable[int]) -> list[str]:
-    """Reads images and masks at `indices` and returns the names of the classes that no mask holds."""
+def unseen_classes(class_names: Sequence[str], masks: Iterable[np.ndarray]) -> list[str]:
+    """Returns the names of the classes that no mask holds."""
     seen: set[int] = set()
-    for _, mask in read_ahead(data.__getitem__, indices):
+    for mask in masks:
         seen.update(np.unique(mask).tolist())
-    return [name for label, name in enumerate(data.class_names) if label not in seen]
+    return [name for label, name in enumerate(class_names) if label not in seen]
 
 
 def open_masks(path: str | os.PathLike, split: str) -> MaskPairs:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable
 from xml.etree import ElementTree
 
@@ -103,7 +104,12 @@ def _of_mask(files: Files, image_name: str, mask_name: str, mask: np.ndarray) ->
 def _videos(path: str | os.PathLike, year: int) -> Objects:
     """Lists all frames; those where the object is out of sight are left out."""
     videos = open_videos(path, year=year)
-    masks = functools.lru_cache(maxsize=1)(videos.masks)  # frames are mostly read in order
+    cached, lock = functools.lru_cache(maxsize=2)(videos.masks), threading.Lock()  # frames are mostly read in order
+
+    def masks(number: int) -> np.ndarray:
+        with lock:  # or all threads would read the video that the first of them asks for
+            return cached(number)
+
     found = [
         (number, frame)
         for number in range(len(videos))

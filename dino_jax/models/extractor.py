@@ -36,7 +36,7 @@ class Extractor:
       mean, std: per-channel statistics of the images it was trained on, for images in [0, 1].
       batch_stats: running statistics of a ResNet's BatchNorm; empty for other networks. They belong to the weights:
         whoever saves or replaces `params` takes them along.
-      bits: of the samples that it was trained on: 16, or 0 for 8 of RGB and 16 of other channels.
+      bits: of the samples that it sees: 8, 16, or 0 for 8 of RGB and 16 of other channels.
     """
 
     name: str

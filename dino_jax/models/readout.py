@@ -25,6 +25,8 @@ def intermediate_layers(
     Returns:
       For each wanted block "cls" `(batch, dim)`, "registers" and "patches" `(batch, n, dim)`.
     """
+    if not layers_wanted:
+        return []
     out = []
     for x in after_blocks(model, params, images, [index % model.depth for index in layers_wanted]):
         if norm:

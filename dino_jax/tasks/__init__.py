@@ -6,7 +6,8 @@ of patches) and `head_training`.
 A task module has two functions:
 
     add_arguments(parser)           adds its own options
-    run(model, options, folder)     evaluates an `Extractor`, draws its pictures into `folder`, returns a `Result`
+    run(model, options, folder)     evaluates an `Extractor`, draws its pictures into `folder`, returns a `Result`;
+                                    the options come from `parse`
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,21 @@ def open_data(options: argparse.Namespace, model: Extractor) -> Labelled:
 
 
 def pixels_of(data: Labelled, train: Features, test: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Returns raw pixels, see `knn.raw_pixels`, of the training and test images that have features."""
+    """Returns raw pixels, see `knn.raw_pixels`, of the training and test images that have features.
 
-    def pixels(source: Source, features: Features) -> np.ndarray:
-        prepare = functools.partial(fit, size=SIDE)
-        samples = read_samples(source, features["ids"].tolist(), prepare=prepare, ahead=AHEAD)
-        return raw_pixels(sample[0] for sample in samples if sample is not None)
+    Raises:
+      ValueError: for an image that has features, which were kept, and cannot be read any more.
+    """
 
-    return pixels(data.train, train), pixels(data.test, test)
+    def images(source: Source, features: Features) -> Iterator[np.ndarray]:
+        ids = features["ids"].tolist()
+        samples = read_samples(source, ids, prepare=functools.partial(fit, size=SIDE), ahead=AHEAD)
+        for index, sample in zip(ids, samples, strict=True):
+            if sample is None:
+                raise ValueError(f"{source.name(index)} cannot be read any more: restore it, or delete --cache")
+            yield sample[0]
+
+    return raw_pixels(images(data.train, train)), raw_pixels(images(data.test, test))
 
 
 def features_of(

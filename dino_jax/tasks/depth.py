@@ -137,8 +137,9 @@ def _average(data: Within, options: argparse.Namespace, *, size: tuple[int, ...]
       ValueError: when no map knows any depth.
     """
     total, count, known = np.zeros(size), np.zeros(size, int), False
-    indices = tqdm(evenly(len(data), options.limit), unit=" images", desc="training maps")
-    for _, depth in read_ahead(data.__getitem__, indices):
+    indices = evenly(len(data), options.limit)
+    reading = read_ahead(data.__getitem__, indices)
+    for _, depth in tqdm(reading, total=len(indices), unit=" images", desc="training maps"):
         known |= bool((depth > 0).any())
         depth = resize(depth, size, kind="labels")
         total += depth
@@ -156,8 +157,9 @@ def _test_average(average: np.ndarray, data: Within, options: argparse.Namespace
     """
     errors = []
     indices = evenly(len(data), options.limit)
-    shown = tqdm(indices, unit=" images", desc=f"{options.split} maps")
-    for index, (_, truth) in zip(indices, read_ahead(data.__getitem__, shown), strict=True):
+    reading = read_ahead(data.__getitem__, indices)
+    shown = tqdm(reading, total=len(indices), unit=" images", desc=f"{options.split} maps")
+    for index, (_, truth) in zip(indices, shown, strict=True):
         if not ((truth > 0) & _valid(truth, options)).any():
             where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
             raise ValueError(f"the depth of {data.name(index)} is not known {where}{_reach(data)}: leave the image out")

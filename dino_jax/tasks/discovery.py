@@ -103,7 +103,8 @@ def _middle(data: Objects, indices: list[int], options: argparse.Namespace) -> F
     middle = np.zeros((4, 4), bool)
     middle[1:3, 1:3] = True
     findings, filled = Findings(), 0
-    for example in read_ahead(data.__getitem__, tqdm(indices, unit=" images", desc="checking")):
+    reading = read_ahead(data.__getitem__, indices)
+    for example in tqdm(reading, total=len(indices), unit=" images", desc="checking"):
         findings.add(example, Found(middle, middle, middle.astype(float)))
         height, width = example.image.shape[:2]
         filled += example.mask is not None and (0.0, 0.0, float(width), float(height)) in example.boxes

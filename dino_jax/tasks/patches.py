@@ -71,7 +71,7 @@ class PatchFeatures:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the features of uint8 images `(images, height, width, 3)`, float32 `(images, rows, columns, dim)`.
 
-        Sides are multiples of the patch size. Few images take a batch of their own size, many share full ones.
+        Sides are multiples of the patch size. Few images take a smaller batch, see `collect.of_images`.
 
         Raises:
           ValueError: when a feature is not finite.

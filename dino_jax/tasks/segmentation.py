@@ -3,7 +3,7 @@
 import argparse
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -74,11 +74,10 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     train, test = open_masks(options.data, "train"), open_masks(options.data, options.split)
     names = train.class_names
     # What is wrong with the data is said before the training, not after it.
-    unseen = unseen_classes(train, tqdm(evenly(len(train), options.limit), unit=" images", desc="training masks"))
+    unseen = unseen_classes(names, _masks(train, options, "training masks"))
     if len(unseen) == len(names):
         raise ValueError(f"every pixel of {options.data}, split 'train', is ignored: nothing can be learnt")
-    tested = tqdm(evenly(len(test), options.limit), unit=" images", desc=f"{options.split} masks")
-    labelled = [(mask != IGNORE).any() for _, mask in read_ahead(test.__getitem__, tested)]
+    labelled = [(mask != IGNORE).any() for mask in _masks(test, options, f"{options.split} masks")]
     if not any(labelled):
         raise ValueError(f"every pixel of {options.data}, split {options.split!r}, is ignored: nothing can be scored")
     numbers: dict[str, float] = {}
@@ -97,6 +96,13 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     maps = {name: [predicted for _, _, predicted in shown] for name, (_, shown) in found.items()}
     picture = draw_masks(images, {"truth": truth} | maps, names, folder / "segmentation.png", title=title)
     return Result(numbers, rows, [picture])
+
+
+def _masks(data: MaskPairs, options: argparse.Namespace, name: str) -> Iterator[np.ndarray]:
+    """Yields the masks of the images that are used, and shows how far it is."""
+    indices = evenly(len(data), options.limit)
+    for _, mask in tqdm(read_ahead(data.__getitem__, indices), total=len(indices), unit=" images", desc=name):
+        yield mask
 
 
 def _train(features: PatchFeatures, data: MaskPairs, options: argparse.Namespace) -> Head:

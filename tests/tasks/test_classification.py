@@ -12,6 +12,7 @@ import pytest
 import dino_jax
 from dino_jax import host_memory
 from dino_jax.data.decode import BadImage
+from dino_jax.data.labelled import open_labelled
 from dino_jax.data.sources import open_path
 from dino_jax.data.subset import Chosen
 from dino_jax.tasks import classes, linear, logistic, open_task, parse
@@ -173,6 +174,17 @@ def test_linear_chooses_on_held_out_training_images(evaluate, colors, monkeypatc
     words = ("--rates", 1, 2, "--validation", 0.25)
     numbers = evaluate("linear", "--data", colors, *words, *SMALL).numbers
     assert [numbers[f"linear/{name}"] for name in ("rate", "validation", "accuracy")] == [1, 1, 0]
+
+
+def test_pixels_of_an_image_that_is_lost(colors, tmp_path):
+    """Its features may still be in the cache; no other image takes its place."""
+    shutil.copytree(colors, tmp_path / "data")
+    data = open_labelled(str(tmp_path / "data"))
+    train, test = ({"ids": np.arange(len(source))} for source in (data.train, data.test))
+    assert classes.pixels_of(data, train, test)[1].shape == (12, 768)
+    (tmp_path / "data" / "val" / "green" / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"green/1\.png cannot be read any more: restore it, or delete --cache"):
+        classes.pixels_of(data, train, test)
 
 
 def test_linear_takes_as_many_images_at_once_as_it_is_told(model, colors):
