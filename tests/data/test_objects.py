@@ -109,6 +109,6 @@ def test_bad_objects_are_one_line(tmp_path, files, message):
 
 
 def test_masks_of_videos_are_read_when_they_are_needed(tmp_path):
-    data = open_objects(write(tmp_path, clip("a") | clip("b")))
+    data = open_objects(write(tmp_path, clip("a") | clip("b") | clip("c")))  # those of two videos are kept
     write(tmp_path, {"a/masks/00001.png": rectangle(3)})
     assert data[1].name == "a/frames/00001.jpg" and data[1].boxes == [(3, 2, 10, 6)]
