@@ -1,7 +1,7 @@
 """Trains the tiny recipe on meshes of several shapes: `python -m tests.sharded_run FOLDER IMAGES 1x1 centered-2x4 ...`.
 
 "centered-" is the fast set-up of DINOv2: centered targets, and one weight-normalised head for both losses; "convnext-"
-a ConvNeXt, with DINO and KoLeo alone.
+a ConvNeXt, with DINO and KoLeo alone, and crops of two sizes.
 
 Leaves FOLDER/<shape>/metrics.jsonl, and prints as JSON how many bytes of the state the first device holds.
 """
@@ -53,8 +53,9 @@ def centered(c) -> None:
 
 
 def convnext(c) -> None:
-    """Changes the recipe to a ConvNeXt and what it can do."""
+    """Changes the recipe to a ConvNeXt and what it can do, on crops of two sizes, each of which is compiled."""
     without_gram(c.phases["gram"])
+    c.phases["gram"].crops.mixture = ((0.5, 48, 16, 64),)
     c.phases["gram"].loss.ibot = 0.0
     c.log.health_every = 100
     c.model = config.model("dinov3_convnext_tiny", depths=(1,), widths=(8,), layer_scale=0.1)

@@ -33,15 +33,18 @@ def test_stopped_and_killed_again_and_again(program, uninterrupted, tmp_path):
     assert stopped.stderr.splitlines()[-1] == "stopped after step 5, saved: run the same command to continue"
     assert lines(workdir) == expected[:5]
     (workdir / "results.json").write_text("{}")  # as if it had been finished before it was given more steps
-    # In the second phase, after the refresh, with half of checkpoint 12 on the disk.
-    killed = program.train_until("SIGKILL", "saving", 12, workdir)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (workdir / "results.json").exists()
-    assert f"from {workdir}/checkpoints/5\n" in killed.stderr
-    assert lines(workdir) == expected[:12]
+    for where, step, workers, found in (
+        ("saving", 8, 0, "5"),  # during the save with which the first phase ends
+        ("recorded", 11, 2, "[68]"),  # between two saves of the second phase, after the refresh
+    ):
+        killed = program.train_until("SIGKILL", where, step, workdir, data__workers=workers)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (workdir / "results.json").exists()
+        assert re.search(f"from {workdir}/checkpoints/{found}\n", killed.stderr), killed.stderr
+        assert lines(workdir) == expected[: len(lines(workdir))]
     finished = program.train(workdir)
     assert finished.returncode == 0, finished.stderr
-    assert re.search(f"from {workdir}/checkpoints/(9|12)\n", finished.stderr), finished.stderr
+    assert re.search(f"from {workdir}/checkpoints/(8|9)\n", finished.stderr), finished.stderr
     assert lines(workdir) == expected
     assert results(workdir) == results(uninterrupted)
 
