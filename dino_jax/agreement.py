@@ -33,7 +33,7 @@ def check(facts: Mapping[str, Any]) -> None:
         if (differing := np.argwhere(everywhere != everywhere[0])).size:
             process, index = (int(number) for number in differing[0])
             raise ValueError(
-                f"process {process} of {len(everywhere)} has another value of {part[index]} than process 0: "
+                f"process {process} of {len(everywhere)} has a different value for {part[index]} than process 0: "
                 "start all processes with the same command, and give them the same data"
             )
 

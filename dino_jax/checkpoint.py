@@ -19,17 +19,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import multihost
 
-from dino_jax import sharding
+from dino_jax import agreement, sharding
 from dino_jax.checksum import opened, sealed, sealed_like
 from dino_jax.state import TrainState
 
 GOOD, DAMAGED, UNREADABLE = range(3)  # of a checkpoint, for a process
-# Words of errors that say nothing about the checkpoint; most come from TensorStore and XLA, as text.
+# Parts of messages that blame the machine, not the checkpoint; most come from TensorStore and XLA, as text.
 OF_THE_MACHINE = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied"),
     *("Input/output error", "Too many open files", "Stale file handle", "Cannot allocate memory"),
 )
-# What an error says, among other words, in a process whose fellow has ended.
+# Parts of messages that mean that another process has ended.
 LOST_EACH_OTHER = (
     *("Gloo", "coordination service", "DEADLINE_EXCEEDED", "Connection closed by peer", "Connection reset"),
     "Timed out while waiting for async_",
@@ -132,6 +132,8 @@ class Checkpoints:
           ValueError: when there are checkpoints but none can be read; all of them then stay where they are.
           OSError: when the machine does not let one be read.
         """
+        # A network file system may show one process what another does not see yet.
+        agreement.check({f"the checkpoints in {self.folder}": self.steps()})
         damaged: dict[int, str] = {}
         for step in self.steps():
             restored, problem = self._attempt(step, like(step))
@@ -239,7 +241,7 @@ def with_sharding(shapes: Any, mesh: Mesh) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Returns the telling part of an error of Orbax or TensorStore, whose errors run over many lines."""
+    """Returns the informative part of an error of Orbax or TensorStore, whose errors run over many lines."""
     text = " ".join(str(error).split()).split(". See full TensorStore details")[0] or type(error).__name__
     if jax.process_count() > 1 and any(words in text for words in LOST_EACH_OTHER):
         return "another process has ended; its output says why"

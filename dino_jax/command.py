@@ -23,6 +23,8 @@ KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD"
 # thresholds (700, 10, 10), takes a seventh of a program's start.
 COLLECT = (50_000, 20, 50)
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of XLA's error
+JOIN_SECONDS = 900  # in which all processes must have started; hundreds may import from one file system
+END_SECONDS = 30 * 24 * 3600  # in which they must end: one may have more to do than the others; JAX's 300 kill it
 MEMORY_SHARE = "0.9"  # the rest is for CUDA's own libraries
 OLDER_LOOPS = "xla_cpu_use_fusion_emitters"
 OLDER_LOOPS_FROM = 128  # hidden features of a head; a smaller one takes the older code minutes to compile
@@ -181,7 +183,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def printable(name: object) -> str:
-    """Spells bytes of a file's name that are not UTF-8 as \\xff, as neither terminals nor all formats hold them."""
+    """Escapes bytes of a file's name that are not UTF-8 as \\xff, which terminals and all formats can hold."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -289,7 +291,8 @@ def join_cluster() -> None:
     JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
 
     Raises:
-      ValueError: for what is not a number, or when the processes do not find each other.
+      ValueError: for what is not a number, or addresses that cannot be.
+      TimeoutError: when the others do not come.
     """
     import jax
 
@@ -308,9 +311,11 @@ def join_cluster() -> None:
             raise ValueError(f"{values}: with JAX_COORDINATOR_ADDRESS={address}, both must be whole numbers") from None
         given["coordinator_address"] = address
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(**given, initialization_timeout=JOIN_SECONDS, shutdown_timeout_seconds=END_SECONDS)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"this process cannot join the others: {' '.join(str(error).split())}") from error
+        late = "DEADLINE_EXCEEDED" in str(error)
+        kind = TimeoutError if late else ValueError
+        raise kind(f"this process cannot join the others: {one_line(error)}") from error
 
 
 def check_one_process(name: str) -> None:

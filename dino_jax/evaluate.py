@@ -78,9 +78,9 @@ def start(arguments: list[str]) -> None:
     task = open_task(name)
     options = parse(task_parser(name, task.add_arguments), arguments)
     command.check_one_process("evaluate")
-    command.check_output(options.json)
     command.only_our_lines()
     check_data(options)
+    command.check_output(options.json)
     model = model_options.load_model(options)
     channels = model.backbone.in_channels
     if channels != 3 and name not in ANY_CHANNELS:

@@ -22,7 +22,7 @@ from dino_jax.scores import Interrupted, Scores
 from dino_jax.state import Networks, Params, TrainState, teacher_weights
 from dino_jax.throughput import Throughput
 
-TIMES_BELOW = 2  # evaluations in a row that are below what the run began with, before it is said
+TIMES_BELOW = 2  # evaluations in a row below what the run began with, before the user is told
 
 
 class Recorder:
@@ -79,7 +79,7 @@ class Recorder:
         metrics: Mapping[str, Array],
         hyper: Mapping[str, np.float32],
     ) -> None:
-        """Records whatever is due after `step` completed steps.
+        """Records what is due after `step` completed steps, unless an evaluation is due, too: `evaluate` does it then.
 
         Args:
           state, batch: after and of the latest step.
@@ -104,21 +104,31 @@ class Recorder:
                 measured |= self._measure(state, batch)
             values = {name: float(value) for name, value in jax.device_get(measured).items()}
             values |= {f"schedule/{name}": float(value) for name, value in hyper.items()}
-            if evaluated:
-                try:
-                    values |= self._evaluate(phase, step, state)
-                except Interrupted:
-                    self._progress.note(f"step {step}: the evaluation is left to the restart")
-                    self._unfinished = values
-                    return
-        self._write(phase, step, values, healthy)
+        if evaluated:
+            self._unfinished = values
+        else:
+            self._write(phase, step, values, healthy)
 
     def _measures_health(self, phase: Phase, step: int) -> bool:
         return step % self._config.log.health_every == 0 or step == phase.last
 
     def unfinished(self) -> dict[str, Any]:
-        """Returns what a checkpoint has to hold of a step whose evaluation was interrupted: {"record": its values}."""
+        """Returns what a checkpoint has to hold of a step that is still to be evaluated: {"record": its values}."""
         return {} if self._unfinished is None else {"record": self._unfinished}
+
+    def evaluate(self, phase: Phase, step: int, state: TrainState) -> bool:
+        """Runs the evaluation that is due, if any, and records the step; False if that was interrupted."""
+        if self._unfinished is None:
+            return True
+        try:
+            with self.throughput.paused():
+                values = self._unfinished | self._evaluate(phase, step, state)
+        except Interrupted:
+            self._progress.note(f"step {step}: the evaluation is left to the restart")
+            return False
+        self._unfinished = None
+        self._write(phase, step, values, self._measures_health(phase, step))
+        return True
 
     def finish(self, phase: Phase, step: int, state: TrainState, values: dict[str, float]) -> None:
         """Evaluates a step after which an earlier process was interrupted, and writes its record if it is not there.
@@ -126,7 +136,7 @@ class Recorder:
         Args:
           values: of the record, without the evaluation.
         """
-        if self._recorded == step:  # by another restart from the same checkpoint
+        if self._recorded >= step:  # by this run before it ended, or by another restart from the same checkpoint
             return
         self.enter(phase)
         self._write(phase, step, values | self._evaluate(phase, step, state), self._measures_health(phase, step))

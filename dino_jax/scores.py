@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dino_jax import sharding, views
 from dino_jax.collect import of_images
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks
-from dino_jax.data.fit import resize
-from dino_jax.data.pipeline import eval_batches
-from dino_jax.data.reading import USABLE, why
+from dino_jax.data.fit import centre_crop, resize
+from dino_jax.data.reading import USABLE, read_batches, why
 from dino_jax.data.sources import Source, has_labels
 from dino_jax.data.subset import Joined, evenly, part_of
 from dino_jax.evals.knn import knn, raw_pixels
@@ -47,7 +47,7 @@ class Scores:
     Attributes:
       held_out: images with which accuracy is measured, if there are any.
       labelled: whether both training and held-out images have labels.
-      seconds: that evaluations while training have taken so far.
+      seconds: spent on evaluation so far.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Scores:
 
         Args:
           shown: images of whose features the label-free quality is measured (default: the held-out ones, if any).
-          interrupted: asked now and then during an evaluation; if so, that ends with `Interrupted`.
+          interrupted: asked now and then during an evaluation, which ends with `Interrupted` once it returns True.
         """
         self.config, self.mesh, self._network, self._interrupted = config, mesh, networks.backbone, interrupted
         if isinstance(self._network, VisionTransformer):  # other attention is checked at the sizes of crops only
@@ -95,7 +95,7 @@ class Scores:
         self._patches = jax.jit(views.patches, out_shardings=where)
 
     def dense_checksum(self) -> int:
-        """Returns a number that other images or masks for the dense score would change."""
+        """Returns a checksum of the images and masks of the dense score."""
         arrays = [array for split in self._dense.values() for array in split]
         return functools.reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array), crc), arrays, 0)
 
@@ -214,13 +214,21 @@ class Scores:
         return Extractor("backbone", self._network, params, tuple(data.mean), tuple(data.std), stats)
 
     def _pixels(self, source: Source | None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns small images as features, and labels."""
+        """Returns small images as features, and labels; of several processes, each decodes its part."""
         assert source is not None
+        count, first = jax.process_count(), jax.process_index()
+        rows = range(first, len(source) + -len(source) % count, count)
+        mine = [index if index < len(source) else -1 for index in rows]
+        prepare = functools.partial(centre_crop, size=self.config.eval.size)
         found = []
-        for batch in eval_batches(source, size=self.config.eval.size, batch_size=BATCH):
+        for batch in read_batches(source, mine, batch_size=BATCH, prepare=prepare):
             self._go_on()
             found.append((raw_pixels(batch["images"]), batch["labels"], batch["valid"]))
-        features, labels, valid = (np.concatenate(part) for part in zip(*found, strict=True))
+        parts = tuple(np.concatenate(part) for part in zip(*found, strict=True))
+        if count > 1:
+            everywhere = multihost_utils.process_allgather(parts)
+            parts = tuple(np.swapaxes(part, 0, 1).reshape(-1, *part.shape[2:]) for part in everywhere)
+        features, labels, valid = parts
         return features[valid], labels[valid]
 
     def patches(self, params: Params, images: np.ndarray) -> np.ndarray:

@@ -18,12 +18,13 @@ from dino_jax import command
 class StopRequest:
     """Catches the signals while it is open; a second Ctrl-C stops at once.
 
-    Of several processes, JAX itself catches SIGTERM: a step that all of them reach is agreed on, as they must all save
-    the same one. The other signals are passed on as that one.
+    With several processes, JAX itself catches SIGTERM and lets them agree on a step that all reach, as they must save
+    the same one. The other signals are passed on as SIGTERM.
     """
 
     def __init__(self) -> None:
         self._requested = self._interrupted = False
+        self._asked = 0
         self._last_words: str | None = None
         self._before: dict[int, object] = {}
 
@@ -31,10 +32,13 @@ class StopRequest:
         """Tells whether this process, being the only one, was asked to stop, in the middle of something long."""
         return self._requested and jax.process_count() == 1
 
-    def now(self, step: int) -> bool:
-        """Tells whether to stop after `step` completed steps; to be asked after every step, in every process."""
+    def now(self) -> bool:
+        """Tells whether to stop after this step; to be asked after every step, in every process."""
+        self._asked += 1
         if jax.process_count() > 1:
-            self._requested = multihost_utils.reached_preemption_sync_point(step)
+            # JAX settles on the number after the highest asked so far, from 0 on: steps of a run that continues would
+            # be beyond it when the signal comes before the first of them.
+            self._requested = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._requested
 
     @contextlib.contextmanager

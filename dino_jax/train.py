@@ -39,7 +39,7 @@ from dino_jax.stop import StopRequest
 from dino_jax.validate import validate
 from dino_jax.workdir import IMAGES_COMPARED, PLACES, Workdir
 
-# What only the host needs of a batch.
+# Entries of a batch that only the host needs.
 HOST_ONLY = ("labels", "ids", "replaced")
 
 
@@ -216,16 +216,34 @@ class Trainer:
                     with record.throughput.paused():
                         state = self.gram.after_step(phase, step, state)
                 record.after_step(phase, step, state, batch, metrics, hyper)
-                stopped = self.stop.now(step)
+                stopped, saved = self.stop.now(), False
+                # An evaluation may take longer than a machine that is taken away is still there.
                 if stopped or step == phase.last or step % self.config.checkpoint.every == 0:
-                    guard.flush()
-                    with record.throughput.paused():
-                        record.sync()  # or a machine that goes down could leave a checkpoint without them
-                        position = batches.get_state() | {"seconds": self.seconds()} | record.unfinished()
-                        checkpoints.save(step, state, position)
+                    self.save(checkpoints, step, state, batches, record, guard)
+                    saved = True
+                if not stopped and not record.evaluate(phase, step, state):
+                    stopped = True
+                    if not saved:
+                        self.save(checkpoints, step, state, batches, record, guard)
                 if stopped:
                     break
-        return state, stopped and step < self.phases[-1].last
+        return state, stopped
+
+    def save(
+        self,
+        checkpoints: Checkpoints,
+        step: int,
+        state: TrainState,
+        batches: TrainBatches,
+        record: Recorder,
+        guard: Guard,
+    ) -> None:
+        """Saves all that is needed to continue after `step` completed steps."""
+        guard.flush()
+        with record.throughput.paused():
+            record.sync()  # or a machine that goes down could leave a checkpoint without them
+            position = batches.get_state() | {"seconds": self.seconds()} | record.unfinished()
+            checkpoints.save(step, state, position)
 
     def restore(self, checkpoints: Checkpoints) -> tuple[TrainState, Resumed | None]:
         """Restores the newest good checkpoint and says so, or initialises."""

@@ -15,7 +15,12 @@ from jax.experimental import multihost_utils
 from dino_jax import agreement, build, command, initial, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
+from dino_jax.data.fit import fit
+from dino_jax.data.sources import open_path
+from dino_jax.data.subset import part_of
+from dino_jax.evals.knn import raw_pixels
 from dino_jax.gram_teacher import GramTeachers, restore_snapshot
+from dino_jax.scores import Scores
 from tests.tiny_recipe import get_config
 
 
@@ -93,6 +98,20 @@ def restore(folder: Path) -> None:
     print(f"restored step {restored.step}, {int(restored.state.step)}")
 
 
+def pixels(folder: Path) -> None:
+    """Shrinks images, of which each process decodes its part; the last of an odd number is one's alone."""
+    source = part_of(open_path("packaged"), 7)
+    scores = Scores.__new__(Scores)
+    scores.config, scores._interrupted = get_config(), lambda: False
+    features, labels = scores._pixels(source)
+    samples = [source[index] for index in range(7)]
+    np.testing.assert_array_equal(
+        features, raw_pixels([fit(s["image"], size=scores.config.eval.size) for s in samples])
+    )
+    assert labels.tolist() == [s["label"] for s in samples]
+    print("the pixels of 7 images, in order")
+
+
 def small_networks() -> states.Networks:
     """Returns the networks of the tiny recipe with one block."""
     c = get_config()
@@ -102,7 +121,7 @@ def small_networks() -> states.Networks:
 
 def everything(folder: Path) -> None:
     """Does all of this, one thing after the other; an error but the last one is printed, in all processes alike."""
-    for work in (differ, share, load, restore, snapshot, full):
+    for work in (differ, share, load, pixels, restore, snapshot, full):
         own = folder / work.__name__
         try:
             own.mkdir(exist_ok=True)

@@ -84,9 +84,9 @@ def small_work(program, tmp_path_factory):
 @pytest.mark.parametrize(
     "message",
     [
-        "differ: process 1 of 2 has another value of seed than process 0: start all processes with the same",
+        "differ: process 1 of 2 has a different value for seed than process 0: start all processes with the same",
         "share: process 1 does not see the files that process 0 writes into --workdir",
-        "load: process 1 of 2 has another value of the weights in init.weights than process 0",
+        "load: process 1 of 2 has a different value for the weights in init.weights than process 0",
     ],
 )
 def test_processes_that_cannot_work_together_say_so(small_work, message):
@@ -98,6 +98,11 @@ def test_damage_that_one_process_meets_is_damage_for_all(small_work):
     for process in small_work:
         assert "restored step 1, 1" in process.stdout, process.stderr
         assert "checkpoint 2 is damaged" in process.stdout
+
+
+def test_each_process_decodes_its_part_of_the_pixel_baseline(small_work):
+    for process in small_work:
+        assert "the pixels of 7 images, in order" in process.stdout, process.stderr
 
 
 def test_a_gram_snapshot_of_split_parameters_is_restored(small_work):

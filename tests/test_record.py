@@ -76,6 +76,7 @@ def test_a_stop_does_not_wait_for_an_evaluation(tmp_path):
         for step in range(1, 5):
             assert before.unfinished() == {}
             before.after_step(phase, step, state, batch, {"loss/total": np.float32(step / 3)}, {"lr": np.float32(0.1)})
+            assert before.evaluate(phase, step, state) == (step < 4)
         found = json.loads(json.dumps(before.unfinished()))  # as a checkpoint keeps it
     assert read_metrics(tmp_path / "metrics.jsonl") == []
     for _ in range(2):  # the first restart may be killed before it saves

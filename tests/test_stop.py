@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from dino_jax import command
 from dino_jax.stop import StopRequest
@@ -14,9 +15,9 @@ from dino_jax.stop import StopRequest
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_kept_until_the_step_ends(number, capfd):
     with StopRequest() as stop:
-        assert not stop.now(1)
+        assert not stop.now()
         os.kill(os.getpid(), number)
-        assert stop.now(2)
+        assert stop.now()
     assert "stopping after this step" in capfd.readouterr().err
 
 
@@ -70,7 +71,7 @@ def test_a_run_outlives_its_terminal(tmp_path):
         "from dino_jax.stop import StopRequest\n"
         "with lasting_streams(), StopRequest() as stop:\n"
         "    print('ready', flush=True)\n"
-        "    while not stop.now(1): time.sleep(0.05)\n"
+        "    while not stop.now(): time.sleep(0.05)\n"
         "    print('nobody reads this', flush=True); print('nor this', file=sys.stderr, flush=True)\n"
         "open(sys.argv[1], 'w').write('saved')\n"
     )
@@ -95,7 +96,7 @@ def test_a_run_outlives_who_reads_its_output(tmp_path):
         "def work():\n"
         "    with StopRequest() as stop:\n"
         "        print('ready', flush=True)\n"
-        "        while not stop.now(1): time.sleep(0.05)\n"
+        "        while not stop.now(): time.sleep(0.05)\n"
         "        print('nobody reads this', flush=True); print('nor this', file=sys.stderr, flush=True)\n"
         "    print(1000 * 'not flushed ')\n"
         "    open(sys.argv[1], 'w').write('saved')\n"
@@ -108,6 +109,17 @@ def test_a_run_outlives_who_reads_its_output(tmp_path):
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 0
     assert (tmp_path / "saved").read_text() == "saved"
+
+
+def test_of_several_processes_the_steps_since_the_start_are_counted(monkeypatch):
+    """JAX agrees on a number above those it was asked for, from 0 on, which the steps of a restart are beyond."""
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number))
+    with StopRequest() as stop:
+        for _ in range(3):
+            stop.now()
+    assert asked == [1, 2, 3]
 
 
 def test_of_several_processes_sigterm_ends_the_evaluation(leaving, monkeypatch):

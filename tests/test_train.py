@@ -21,9 +21,15 @@ def trainer_with(**parts):
     return trainer
 
 
-@pytest.mark.parametrize(("stop_after", "saved"), [(None, [3, 6, 8]), (5, [3, 5])])
-def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
-    """Checkpoints follow every third step, the end of the phase, and the step after which the run shall stop."""
+@pytest.mark.parametrize(
+    ("stop_after", "interrupted", "saved"),
+    [(None, None, [3, 6, 8]), (5, None, [3, 5]), (None, 5, [3, 5]), (None, 6, [3, 6])],
+)
+def test_records_are_on_disk_before_a_checkpoint_is(stop_after, interrupted, saved):
+    """Checkpoints follow every third step, the end of the phase, and the step after which the run shall stop.
+
+    They do not wait for an evaluation, which may be interrupted.
+    """
     done = []
 
     def take(state, batch, hyper):
@@ -34,7 +40,7 @@ def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
         compiled_step=lambda phase, state: take,
         to_devices=lambda step, host: (np.arange(1), host),
         gram=SimpleNamespace(due=lambda phase, step: False),
-        stop=SimpleNamespace(now=lambda step: step == stop_after),
+        stop=SimpleNamespace(now=lambda: done[-1] == ("recorded", stop_after)),
         seconds=lambda: 7.5,
     )
     uncounted = SimpleNamespace(waiting=contextlib.nullcontext, paused=contextlib.nullcontext)
@@ -42,6 +48,7 @@ def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
         enter=lambda phase: None,
         throughput=uncounted,
         after_step=lambda phase, step, *_: done.append(("recorded", step)),
+        evaluate=lambda phase, step, state: done.append(("evaluated", step)) or step != interrupted,
         sync=lambda: done.append(("on disk", done[-1][1])),
         unfinished=lambda: {"record": {"loss/total": 0.5}} if stop_after else {},
     )
@@ -60,14 +67,18 @@ def test_records_are_on_disk_before_a_checkpoint_is(stop_after, saved):
             done.append("closed")
 
     state, stopped = trainer.run_phase(trainer.phases[0], SimpleNamespace(step=0), Batches(), checkpoints, record)
-    assert (state.step, stopped) == (saved[-1], stop_after is not None)
+    assert (state.step, stopped) == (saved[-1], saved[-1] in (stop_after, interrupted))
     expected = []
     for step in range(1, saved[-1] + 1):
         expected.append(("recorded", step))
         if step in saved:
             data = {"batches_taken": step, "seconds": 7.5}
             data |= {"record": {"loss/total": 0.5}} if stop_after else {}
-            expected += [("on disk", step), ("saved", step, step, data)]
+            save = [("on disk", step), ("saved", step, step, data)]
+            evaluation = [("evaluated", step)] * (step != stop_after)
+            expected += evaluation + save if step == interrupted == 5 else save + evaluation
+        else:
+            expected.append(("evaluated", step))
     assert done == [*expected, "closed"]
 
 

@@ -74,9 +74,13 @@ def _runs(process: int) -> bool:
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as indented JSON, see `write_whole`; numbers that are not finite become null, as JSON has none."""
-    text = json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n"
-    write_whole(Path(path), lambda file: file.write(text.encode()))
+    """Writes `obj` as indented JSON, see `write_whole`; numbers that are not finite become null, as JSON has none.
+
+    A file that says so already is left alone: others may be reading it.
+    """
+    path, content = Path(path), (json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n").encode()
+    if not (path.is_file() and path.read_bytes() == content):
+        write_whole(path, lambda file: file.write(content))
 
 
 def _finite(obj: Any) -> Any:

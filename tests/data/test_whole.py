@@ -60,3 +60,13 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
         write_whole(path, full)
     assert raised.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_that_says_the_same_already_is_left_alone(tmp_path):
+    """Other processes may be reading it."""
+    write_json(tmp_path / "config.json", {"a": 1})
+    before = (tmp_path / "config.json").stat()
+    write_json(tmp_path / "config.json", {"a": 1})
+    assert (tmp_path / "config.json").stat().st_ino == before.st_ino
+    write_json(tmp_path / "config.json", {"a": 2})
+    assert (tmp_path / "config.json").read_text() == '{\n  "a": 2\n}\n'
