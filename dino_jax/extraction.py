@@ -31,7 +31,7 @@ from dino_jax.evals.windows import multiple
 from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 
-# A shard is what a kill can cost. It holds at most this many images, fewer if they would take more than these bytes.
+# A kill loses one shard at most. It holds at most this many images, fewer if they would take more than these bytes.
 MOST_IMAGES = 4096
 MOST_BYTES = 256 * 2**20
 LEAST_IMAGES = 16
@@ -155,19 +155,15 @@ class Extraction:
         batch_size = min(batch_size, self.images_per_shard, len(source))
         self._batch_size = batch_size + -batch_size % parts
         self._model = _placed(model, mesh)
-        self._described = {"model": model.name, "backbone": repr(model.backbone), "mean": model.mean, "std": model.std}
 
     @functools.cached_property
     def key(self) -> str:
         """Names the weights, the images and the settings."""
-        return f"{self._described['model']}-{_digest(self.settings())[:16]}"
+        return f"{self._model.name}-{digest(self.settings())[:16]}"
 
     @functools.cached_property
-    def _weights(self) -> str:
-        trees = (self._model.params, self._model.batch_stats)
-        found = jax.device_get([checksums(tree) for tree in trees])
-        leaves = [leaf for tree in found for leaf in jax.tree_util.tree_leaves_with_path(tree)]
-        return _digest([(sharding.path_name(path), int(value)) for path, value in leaves])
+    def _network(self) -> dict[str, Any]:
+        return identity(self._model)
 
     @functools.cached_property
     def _images(self) -> Fingerprint:
@@ -175,8 +171,7 @@ class Extraction:
 
     def settings(self) -> dict[str, Any]:
         """Returns all that the features depend on, as JSON."""
-        return self._described | {
-            "weights": self._weights,
+        return self._network | {
             "images": self._images,
             "classes": list(self.source.class_names),
             "number_of_images": len(self.source),
@@ -196,7 +191,7 @@ class Extraction:
         return range(number * self.images_per_shard, min((number + 1) * self.images_per_shard, len(self.source)))
 
     def has_mended(self, number: int, ids: np.ndarray) -> bool:
-        """Tells whether an image of a shard that is missing among `ids` can be used by now."""
+        """Tells whether an image of a shard that could not be used when it was written, so not in `ids`, now can."""
         missing = set(self.images_of(number)) - set(ids.tolist())
         return any(why(self.source, index, self.prepare) == USABLE for index in missing)
 
@@ -339,5 +334,15 @@ def _stored(shards: Shards, work: Extraction, number: int) -> Features | None:
     return found if good else None
 
 
-def _digest(value: Any) -> str:
+def identity(model: Extractor) -> dict[str, Any]:
+    """Returns what tells a network and its weights from others, as JSON."""
+    found = jax.device_get([checksums(tree) for tree in (model.params, model.batch_stats)])
+    leaves = [leaf for tree in found for leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    weights = digest([(sharding.path_name(path), int(value)) for path, value in leaves])
+    described = {"model": model.name, "backbone": repr(model.backbone), "mean": model.mean, "std": model.std}
+    return described | {"weights": weights}
+
+
+def digest(value: Any) -> str:
+    """Returns the SHA-256 of a value's JSON, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ The same head serves segmentation (logits of the classes) and depth (weights of 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ class Head(NamedTuple):
     mean: Array
     variance: Array
 
+
+Fit = tuple[Head, optax.OptState]
+"""A head that is being trained, and the state of its optimizer."""
 
 Loss = Callable[[Array, Array], Array]
 """Maps outputs `(batch, rows, columns, outputs)` and targets `(batch, height, width)` to a number."""
@@ -80,6 +83,9 @@ def fit_head(
     schedule: Schedule,
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
+    done: int = 0,
+    restored: Callable[[Fit], Fit] = lambda new: new,
+    keep: Callable[[int, Fit], Any] = lambda step, fit: None,
 ) -> tuple[Head, list[float]]:
     """Trains a head on batches of patch features and targets, one step each, until `schedule.steps` or their end.
 
@@ -91,19 +97,22 @@ def fit_head(
       schedule: steps, learning rate, weight decay.
       seed: of the head's start.
       report: told steps done and loss, every REPORT_EVERY steps and at the end.
+      done: steps that are behind the state that `restored` returns; `batches` begins after them.
+      restored: maps a new state to the one from which to continue.
+      keep: told steps done and the state, as `report`; the loss is finite up to there.
 
     Returns:
-      The head, and the loss of every step.
+      The head, and the loss of every step that was taken here.
 
     Raises:
       FloatingPointError: when the loss is not finite.
     """
     optimizer = schedule.optimizer()
     head = init_head(dim, outputs, seed=seed)
-    state = optimizer.init(_trained(head))
+    head, state = restored((head, optimizer.init(_trained(head))))
     step = jax.jit(functools.partial(_step, optimizer=optimizer, loss=loss))
     losses = []
-    for number, (patches, targets) in zip(range(1, schedule.steps + 1), batches, strict=False):
+    for number, (patches, targets) in zip(range(done + 1, schedule.steps + 1), batches, strict=False):
         head, state, value = step(head, state, patches, targets)
         losses.append(value)
         if number % REPORT_EVERY == 0 or number == schedule.steps:
@@ -111,9 +120,11 @@ def fit_head(
                 break
             if report is not None:
                 report(number, float(value))
+            keep(number, (head, state))
     values = np.asarray(jax.device_get(losses), np.float64)
     if not np.isfinite(values).all():
-        raise FloatingPointError(f"the loss of the head is not finite from step {np.isfinite(values).argmin()} on")
+        first = done + 1 + int(np.isfinite(values).argmin())
+        raise FloatingPointError(f"the loss of the head is not finite from step {first} on")
     return head, values.tolist()
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import math
+import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -11,13 +12,16 @@ import numpy as np
 
 from dino_jax import host_memory
 from dino_jax.data.reading import read_ahead
+from dino_jax.data.subset import evenly
 from dino_jax.evals import patch_head
 from dino_jax.evals.windows import random_crop
 from dino_jax.progress import Progress
+from dino_jax.tasks.kept import Kept, add_cache
 from dino_jax.tasks.patches import PatchFeatures
 
 Batch = tuple[np.ndarray, np.ndarray]
 CROPS_AHEAD = 4  # batches of crops in the making
+SAMPLED = 8  # images that tell data sets apart whose files have the same names
 
 
 class Pairs(Protocol):
@@ -26,6 +30,8 @@ class Pairs(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def name(self, index: int) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, learning_rate:
         "as published, which is slower because the network runs in each",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed for crops, order and head")
+    add_cache(parser)
 
 
 def train_head(
@@ -80,36 +87,56 @@ def train_head(
     if not (0 < options.learning_rate < math.inf and 0 <= options.weight_decay < math.inf):
         rate, decay = options.learning_rate, options.weight_decay
         raise ValueError(f"--learning-rate {rate:g} must be above 0, and --weight-decay {decay:g} 0 or more")
+    kept = Kept(features.model, lambda: [outputs, *_described(data, indices)], options)
     shown = Progress(options.steps)
     try:
         head, _ = patch_head.fit_head(
-            training_batches(features, data, indices, crops=crops, options=options),
+            training_batches(features, data, indices, crops=crops, options=options, done=kept.step),
             dim=features.width,
             outputs=outputs,
             loss=loss,
             schedule=patch_head.Schedule(options.steps, options.learning_rate, options.weight_decay),
             seed=options.seed,
             report=lambda step, value: shown.update(step, phase=f"head on {features.name}", loss=value),
+            done=kept.step,
+            restored=kept.restored,
+            keep=lambda step, fit: kept.keep(step, fit, last=step == options.steps),
         )
     finally:
         shown.close()
     return head
 
 
+def _described(data: Pairs, indices: list[int]) -> tuple[list[str], list[int]]:
+    """Returns the names of images, and checksums of a few of them with their maps."""
+    some = (data[indices[place]] for place in evenly(len(indices), SAMPLED))
+    checksums = [zlib.crc32(target.tobytes(), zlib.crc32(image.tobytes())) for image, target in some]
+    return [data.name(index) for index in indices], checksums
+
+
 def training_batches(
-    features: PatchFeatures, data: Pairs, indices: list[int], *, crops: Crops, options: argparse.Namespace
+    features: PatchFeatures,
+    data: Pairs,
+    indices: list[int],
+    *,
+    crops: Crops,
+    options: argparse.Namespace,
+    done: int = 0,
 ) -> Iterator[Batch]:
-    """Yields patch features and targets of batches of crops without end.
+    """Yields patch features and targets of batches of crops, for all steps at least.
 
     Args:
       indices: of the training images.
       options: of `add_arguments`, and the batch size.
+      done: steps whose batches are left out.
     """
-    order = _shuffled(indices if options.views == 0 else range(options.views * len(indices)), options.seed)
+    if done == options.steps:
+        return
+    shuffled = _shuffled(indices if options.views == 0 else range(options.views * len(indices)), options.seed)
+    order = itertools.islice(enumerate(shuffled), done * options.batch_size, options.steps * options.batch_size)
     if options.views:
         patches, targets = _fixed_views(features, data, indices, crops=crops, options=options)
-        while True:
-            chosen = [next(order) for _ in range(options.batch_size)]
+        while chosen := [index for _, index in itertools.islice(order, options.batch_size)]:
             yield patches[chosen], targets[chosen]
     for images, targets in _fresh_views(data, order, crops=crops, options=options):
         yield features(images), targets
@@ -136,17 +163,22 @@ def _fixed_views(
     return patches, targets
 
 
-def _fresh_views(data: Pairs, order: Iterator[int], *, crops: Crops, options: argparse.Namespace) -> Iterator[Batch]:
-    """Draws batches of crops, decoded by threads ahead of the consumer."""
+def _fresh_views(
+    data: Pairs, order: Iterator[tuple[int, int]], *, crops: Crops, options: argparse.Namespace
+) -> Iterator[Batch]:
+    """Draws batches of crops, decoded by threads ahead of the consumer.
+
+    Args:
+      order: number of each crop, and index of its image.
+    """
 
     def draw(number_and_index: tuple[int, int]) -> Batch:
         number, index = number_and_index
         return _crop(*data[index], crops=crops, seed=(options.seed, number))
 
-    wanted = enumerate(itertools.islice(order, options.steps * options.batch_size))
-    drawing = read_ahead(draw, wanted, ahead=CROPS_AHEAD * options.batch_size)
-    for _ in range(options.steps):
-        images, targets = zip(*itertools.islice(drawing, options.batch_size), strict=True)
+    drawing = read_ahead(draw, order, ahead=CROPS_AHEAD * options.batch_size)
+    while drawn := list(itertools.islice(drawing, options.batch_size)):
+        images, targets = zip(*drawn, strict=True)
         yield np.stack(images), np.stack(targets)
 
 

@@ -13,6 +13,7 @@ from jax import Array
 from tqdm import tqdm
 
 from dino_jax import host_memory, sharding
+from dino_jax.data.fingerprint import fingerprint
 from dino_jax.data.probe_views import Augmented
 from dino_jax.data.reading import read_batches
 from dino_jax.data.subset import Chosen
@@ -22,6 +23,7 @@ from dino_jax.models import Extractor, VisionTransformer
 from dino_jax.pictures.charts import over_setting
 from dino_jax.tasks import Result
 from dino_jax.tasks.classes import add_data_arguments, draw_confusions, features_of, open_data
+from dino_jax.tasks.kept import Kept
 
 OUTPUTS = ("cls", "mean_patch")
 BLOCK = 4096  # images whose joined features and logits exist at once
@@ -116,13 +118,14 @@ def train_probes(
     batch_size = min(options.train_batch, len(train))
     steps = options.epochs * (len(train) // batch_size)
     make = _from_cache if options.views else _on_the_fly
-    probes, seen = None, np.zeros(classes, int)
-    with tqdm(total=steps, unit=" steps", desc="linear probes") as bar:
-        batches = make(model, train, options, blocks=blocks, batch_size=batch_size)
-        for step, (features, labels, weights) in enumerate(batches):
-            if probes is None:
-                dims = {name: x.shape[1] for name, x in features.items()}
-                probes = linear.init(jax.random.key(options.seed), dims, rates=len(options.rates), classes=classes)
+    tokens = (jax.ShapeDtypeStruct((1, *shape, model.width), np.float32) for shape in ((blocks,), ()))
+    dims = {name: x.shape[1] for name, x in jax.eval_shape(linear.choices, *tokens).items()}
+    probes = linear.init(jax.random.key(options.seed), dims, rates=len(options.rates), classes=classes)
+    kept = Kept(model, lambda: [fingerprint(train), train.class_names], options)
+    probes, seen = kept.restored((probes, np.zeros(classes, int)))
+    with tqdm(total=steps, initial=kept.step, unit=" steps", desc="linear probes") as bar:
+        batches = make(model, train, options, blocks=blocks, batch_size=batch_size, done=kept.step)
+        for step, (features, labels, weights) in enumerate(batches, start=kept.step):
             rates = linear.scheduled(tuple(options.rates), step=step, steps=steps, batch_size=batch_size)
             seen += np.bincount(labels[weights > 0], minlength=classes)
             probes, losses = linear.train_step(probes, features, labels, weights, rates)
@@ -130,14 +133,14 @@ def train_probes(
             if step % 50 == 0 or step + 1 == steps:
                 lowest = min(float(jnp.nanmin(loss)) for loss in losses.values())
                 bar.set_postfix_str(f"lowest loss {lowest:.3f}", refresh=False)
-    assert probes is not None
+            kept.keep(step + 1, (probes, seen), last=step + 1 == steps)
     return probes.params, seen
 
 
 def _on_the_fly(
-    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int
+    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int, done: int = 0
 ) -> Iterator[Step]:
-    """Yields features of new views in every epoch, computed as they are needed."""
+    """Yields features of new views in every epoch, computed as they are needed, after `done` steps."""
     mesh = sharding.make_mesh()
     shards = sharding.data_shards(mesh)
     at_once = -(-min(options.batch_size, batch_size) // shards) * shards  # images in the network
@@ -150,9 +153,10 @@ def _on_the_fly(
         return linear.choices(jnp.stack(cls, axis=1), patches[-1].mean((1, 2)))
 
     model = jax.device_put(model, sharding.replicated(mesh))
-    for epoch in range(options.epochs):
+    each = len(train) // batch_size  # steps of an epoch
+    for epoch in range(done // each, options.epochs):
         views = Augmented(train, options.size, options.seed, epoch)
-        orders = _orders(len(train), batch_size, options.seed, epoch)
+        orders = _orders(len(train), batch_size, options.seed, epoch)[max(0, done - epoch * each) :]
         padded = np.pad(orders, ((0, 0), (0, rows - batch_size)), constant_values=-1).ravel().tolist()
         for batch in read_batches(views, padded, batch_size=rows, prepare=lambda image: image):
             stray = batch["ids"][batch["valid"] & (batch["labels"] < 0)]
@@ -167,9 +171,9 @@ def _on_the_fly(
 
 
 def _from_cache(
-    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int
+    model: Extractor, train: Chosen, options: argparse.Namespace, *, blocks: int, batch_size: int, done: int = 0
 ) -> Iterator[Step]:
-    """Yields features of `--views` views of every image, which are extracted once and taken in turn."""
+    """Yields features of `--views` views of every image, extracted once and taken in turn, after `done` steps."""
     # Views have their size already: "crop" leaves them as they are.
     views = [Augmented(train, options.size, options.seed, view) for view in range(options.views)]
     found = [
@@ -177,7 +181,9 @@ def _from_cache(
     ]
     for epoch in range(options.epochs):
         features = found[epoch % len(found)]
-        for order in _orders(len(features["labels"]), min(batch_size, len(features["labels"])), options.seed, epoch):
+        orders = _orders(len(features["labels"]), min(batch_size, len(features["labels"])), options.seed, epoch)
+        left_out, done = min(done, len(orders)), max(0, done - len(orders))
+        for order in orders[left_out:]:
             weights = np.ones(len(order), np.float32)
             chosen = {name: features[name][order] for name in (*OUTPUTS, "labels")}
             yield _choices(chosen), chosen["labels"], weights

@@ -24,7 +24,7 @@ CELLS = 4  # raw pixels: a patch is shrunk to this many cells a side
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["patch_size"])
 @dataclasses.dataclass(frozen=True)
 class PixelPatches:
-    """Takes the colours of 4 x 4 cells of a patch for its features; called like an `Extractor`."""
+    """Uses the colours of a patch's 4 x 4 cells as its features; called like an `Extractor`."""
 
     patch_size: int
     name = "raw pixels"
@@ -46,6 +46,7 @@ class PatchFeatures:
     """Computes patch features of any number of images, spread over all devices.
 
     Attributes:
+      model: what computes them.
       name: of the features, for tables.
       key: what their numbers' names begin with, "" for the model itself.
       patch_size: pixels from one patch to the next.
@@ -61,7 +62,7 @@ class PatchFeatures:
         self.name, self.key, self.patch_size = model.name, key, model.patch_size
         self._mesh = sharding.make_mesh()
         self._batch = batch_size
-        self._model = jax.device_put(model, sharding.replicated(self._mesh))
+        self.model = jax.device_put(model, sharding.replicated(self._mesh))
         side = 2 * model.patch_size
         shape = jax.eval_shape(_patches, model, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)).shape
         if len(shape) != 4 or min(shape) == 0:
@@ -76,7 +77,7 @@ class PatchFeatures:
         Raises:
           ValueError: when a feature is not finite.
         """
-        apply = functools.partial(_patches, self._model)
+        apply = functools.partial(_patches, self.model)
         found = of_images(apply, images, batch_size=self._batch, mesh=self._mesh)
         check_finite(found, f"the patch features of {self.name}")
         return found

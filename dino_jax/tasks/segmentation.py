@@ -68,7 +68,7 @@ def run(model: Extractor, options: argparse.Namespace, folder: Path) -> Result:
     if not 0 < options.ridge < math.inf:
         raise ValueError(f"--ridge {options.ridge:g} must be a number above 0")
     if options.head == "closed":
-        refuse(options, "steps learning_rate weight_decay views seed", "with --head closed, which is not trained")
+        refuse(options, "steps learning_rate weight_decay views seed cache", "with --head closed, which is not trained")
     else:
         refuse(options, "ridge", "without --head closed")
     train, test = open_masks(options.data, "train"), open_masks(options.data, options.split)
