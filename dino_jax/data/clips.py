@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from dino_jax.data.files import Files, is_image, natural, open_files
+from dino_jax.data.files import Files, is_image, is_label, natural, open_files
 from dino_jax.data.images import ImageFiles
 from dino_jax.data.labelled import TEST_FOLDERS
 
@@ -89,7 +89,7 @@ def _videos(files: Files, names: Sequence[str]) -> Videos:
     found: dict[tuple[str, str], list[str]] = {}
     for name in names:
         parts = PurePosixPath(name).parts
-        if is_image(name) and len(parts) >= 3:
+        if is_image(name) and not is_label(name) and len(parts) >= 3:
             found.setdefault((parts[-3], parts[-2]), []).append(name)
     for (label, video), frames in found.items():
         folders = sorted({str(PurePosixPath(name).parent) for name in frames})

@@ -42,9 +42,9 @@ class Source(Protocol):
 
 
 def has_labels(source: Source) -> bool:
-    """Tells whether images have labels: named classes, or the numbers of records."""
+    """Tells whether images have labels: named classes, two at least, or the numbers of records."""
     if source.class_names:
-        return True
+        return len(source.class_names) > 1
     for index in range(min(len(source), TRIED)):
         with contextlib.suppress(BadImage):
             return source[index]["label"] >= 0

@@ -104,7 +104,7 @@ def few_shot(
     Raises:
       ValueError: when a class has fewer images, for no draws, or as `knn`.
     """
-    counts = np.bincount(train_labels)
+    counts = np.bincount(train_labels, minlength=int(np.max(test_labels, initial=0)) + 1)
     if draws < 1:
         raise ValueError(f"few-shot k-NN: {draws} draws give no accuracy; set draws to 1 or more")
     if shots < 1 or counts.min() < shots:

@@ -20,6 +20,7 @@ from dino_jax.tasks import Result, patches
 from dino_jax.tasks.patches import PatchFeatures
 
 PICTURES = 8
+ENOUGH = 4  # images of which most being filled by one object tells that these are no masks of objects
 
 
 @functools.partial(
@@ -108,7 +109,7 @@ def _middle(data: Objects, indices: list[int], options: argparse.Namespace) -> F
         findings.add(example, Found(middle, middle, middle.astype(float)))
         height, width = example.image.shape[:2]
         filled += example.mask is not None and (0.0, 0.0, float(width), float(height)) in example.boxes
-    if 2 * filled > len(indices):
+    if 2 * filled > len(indices) >= ENOUGH:
         raise ValueError(
             f"{options.data}: in {filled} of {len(indices)} masks the object reaches all edges of its image: class "
             "masks will not do, a mask must be 0 outside of one object"

@@ -118,6 +118,8 @@ def _draw(
     pictures = [strips(rows, folder / "tracking.png", title=f"Objects of the first frame followed: {overall}")]
     order = sorted(masks[name], key=lambda index: _means({"": scores[name][videos.videos[index].name]})[0])
     index = order[len(order) // 2]
+    for earlier in folder.glob("tracking_*.gif"):  # of another evaluation
+        earlier.unlink()
     path = folder / f"tracking_{videos.videos[index].name}.gif"
     pictures.append(gif(videos.frames(index), [videos.masks(index), masks[name][index]], path))
     return pictures

@@ -25,6 +25,13 @@ def test_videos_of_both_splits(tmp_path):
     assert apart.names == train.names
 
 
+def test_masks_beside_the_frames_are_no_videos(tmp_path):
+    """As in DAVIS, if each sequence is taken for a class."""
+    write(tmp_path, ["bear/frames", "bear/masks", "camel/frames", "camel/masks"], frames=2)
+    train, _ = open_clips(*2 * [str(tmp_path)])
+    assert train.names == ("bear/frames", "camel/frames")
+
+
 def test_one_of_several_test_folders(tmp_path):
     for folder, videos in (("train", ["run/a", "walk/a"]), ("val", ["run/b"]), ("test", ["run/b", "walk/c"])):
         write(tmp_path / folder, videos, frames=3)

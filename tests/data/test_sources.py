@@ -352,7 +352,7 @@ def test_arrayrecord_says_what_to_install(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     (tmp_path / "x.array_record").write_bytes(b"")
-    with pytest.raises(ValueError, match="pip install array_record"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[features\]'"):
         open_source("arrayrecord", str(tmp_path))
 
 
@@ -428,6 +428,13 @@ def test_labels_are_known_from_the_first_readable_image():
     assert has_labels(Records(3, 0))
     assert not has_labels(Records(3, -1))
     assert not has_labels(Records(20, 0))
+
+
+def test_one_class_is_no_labels(tmp_path):
+    write(tmp_path, ["all"])
+    assert not has_labels(open_path(str(tmp_path)))
+    write(tmp_path, ["more"])
+    assert has_labels(open_path(str(tmp_path)))
 
 
 def test_links_in_a_tar_are_files(tmp_path, capsys):
