@@ -61,8 +61,7 @@ def sources(config: ConfigDict) -> tuple[Source, Source | None]:
 
 
 def evaluated(config: ConfigDict, source: Source, held_out: Source | None) -> tuple[Source, Source | None]:
-    """Opens the images that vote in k-NN classification, and those that are classified: those of `sources`, unless
-    eval.knn.path has both.
+    """Opens the images that vote in k-NN, and those that are classified: from eval.knn.path, else those of `sources`.
 
     Raises:
       ValueError: a path is missing, or its images have no two classes.
@@ -143,7 +142,7 @@ def with_attention(networks: Networks, config: ConfigDict, device: jax.Device) -
 
 
 def why_not_fused(backbone: Backbone, config: ConfigDict, device: jax.Device) -> str:
-    """Returns what is against cuDNN's attention on a device, "" if nothing is; runs it at all sizes of crops."""
+    """Returns the reason not to use cuDNN's attention on a device, "" if there is none; tries it at all crop sizes."""
     capability = getattr(device, "compute_capability", "")  # "9.0" of an H100, "gfx942" of a GPU that is not NVIDIA's
     ampere = bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8
     if not ampere or config.precision != "bfloat16":

@@ -27,7 +27,7 @@ def collect(
     One batch is in flight while the previous one is copied to the host.
 
     Args:
-      apply: maps images `(batch, height, width, channels)` to named outputs `(batch, ...)` that are readable here.
+      apply: maps images `(batch, height, width, channels)` to named outputs `(batch, ...)` that this process can read.
       batches: this process's rows, as `read_batches` yields them; every entry but "images" and "valid" is returned too.
       advance: is told how many images each batch had.
 
@@ -55,9 +55,9 @@ def of_images(apply: Callable[[Array], Array], images: np.ndarray, *, batch_size
     The last batch is filled up with its last image. One batch is in flight while the previous one is copied.
 
     Args:
-      apply: maps images `(batch, height, width, channels)` to an array `(batch, ...)` that is readable here.
-      batch_size: images at once; rounded up to a multiple of the devices. Fewer images share a power of two, so that
-        few sizes of batches are compiled.
+      apply: maps images `(batch, height, width, channels)` to an array `(batch, ...)` that this process can read.
+      batch_size: images at once, rounded up to a multiple of the devices; for fewer images, the next power of two, so
+        that few sizes are compiled.
     """
     size = min(batch_size, 1 << (len(images) - 1).bit_length())
     size += -size % sharding.data_shards(mesh)

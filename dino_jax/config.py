@@ -175,7 +175,7 @@ def phase(**changes: Any) -> ConfigDict:
     p.loss.koleo_group_size = 0  # samples among which neighbours are sought; 0 takes the whole batch
 
     p.gram = ConfigDict()
-    p.gram.teacher = "none"  # none | ema (the teacher as the phase begins) | best_dense | a snapshot folder
+    p.gram.teacher = "none"  # none | ema (the teacher as the phase begins) | best_dense | gram_teacher/STEP | a folder
     # Pixels; side of the Gram teacher's undistorted view of each global crop; 0: the student's view.
     p.gram.crop_size = 0
     p.gram.refresh_every = 0  # steps; 0 never

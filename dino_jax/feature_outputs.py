@@ -23,7 +23,7 @@ def program(outputs: tuple[str, ...], layers: int, where: NamedSharding) -> Any:
     Args:
       outputs: of `OUTPUTS`.
       layers: see `extraction.extract_features`.
-      where: the outputs lie.
+      where: sharding of the outputs.
     """
     options = compiling.inference_options(where.mesh.devices.flat[0].platform)
     return jax.jit(_features(outputs, layers), out_shardings=where, compiler_options=options)

@@ -30,7 +30,7 @@ def draw_features(
         without attention has no picture of it.
       source: images to choose from.
       folder: receives the files.
-      size: of the images, or more, see `FINEST_GRID`.
+      size: side of the images; they are enlarged to have at least `FINEST_GRID` patches a side.
 
     Returns:
       The files, none in the other processes.

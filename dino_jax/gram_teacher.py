@@ -28,8 +28,12 @@ class GramTeachers:
         note: Callable[[str], None],
         dense_score: Callable[[Params], float] | None = None,
     ):
-        """Takes the run's folder and mesh, what shows a line to the user, and what tells how good a backbone's dense
-        features are, higher being better."""
+        """Takes the run's folder and mesh.
+
+        Args:
+          note: shows a line to the user.
+          dense_score: rates the dense features of a backbone, higher is better.
+        """
         self.workdir, self.mesh, self.note, self.dense_score = workdir, mesh, note, dense_score
         self.scores_file = workdir / "gram_teacher" / "scores.json"
         self._scores: dict[int, float] | None = None  # of this process: others might see the file late
@@ -77,11 +81,11 @@ class GramTeachers:
 
     def due(self, phase: Phase, step: int) -> bool:
         """Tells whether `after_step` has anything to do."""
-        return phase.last_refresh(step) == step or phase.snapshot_due(step)
+        return step in phase.refreshes or phase.snapshot_due(step)
 
     def after_step(self, phase: Phase, step: int, state: TrainState) -> TrainState:
         """Refreshes the Gram teacher and saves snapshots where that is due after `step` completed steps."""
-        refreshed = phase.last_refresh(step) == step
+        refreshed = step in phase.refreshes
         if refreshed or phase.snapshot_due(step):
             self.snapshot(step, state)
         if not refreshed:

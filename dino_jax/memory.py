@@ -18,8 +18,8 @@ from dino_jax.state import Networks
 def check(config: ConfigDict, networks: Networks, mesh: Mesh) -> None:
     """Compares what each phase needs at least with what a device has.
 
-    Counted are the state, the gradients, the crops of a batch and the input of every block, which the backward pass
-    needs with any `remat`. A run that passes may still not fit, one that fails cannot.
+    It counts the state, the gradients, the crops of a batch and the input of every block, which the backward pass needs
+    with any `remat`. A run that passes may still not fit; one that fails cannot.
 
     Raises:
       ValueError: stating both figures, and what would make it fit.

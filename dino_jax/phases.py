@@ -37,27 +37,27 @@ class Phase:
         match = re.fullmatch(r"gram_teacher/(\d+)", self.options.gram.teacher)
         return int(match[1]) if match else None
 
-    def next_refresh(self, step: int) -> int | None:
-        """Returns the first step count after `step` at which the Gram teacher is copied anew, None if never again.
+    @property
+    def refreshes(self) -> range:
+        """Returns the step counts at which the Gram teacher is copied anew.
 
         A refresh follows every `refresh_every`-th step of the phase that is not before `first_refresh`, at most
         `max_refreshes` times; how many there were follows from the step alone, so a resumed run agrees.
         """
         gram = self.options.gram
         if not self.gram or not gram.refresh_every:
-            return None
+            return range(0)
         earliest = max(1, -(-gram.first_refresh // gram.refresh_every))
-        number = max(earliest, (step - self.first) // gram.refresh_every + 1)
-        when = self.first + number * gram.refresh_every
-        exhausted = gram.max_refreshes and number >= earliest + gram.max_refreshes
-        return None if exhausted or when > self.last else when
+        every = range(self.first + earliest * gram.refresh_every, self.last + 1, gram.refresh_every)
+        return every[: gram.max_refreshes or None]
+
+    def next_refresh(self, step: int) -> int | None:
+        """Returns the first refresh after `step`, None if there is none."""
+        return next((when for when in self.refreshes if when > step), None)
 
     def last_refresh(self, step: int) -> int | None:
-        """Returns the latest step count up to `step` at which the Gram teacher was copied, None if it never was."""
-        last, following = None, self.next_refresh(self.first)
-        while following is not None and following <= step:
-            last, following = following, self.next_refresh(following)
-        return last
+        """Returns the latest refresh up to `step`, None if there was none."""
+        return max((when for when in self.refreshes if when <= step), default=None)
 
     def snapshot_due(self, step: int) -> bool:
         """Tells whether the teacher is saved as a snapshot after `step` completed steps."""
@@ -69,12 +69,7 @@ class Phase:
         every = self.options.snapshot_every
         found = {self.first + step for step in self.options.snapshot_steps}
         found |= set(range(self.first + every, self.last + 1, every)) if every else set()
-        found |= {self.first} if self.options.gram.teacher == "ema" else set()
-        refresh = self.next_refresh(self.first)
-        while refresh is not None:
-            found.add(refresh)
-            refresh = self.next_refresh(refresh)
-        return found
+        return found | {*self.refreshes} | ({self.first} if self.options.gram.teacher == "ema" else set())
 
     def describe_sizes(self) -> str:
         """Says in words which sizes its crops have, "" for a phase with one."""
@@ -85,7 +80,7 @@ class Phase:
         """Says in words which Gram teacher is in use at `step` and when the next one comes.
 
         Args:
-          snapshot: the words for the snapshot that the phase begins with, if it does.
+          snapshot: words for the snapshot that the phase begins with, if any.
         """
         if not self.gram:
             return "no Gram teacher"
@@ -106,7 +101,7 @@ def in_order(config: ConfigDict) -> list[Phase]:
 
 
 def by_size(options: ConfigDict) -> list[tuple[float, ConfigDict]]:
-    """Lists the options of a phase for each of its crop sizes (`crops.mixture`), after the share of batches with it."""
+    """Lists (share of the batches, options) for each crop size of a phase (`crops.mixture`)."""
     mixture = options.crops.mixture
     out = [(1.0 - sum(share for share, *_ in mixture), options)]
     for share, global_size, local_size, gram_size in mixture:

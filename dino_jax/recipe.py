@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 ALL_PHASES = "phases.all."
 PER_CHANNEL = ("data.mean", "data.std")  # as many numbers as images have channels
-OWN = ("steps", "snapshot_steps", "snapshot_every")  # of a phase; nobody expects the others to follow
+OWN = ("steps", "snapshot_steps", "snapshot_every")  # of a phase: normally different in each
 
 
 def load(config: str, overrides: dict[str, str]) -> ConfigDict:

@@ -18,7 +18,7 @@ class WarmupCosine:
       start: value at step 0, if there is a warm-up.
       peak: value at step `warmup`, unless `cosine` is 0.
       end: value at step `warmup + cosine - 1` (`warmup + 1` if `cosine` is 1) and after.
-      total: steps of the run; used where `cosine` is None.
+      total: steps of the phase; used where `cosine` is None.
       warmup: steps of the warm-up.
       cosine: steps of the cosine; None for all that are left of `total`. 1 gives `peak` once and then `end`.
 

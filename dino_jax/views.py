@@ -111,7 +111,7 @@ def photographs(source: Source) -> list[int]:
 
 
 def sequences(source: Source) -> dict[str, list[int]]:
-    """Groups the images of a source by folder, in the order of the numbers in their names; folders of masks are not.
+    """Groups the images of a source by folder, in the order of the numbers in their names; masks are left out.
 
     Returns:
       By the name of the sequence, the indices of its frames. It is the last folder, such as "bear" for

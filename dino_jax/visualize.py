@@ -135,7 +135,7 @@ def draw_video(model: Extractor, source: Source, options: argparse.Namespace) ->
     paths = [film.gif(frames, options.out / f"{stem}.gif", per_second=options.fps)]
     encoded = film.mp4(frames, options.out / f"{stem}.mp4", per_second=options.fps)
     if encoded is None:
-        print("no MP4 was written: it needs pip install imageio-ffmpeg", file=sys.stderr)
+        print("no MP4 was written: it needs pip install -e '.[video]'", file=sys.stderr)
     return paths + ([encoded] if encoded else [])
 
 
@@ -160,7 +160,7 @@ def _shares(shares: np.ndarray) -> str:
 
 
 def _opened(model: Extractor, source: Source, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
-    """Opens at most `--number` images, spread evenly over the source; maps in folders of masks are none."""
+    """Opens at most `--number` images, spread evenly over the source; masks are left out."""
     indices = photographs(source)
     places = middles(len(indices), options.number)
     if len(places) < len(indices):

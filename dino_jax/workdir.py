@@ -25,7 +25,7 @@ FREE = (
 )
 # Unless a phase takes the snapshot with the best dense score: scores of other images cannot be compared.
 OF_DENSE_SCORES = ("eval.dense.path", "eval.dense.images")
-# What each process may have in another place; the first one's are those of the run.
+# What may be in another place for each process; config.json keeps that of the first.
 PATHS_OF_IMAGES = ("data.path", "data.test_path", "data.homogeneous_path", "eval.knn.path", "eval.dense.path")
 PLACES = (*PATHS_OF_IMAGES, "init.weights")
 IMAGES_COMPARED = 1000
@@ -75,7 +75,7 @@ class Workdir:
         """Stores the configuration in config.json, or checks that the one there says the same.
 
         Phases that have not begun may differ, and others may follow. A run that failed before its first step left
-        nothing to protect: it is replaced.
+        nothing to protect: its configuration is replaced.
 
         Returns:
           What differs in phases to come, in words; "" if nothing does.

@@ -123,7 +123,7 @@ def _faiss() -> Search:
     try:
         import faiss
     except ImportError:
-        raise ValueError("faiss is not installed: pip install faiss-cpu, or leave it out of --sides") from None
+        raise ValueError("faiss is not installed: pip install -e '.[bench]', or leave it out of --sides") from None
     faiss.omp_set_num_threads(processors())
 
     def search(train: np.ndarray, queries: np.ndarray, k: int) -> Found:
@@ -139,7 +139,7 @@ def _scikit_learn() -> Search:
         from sklearn.neighbors import NearestNeighbors
     except ImportError:
         raise ValueError(
-            "scikit-learn is not installed: pip install scikit-learn, or leave it out of --sides"
+            "scikit-learn is not installed: pip install -e '.[bench]', or leave it out of --sides"
         ) from None
 
     os.environ["OMP_NUM_THREADS"] = str(processors())  # otherwise it may count fewer processors than the others use

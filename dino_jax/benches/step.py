@@ -164,7 +164,7 @@ def compiled_step(networks: Networks, options: ConfigDict, host: Batch, mesh: Me
 def check_torch(options: argparse.Namespace) -> None:
     """Raises ValueError for what the plain PyTorch step cannot be compared with."""
     if importlib.util.find_spec("torch") is None:
-        raise ValueError("--torch needs PyTorch: pip install torch")
+        raise ValueError("--torch needs PyTorch: pip install -e '.[reference]'")
     if options.precision != "float32" or config.model(options.variant).ffn != "mlp":
         raise ValueError("--torch compares float32 models with a GELU feed-forward only")
 

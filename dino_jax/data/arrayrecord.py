@@ -109,5 +109,5 @@ def _array_record() -> Any:
         import array_record.python as package
         from array_record.python import array_record_data_source, array_record_module  # noqa: F401
     except ImportError:
-        raise ValueError("data source 'arrayrecord' needs the array_record package: pip install array_record") from None
+        raise ValueError("data source 'arrayrecord' needs array_record: pip install -e '.[features]'") from None
     return package

@@ -41,7 +41,8 @@ def open_labelled(
       decode: turns the bytes of a file into an array.
 
     Raises:
-      ValueError: a path is missing, a class folder is empty, there are fewer than two, or only the test images have it.
+      ValueError: a path is missing, a class folder is empty, there are fewer than two classes, or one occurs only in
+        the test images.
     """
     if test_path:
         train_place, test_place = path, test_path

@@ -94,8 +94,8 @@ def block_mask(rng: np.random.Generator, *, grid: tuple[int, int], target: int) 
 def blocks_only(rng: np.random.Generator, *, grid: tuple[int, int], target: int) -> np.ndarray:
     """Masks rectangles until `target` patches are masked or none fits any more, bool (rows, columns) (DINOv2).
 
-    A block's area is uniform between 4 and what is missing, at most half of the rows; it must be smaller than the grid
-    in both directions and must not overshoot.
+    A block's area is uniform between 4 and the number still missing, at most half of the rows. A block is smaller than
+    the grid in both directions and never overshoots the target.
     """
     mask = np.zeros(grid, bool)
     rows, columns = grid

@@ -59,7 +59,7 @@ def open_objects(path: str | os.PathLike, *, year: int = 2017) -> Objects:
 
     - VOC: `JPEGImages`, `Annotations/<id>.xml`, those in `ImageSets/Main/trainval.txt` (all without that list);
     - videos as `open_videos` reads them, every frame with an object an image of its own;
-    - `images/<id>.jpg` and `masks/<id>.png`, where all that is not 0 is the object; of grey masks, the bright half is.
+    - `images/<id>.jpg` and `masks/<id>.png`, where all that is not 0 is the object; in grey masks, the bright half.
 
     Args:
       year: of DAVIS, see `open_videos`.

@@ -24,7 +24,7 @@ MOST_THREADS = 32
 # Images of many shapes wait for others of the same shape; at most this many batches of them wait at once.
 MOST_WAITING = 4
 PROBED = 8
-DARK = 3  # an image whose brightest sample is so many times below the mean
+DARK = 3  # images are dark whose brightest sample is this many times below the mean
 USABLE = "readable now"  # the reason of an image that can be used
 
 
@@ -147,7 +147,7 @@ def why(source: Source, index: int, prepare: Prepare = lambda image: image) -> s
 
 
 def darkness(source: Source, mean: Sequence[float]) -> str:
-    """Says in words that images seem to hold fewer bits than their files, "" if they do not.
+    """Says in words that images seem to use fewer bits than their files have, "" if they do not.
 
     Cameras, X-rays and satellites store 12 bits in 16: what is measured then reaches a sixteenth of the range.
 

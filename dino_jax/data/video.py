@@ -10,7 +10,7 @@ from dino_jax.data.dense import check_same_size, read_image, read_values
 from dino_jax.data.files import Files, below, in_folder, natural, open_files
 
 VOID = 255
-MOST_OBJECTS = 20  # in a frame; above, a mask that also has 255 is taken for a grey one
+MOST_OBJECTS = 20  # in a frame; more labels than this, together with 255, mean a grey mask
 # Folders of ImageSets with the list of a year; DAVIS 2017 brings both years, DAVIS 2016 its own under 480p.
 LISTS = {2016: ("480p", "2016"), 2017: ("2017",)}
 

@@ -22,8 +22,8 @@ WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.1
 INIT_STD = 0.02
 BLOCK = 64  # clips that are classified at a time, at most
-# Numbers that a block forms at once for the clips of one micro-batch: 0.5 GiB. A training step holds some ten times as
-# many; three clips of 1568 tokens with 12 heads are still enough to keep a device busy.
+# Limit of the attention weights and hidden units of one block for the clips of a micro-batch: 0.5 GiB. A training step
+# holds some ten times as many; three clips of 1568 tokens with 12 heads are still enough to keep a device busy.
 MOST_FORMED = 2**27
 
 Params = dict[str, Any]

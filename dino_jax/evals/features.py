@@ -1,4 +1,4 @@
-"""What every protocol does with features before it compares them."""
+"""Normalises and checks features, for all protocols."""
 
 import jax
 import jax.numpy as jnp

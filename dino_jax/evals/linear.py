@@ -133,7 +133,7 @@ def _predict(params: Probe, features: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def accuracies(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the accuracy (0 to 1) of each choice, `(rates,)`, of what `predict` returned."""
+    """Returns the accuracy (0 to 1) of each choice, `(rates,)`, from the labels that `predict` returned."""
     return {name: np.mean(found == labels, axis=-1) for name, found in predictions.items()}
 
 

@@ -1,4 +1,4 @@
-"""Tells whether the fused attention of a device can be trusted: its kernel is that of whichever cuDNN is there."""
+"""Checks cuDNN's attention against ours, as its kernel depends on the installed cuDNN."""
 
 import math
 from collections.abc import Callable

@@ -50,8 +50,8 @@ def plus(x: Array, parameter: Array) -> Array:
 def product(spec: str, a: Array, b: Array) -> Array:
     """Computes an `einsum` of two arrays of one type, summed and returned in float32.
 
-    Its gradients are products in the arrays' own type, as in fused kernels: JAX would multiply the float32 gradient of
-    the result, which takes a GPU several times as long as numbers of 16 bits.
+    Its gradients are products in the arrays' own type, as in fused kernels: JAX would multiply in float32, which takes
+    GPUs several times as long as 16 bits.
     """
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
@@ -71,7 +71,7 @@ product.defvjp(_product_forward, _product_backward)
 def rows_times(x: Array, kernel: Array) -> Array:
     """Multiplies `(..., dim)` by a kernel `(dim, features)` as one plain matrix product.
 
-    So is the gradient of the kernel, then: over two axes of samples, XLA would transpose the tokens in memory first.
+    The kernel's gradient is then one product, too; with two axes of samples, XLA would transpose the tokens first.
     """
     y = x.astype(kernel.dtype).reshape(-1, x.shape[-1]) @ kernel
     return y.reshape(*x.shape[:-1], -1)

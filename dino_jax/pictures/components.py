@@ -12,7 +12,7 @@ PERCENTILES = (1.0, 99.0)  # of a component become 0 and 1
 # A foreground of fewer patches than this, or of nearly all of them, says that there is no background to take away.
 LEAST_PATCHES = 12
 MOST_SHARE = 0.95
-MOST_PATCHES = 2**15  # that the components are computed of; of more, evenly spaced ones are taken
+MOST_PATCHES = 2**15  # sampled for the components, evenly spaced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ CELL = 0.42  # inches
 
 
 def worst_classes(counts: np.ndarray) -> np.ndarray:
-    """Returns the `MOST` classes of lowest accuracy of a confusion matrix, worst first; those without images not."""
+    """Returns the `MOST` classes of lowest accuracy of a confusion matrix, worst first; not those without images."""
     totals = counts.sum(axis=1)
     present = np.flatnonzero(totals)
     accuracies = np.diag(counts)[present] / totals[present]

@@ -19,7 +19,7 @@ from dino_jax.tasks.images import add_extraction_arguments, extracted
 from dino_jax.views import photographs
 
 BATCH = 64  # images whose patches are compared at once
-PATCHES = 4096  # that the rank of patch features is computed of
+PATCHES = 4096  # sampled for the rank of patch features
 
 MEANINGS = {
     "rankme_cls": "effective rank of CLS (RankMe, {cls} at most)",

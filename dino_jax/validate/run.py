@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from dino_jax.models import ConvNext, VisionTransformer, network_class
 from dino_jax.models.head import GAINS
 from dino_jax.models.vit import ATTENTIONS, REMAT_POLICIES
-from dino_jax.phases import Phase, by_size
+from dino_jax.phases import by_size, in_order
 from dino_jax.validate.phase import phase_problems
 from dino_jax.validate.rules import (
     ABOVE_0,
@@ -136,17 +136,15 @@ def _model_problems(c: ConfigDict) -> Iterator[str]:
 
 def _problems_of_phases(c: ConfigDict) -> Iterator[str]:
     known_snapshots = {"gram_teacher/0"} if c.init.weights else set()
-    start = 0
-    for name in c.phase_order:
-        p = c.phases[name]
+    for phase in in_order(c):
+        name, p = phase.name, phase.options
         yield from phase_problems(name, p, c.model.get("patch_size", 1), known_snapshots)
         if p.gram.teacher == "best_dense" and not (known_snapshots and c.eval.dense.path):
             yield (
                 f"phases.{name}.gram.teacher = 'best_dense' chooses among the snapshots of earlier phases by their "
                 "dense score: set snapshot_every of such a phase, and eval.dense.path to labelled images"
             )
-        known_snapshots |= {f"gram_teacher/{step}" for step in Phase(name, p, start, start + p.steps, 0).snapshots()}
-        start += p.steps
+        known_snapshots |= {f"gram_teacher/{step}" for step in phase.snapshots()}
 
 
 def _problems_between(c: ConfigDict, phases: list[ConfigDict]) -> Iterator[str]:
