@@ -103,7 +103,7 @@ def to_stablehlo(
       ValueError: if sizes do not fit the network, it is too large for one file, this machine cannot run it, or the
         file does not compute the same.
     """
-    _check(model, height, width)
+    _check(model, height, width, halving='use --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or ')
     here = jax.export.default_export_platform()
     if here not in platforms:
         raise ValueError(f"the file is compared with the model on this machine: add {here} to --platforms")
@@ -148,17 +148,21 @@ def _features(model: Extractor) -> export_onnx.Features:
     return features
 
 
-def _check(model: Extractor, height: int, width: int) -> None:
+def _check(model: Extractor, height: int, width: int, *, halving: str = "") -> None:
+    """Makes sure that a network takes such images and fits into a file; `halving` says how to store it in half.
+
+    Raises:
+      ValueError: if not.
+    """
     patch = model.patch_size
     if min(height, width) < patch or height % patch or width % patch:
         raise ValueError(f"image size {height} x {width} does not fit {model.name}: use multiples of {patch}")
     leaves = jax.tree.leaves(model.params)
     size, halved = sum(leaf.nbytes for leaf in leaves), 2 * sum(leaf.size for leaf in leaves)
     if size > MOST_BYTES:
-        fix = 'use --dtype bfloat16 (in Python, load it with dtype="bfloat16"), or ' if halved <= MOST_BYTES else "use "
+        fix = f"{halving if halved <= MOST_BYTES else ''}use a smaller network"
         raise ValueError(
-            f"{model.name} has {size / 2**30:.1f} GiB of weights, but one file holds less than 2 GiB: {fix}a smaller "
-            "network"
+            f"{model.name} has {size / 2**30:.1f} GiB of weights, but one file holds less than 2 GiB: {fix}"
         )
 
 

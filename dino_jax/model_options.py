@@ -20,7 +20,7 @@ def add_weights(parser: argparse.ArgumentParser, *, dtypes: Sequence[str] = ("fl
         metavar="PATH",
         help="a run's workdir, a checkpoint or snapshot of it, released weights, or random:NAME",
     )
-    parser.add_argument("--model", metavar="NAME", help="architecture, if the weights do not tell")
+    parser.add_argument("--model", metavar="NAME", help="architecture that the weights must have")
     parser.add_argument("--heads", type=int, metavar="N", help="number of attention heads, if the weights do not tell")
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
         text = f"{what} of each channel, for pixels scaled to [0, 1] (default: those of the weights)"
@@ -56,8 +56,7 @@ def load_model(options: argparse.Namespace) -> Extractor:
 
     if options.weights in pretrained.VARIANTS and not Path(options.weights).exists():
         raise ValueError(
-            f"--weights {options.weights} names an architecture: give the path of weights (--model {options.weights} "
-            f"says what they are of), or random:{options.weights}"
+            f"--weights {options.weights} names an architecture: give the path of weights, or random:{options.weights}"
         )
     given = {name: getattr(options, name) for name in ("in_chans", "mean", "std", "dtype") if hasattr(options, name)}
     given |= {"heads": options.heads} if options.heads is not None else {}

@@ -26,7 +26,7 @@ from dino_jax.weights.store import Weights
 
 RANDOM = "random:"
 SEALED = ("content", "checksums")  # what `checksum.sealed` consists of
-FLOATS = ("float32", "bfloat16", "float16", "float64")
+FLOATS = ("float32", "bfloat16", "float16")  # norms, softmax and rotations are in float32, so no wider one
 
 
 def load(
@@ -55,7 +55,8 @@ def load(
       name_or_path: a published architecture, or the weights alone where they tell it: an official .pth, a folder of
         Hugging Face or timm, one that `python -m dino_jax.convert` wrote, a run's workdir (its newest EMA teacher), a
         run's `checkpoints/<step>` or `gram_teacher/<step>`, or "random:NAME".
-      weights: the same kinds of file or folder; None draws them from `seed`, with a warning.
+      weights: the same kinds of file or folder, or "random:NAME" of the same name; None draws them from `seed`, with a
+        warning.
       in_chans: channels of the images; None takes those of the weights. Weights for three are spread over others
         (`models.inflate_patch_embed`), and so are the channel statistics.
       dtype: of parameters and computation, one of `FLOATS`.
@@ -73,17 +74,17 @@ def load(
         is named), damaged, incomplete or hostile files, and channels, statistics or types that do not fit.
     """
     kind = _float_type(dtype)
-    text = str(name_or_path)
-    named = weights is None and text in VARIANTS and not Path(text).exists()
-    if text.startswith(RANDOM) or named:
-        if not text.startswith(RANDOM):
-            warnings.warn(f"{text} has random weights (seed {seed}): give weights=PATH for trained ones", stacklevel=2)
-        found = drawn(text.removeprefix(RANDOM), seed=seed, in_chans=in_chans or 3, **options)
-    elif weights is None:
-        found = read(name_or_path, branch=branch, **options)
+    place = str(name_or_path if weights is None else weights)
+    name = None if weights is None else published(str(name_or_path)).name
+    named = name is None and place in VARIANTS and not Path(place).exists()
+    if named:
+        warnings.warn(f"{place} has random weights (seed {seed}): give weights=PATH for trained ones", stacklevel=2)
+    if named or place.startswith(RANDOM):
+        random = place.removeprefix(RANDOM)
+        store.check_name(published(random), Path(place), name)
+        found = drawn(random, seed=seed, in_chans=in_chans or 3, **options)
     else:
-        published(text)
-        found = read(weights, text, branch=branch, **options)
+        found = read(place, name, branch=branch, **options)
     found = with_statistics(with_channels(found, in_chans), mean, std)
     model = found.extractor(kind)
     return model, model.params
@@ -177,7 +178,9 @@ def with_statistics(weights: Weights, mean: tuple[float, ...] | None, std: tuple
         wrong = problem(name, values, weights.architecture.options["in_channels"])
         if wrong:
             raise ValueError(f"{wrong}: give a number for each channel")
-    return dataclasses.replace(weights, mean=given.get("mean", weights.mean), std=given.get("std", weights.std))
+    # Those of NumPy would not go into JSON.
+    plain = {name: tuple(map(float, values)) for name, values in given.items()}
+    return dataclasses.replace(weights, mean=plain.get("mean", weights.mean), std=plain.get("std", weights.std))
 
 
 def _float_type(dtype: Any) -> jnp.dtype:
@@ -192,8 +195,6 @@ def _float_type(dtype: Any) -> jnp.dtype:
         found = None
     if found is None or found.name not in FLOATS:
         raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(FLOATS)}")
-    if jax.dtypes.canonicalize_dtype(found) != found:
-        raise ValueError("dtype = 'float64' needs jax.config.update('jax_enable_x64', True)")
     return found
 
 

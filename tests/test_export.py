@@ -71,14 +71,22 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     assert "it is a folder; give a file in it" in capsys.readouterr().err
 
 
+def test_the_help_says_that_a_model_is_checked(capsys):
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    assert "--model NAME architecture that the weights must have" in " ".join(capsys.readouterr().out.split())
+
+
 def test_too_large_for_one_file(model, tmp_path, monkeypatch):
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     monkeypatch.setattr(export, "MOST_BYTES", size // 4)
     with pytest.raises(ValueError, match="one file holds less than 2 GiB: use a smaller network"):
         export.to_stablehlo(model, tmp_path / "m", height=16, width=16)
     monkeypatch.setattr(export, "MOST_BYTES", size // 2)
-    with pytest.raises(ValueError, match="one file holds less than 2 GiB: use --dtype bfloat16"):
+    with pytest.raises(ValueError, match=r"one file holds less than 2 GiB: use --dtype bfloat16 .*, or use a smaller"):
         export.to_stablehlo(model, tmp_path / "tiny.stablehlo", height=16, width=16)
+    with pytest.raises(ValueError, match="one file holds less than 2 GiB: use a smaller network"):
+        export.to_onnx(model, tmp_path / "tiny.onnx", height=16, width=16)
 
 
 def test_onnx(tmp_path, monkeypatch, capsys):
@@ -88,7 +96,7 @@ def test_onnx(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrained, "load", lambda *_, **__: (model, model.params))
     file = tmp_path / "tiny.onnx"
     assert export.main(["--weights", "x", "--out", str(file), "--size", "16", "24"]) == 0
-    assert "MiB, ONNX" in capsys.readouterr().out
+    assert "for images of 16 x 24, ONNX" in capsys.readouterr().out
     images = np.random.default_rng(0).random((5, 16, 24, 3), np.float32)
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -66,13 +66,21 @@ def _open(encoded: bytes) -> Image.Image:
     page = _unusual_tiff(encoded)
     if page is not None:
         return _to_rgb(_high_bytes(page))
+    image = opened(encoded)
+    return turned(_to_rgb(_to_8_bit(image)), orientation(image))
+
+
+def opened(encoded: bytes) -> Image.Image:
+    """Opens an image with Pillow and reads its pixels, once its header has passed `check_size`."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise BadImage(unknown(encoded)) from None
+    except Image.DecompressionBombError:  # Pillow's own, from twice the limit on
+        raise too_large("its") from None
     check_size(*image.size)
     image.load()
-    return turned(_to_rgb(_to_8_bit(image)), orientation(image))
+    return image
 
 
 def orientation(image: Image.Image) -> int:
@@ -104,11 +112,16 @@ def check_size(width: int, height: int) -> None:
     """Refuses by the header alone, before any memory is spent on pixels."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise BadImage(f"{width} x {height} pixels exceed the decompression-bomb limit of {limit} pixels")
+        raise too_large(f"{width} x {height}")
     if min(width, height) < MIN_SIDE:
         raise BadImage(f"{width} x {height} pixels: a side is shorter than {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f"{width} x {height} pixels: the sides differ by more than a factor of {MAX_ASPECT}")
+
+
+def too_large(size: str) -> BadImage:
+    """Returns the refusal of an image of so many pixels."""
+    return BadImage(f"{size} pixels exceed the limit of {Image.MAX_IMAGE_PIXELS} pixels: cut it into tiles")
 
 
 def check_page(page: tiff.Page) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data import tiff
-from dino_jax.data.decode import FORMATS, BadImage, check_page, check_size, decode, orientation, turned
+from dino_jax.data.decode import BadImage, check_page, check_size, decode, opened, orientation, turned
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RGB, GREY_ALPHA, RGBA = 2, 4, 6  # types of a PNG that Pillow reduces to 8 bits
@@ -116,12 +116,7 @@ def _deep_png(encoded: bytes) -> np.ndarray:
 
 
 def _by_pillow(encoded: bytes) -> np.ndarray:
-    try:
-        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        raise BadImage("not an image of a known format") from None
-    check_size(*image.size)
-    image.load()
+    image = opened(encoded)
     found = orientation(image)
     if image.mode.startswith("I;16"):
         return tiff.upright(np.asarray(image)[..., None], found)

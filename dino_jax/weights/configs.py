@@ -22,6 +22,24 @@ CLASSES = {
     "hf_convnext": ("dinov3_convnext", "DINOv3ConvNextModel"),
 }
 
+KINDS = tuple(kind for kind, _ in CLASSES.values())
+
+# How transformers prepares images for each family, as published; `resample` is Pillow's number, 2 linear, 3 cubic.
+SQUARE = {"height": 224, "width": 224}
+PROCESSORS: dict[str, Config] = {
+    "dino": {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 2},
+    "dinov2": {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": 256},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": SQUARE,
+    },
+    # Before its fifth version, transformers knows the class by this name alone.
+    "dinov3": {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": SQUARE, "resample": 2},
+}
+PROCESSORS["convnext"] = PROCESSORS["dinov3"]
+
 # timm's names; those with a bias that is not zero end in "_qkvb" there.
 TIMM = {
     "dino_vits16": "vit_small_patch16_224",
@@ -61,9 +79,8 @@ def options_of(config: Config, folder: Path) -> Options:
       ValueError: for a model that is not one of DINO's, or when something is missing.
     """
     kind = config.get("model_type")
-    if kind not in [name for name, _ in CLASSES.values()]:
-        known = ", ".join(name for name, _ in CLASSES.values())
-        raise ValueError(f"model_type {kind!r} in config.json is not among those read here: {known}")
+    if kind not in KINDS:
+        raise ValueError(f"model_type {kind!r} in config.json is not among those read here: {', '.join(KINDS)}")
     epsilon = _number(config, "layer_norm_eps", folder)
     if kind == "dinov3_convnext":
         if not math.isclose(epsilon, 1e-6):
@@ -150,6 +167,12 @@ def _dinov2(o: Options, hidden: int, kind: str, name: str) -> Config:
     if kind == "dinov2_with_registers":
         return config | {"num_register_tokens": o["registers"]}
     return config | {"use_mask_token": True}
+
+
+def preprocessor(family: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Config:
+    """Returns the preprocessor_config.json for weights of a family, by which transformers prepares images."""
+    steps = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    return {**PROCESSORS[family], **steps, "image_mean": list(mean), "image_std": list(std)}
 
 
 def _require(fits: Any, option: str, name: str, library: str = "transformers") -> None:

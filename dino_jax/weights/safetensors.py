@@ -24,6 +24,15 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
+def begins(path: Path) -> bool:
+    """Says whether a file begins as one of this format does: a length, then an opening brace.
+
+    Raises:
+      ValueError: when it cannot be opened or is empty.
+    """
+    return bytes_of(path)[8:9].tobytes() == b"{"
+
+
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """Opens a safetensors file; the arrays are views of the mapped file.
 

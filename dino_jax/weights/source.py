@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dino_jax.weights import pth, safetensors
+from dino_jax.weights import configs, pth, safetensors
 from dino_jax.weights.files import ASIDE, FACTS, StateDict
+from dino_jax.weights.manifest import Row
 
 BRANCHES = ("teacher", "student")
 # Where training programs keep the tensors by name; averaged ones first, as a teacher is an average.
@@ -34,9 +35,10 @@ IN_MEMORY = (
 )
 # Those of a ViT alone: DINOv2 calls its feed-forward layers so in files too.
 IN_MEMORY_VIT = ((r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense."))
-HEAD = re.compile(r"(^|\.)(\w+_)?head\.")
 
 FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+INDEX = ".index.json"
+PART = re.compile(r"-\d+-of-(\d+)\.(safetensors|bin)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Checkpoint:
     Attributes:
       path: where it is.
       state: the backbone's tensors by name.
-      heads: tensors of heads by name, which stand beside those of a backbone.
+      skipped: what stands beside the backbone: heads, decoders, and networks that another was preferred to.
       whose: "official", "hf" or "timm" where the place tells; None otherwise.
       config: what a folder's config.json says.
       beside: what `FACTS` says, where it is there.
@@ -56,7 +58,7 @@ class Checkpoint:
 
     path: Path
     state: StateDict
-    heads: StateDict = dataclasses.field(default_factory=dict)
+    skipped: tuple[Row, ...] = ()
     whose: str | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     beside: Mapping[str, Any] | None = None
@@ -69,7 +71,8 @@ def open_checkpoint(path: str | Path, *, branch: str = "teacher") -> Checkpoint:
     """Opens a checkpoint; tensors are read when they are used.
 
     Args:
-      path: a .pth, .pt, .bin or .safetensors file, or a folder of Hugging Face or timm (config.json beside one).
+      path: a .pth, .pt, .bin or .safetensors file, the index of several, or a folder of Hugging Face or timm
+        (config.json beside one), also one in the cache of Hugging Face.
       branch: which network of a training checkpoint, "teacher" or "student".
 
     Raises:
@@ -78,14 +81,33 @@ def open_checkpoint(path: str | Path, *, branch: str = "teacher") -> Checkpoint:
     path = Path(path).expanduser()
     check_branch(branch)
     if path.is_dir():
-        return _open_folder(path, branch)
+        return _open_folder(_snapshot(path), branch)
     if not path.exists():
         raise ValueError(f"there are no weights at {path}: check the path")
-    state, heads = split_heads(tensors_of(read_file(path), path, branch), path)
+    if (part := PART.search(path.name)) and int(part[1]) > 1:
+        raise ValueError(f"{path} is one of {int(part[1])} parts: give the folder, {path.parent}")
+    config = read_json(path.parent / "config.json") if path.name in FILES else {}
+    if config and ("model_type" not in config or config["model_type"] in configs.KINDS):
+        return _open_folder(path.parent, branch, path)
+    state, skipped = _network(path, branch)
     whose = "official" if path.suffix in (".pth", ".pt") else None
     # A file of one of these names comes from a folder of a hub, which may tell the statistics.
-    told = _statistics(path.parent, read_json(path.parent / "config.json")) if path.name in FILES else {}
-    return Checkpoint(path, state, heads, whose=whose, statistics=told)
+    told = _statistics(path.parent, config) if path.name in FILES else {}
+    return Checkpoint(path, state, skipped, whose=whose, statistics=told)
+
+
+def _snapshot(folder: Path) -> Path:
+    """Returns the snapshot of a model in the cache of Hugging Face; any other folder as it is.
+
+    Raises:
+      ValueError: when there are several.
+    """
+    if not folder.name.startswith("models--"):
+        return folder
+    found = sorted(entry for entry in folder.glob("snapshots/*") if entry.is_dir())
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {len(found)} snapshots: give one of them, {', '.join(map(str, found))}")
+    return found[0] if found else folder
 
 
 def check_branch(branch: str) -> None:
@@ -95,27 +117,37 @@ def check_branch(branch: str) -> None:
 
 
 def read_file(path: Path) -> Any:
-    """Reads what one file holds.
+    """Reads what one file holds; in a cache, files of safetensors have no suffix.
 
     Raises:
       ValueError: when it is damaged.
     """
-    return safetensors.read(path) if path.suffix == ".safetensors" else pth.read(path)
+    if path.suffix == ".safetensors" or safetensors.begins(path):
+        return safetensors.read(path)
+    return pth.read(path)
 
 
-def _open_folder(folder: Path, branch: str) -> Checkpoint:
+def _network(file: Path, branch: str) -> tuple[dict[str, np.ndarray], tuple[Row, ...]]:
+    """Reads one backbone's tensors from a file or an index of several, and says what stands beside them."""
+    read = read_sharded(file) if file.name.endswith(INDEX) else read_file(file)
+    state, passed = tensors_of(read, file, branch)
+    backbone, outside = split_backbone(state, file)
+    return backbone, (*passed, *outside)
+
+
+def _open_folder(folder: Path, branch: str, file: Path | None = None) -> Checkpoint:
+    """Opens a folder; `file` is the one in it to read, None the first of `FILES`."""
     config = read_json(folder / "config.json")
-    file = next((folder / name for name in FILES if (folder / name).exists()), None)
+    file = file or next((folder / name for name in FILES if (folder / name).exists()), None)
     if not config or file is None:
         raise ValueError(_no_weights(folder, file))
-    read = read_sharded(file) if file.suffix == ".json" else read_file(file)
-    state, heads = split_heads(tensors_of(read, folder, branch), folder)
+    state, skipped = _network(file, branch)
     aside = safetensors.read(folder / ASIDE) if (folder / ASIDE).exists() else {}
     whose = "hf" if "model_type" in config else "timm"
     return Checkpoint(
         folder,
         state,
-        heads,
+        skipped,
         whose=whose,
         config=config,
         beside=read_json(folder / FACTS) if (folder / FACTS).exists() else None,
@@ -130,7 +162,7 @@ def _no_weights(folder: Path, file: Path | None) -> str:
     if (folder / ".metadata").exists() or any(folder.glob("*.distcp")):
         tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
         return f"{folder} is a distributed checkpoint of PyTorch: make a file of it by {tool} {folder} FILE.pth"
-    if file is not None and file.suffix != ".json":
+    if file is not None:
         return f"{folder} has no config.json beside {file.name}: fetch it too, or give the file itself, {file}"
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
     return (
@@ -176,29 +208,35 @@ def read_sharded(index: Path) -> dict[str, np.ndarray]:
     return {name: files[file][name] for name, file in listed.items()}
 
 
-def tensors_of(stored: Any, path: Path, branch: str) -> dict[str, np.ndarray]:
+def tensors_of(stored: Any, path: Path, branch: str) -> tuple[dict[str, np.ndarray], tuple[Row, ...]]:
     """Finds the tensors of one network by name in what a file holds, inside of the nesting of training checkpoints.
+
+    Returns:
+      The tensors, and a row for every network that it was preferred to.
 
     Raises:
       ValueError: when there are none.
     """
     content, named = stored, False
+    passed: tuple[Row, ...] = ()
     for _ in range(DEEPEST):
-        key = next((key for key in (branch, *NESTED) if _holds_tensors(content, key)), None)
-        if key is None:
+        keys = [key for key in (branch, *NESTED) if _holds_tensors(content, key)]
+        if not keys:
             break
+        key, *others = keys
+        passed += tuple(Row("skipped", theirs=(other,), note=f"{key} is read instead") for other in others)
         content, named = content[key], named or key == branch
     state = {WRAPPERS.sub("", name).removeprefix("."): x for name, x in _arrays(content).items()}
     mine = {name.removeprefix(f"{branch}."): x for name, x in state.items() if name.startswith(f"{branch}.")}
     if mine or (named and state):
-        return mine or state
+        return mine or state, passed
     other = BRANCHES[1 - BRANCHES.index(branch)]
     if _holds_tensors(content, other) or any(name.startswith(f"{other}.") for name in state):
         raise ValueError(f"{path} holds a {other} only: load it with branch={other!r}")
     if state and branch == "student":
         raise ValueError(f"{path} holds one network, not a student beside a teacher: leave branch out")
     if state:
-        return state
+        return state, passed
     shown = (", ".join(map(str, content)) or "nothing") if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"{path} holds no weights of a {branch}: it has {shown[:120]}")
 
@@ -217,20 +255,24 @@ def _holds_tensors(content: Any, key: str, depth: int = DEEPEST) -> bool:
     return any(x.ndim for x in _arrays(inner).values()) or any(_holds_tensors(inner, name, depth - 1) for name in inner)
 
 
-def split_heads(state: StateDict, path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parts a state dict into backbone and heads, and brings the backbone's names to their shortest form.
+def split_backbone(state: StateDict, path: Path) -> tuple[dict[str, np.ndarray], tuple[Row, ...]]:
+    """Brings the names of a backbone's tensors to their shortest form.
+
+    Where names say "backbone", all others are a row each; a second backbone, such as `momentum_backbone`, is not.
 
     Raises:
       ValueError: when two tensors would get the same name.
     """
-    inside = {name for name in state if "backbone" in name.split(".")}
-    heads = {name: x for name, x in state.items() if inside and name not in inside and HEAD.search(name)}
+    said = any("backbone" in name.split(".") for name in state)
+    outside = {name: x for name, x in state.items() if said and "backbone." not in name}
     longer: dict[str, str] = {}
     for name in state:
         short = _short(name)
-        if name not in heads and longer.setdefault(short, name) != name:
+        if name not in outside and longer.setdefault(short, name) != name:
             raise ValueError(f"{path} holds {longer[short]} and {name}, both {short}: leave one network in it")
-    return _as_filed({short: state[name] for short, name in longer.items()}), heads
+    note = "beside the backbone"
+    rows = tuple(Row("skipped", theirs=(name,), their_shapes=(x.shape,), note=note) for name, x in outside.items())
+    return _as_filed({short: state[name] for short, name in longer.items()}), rows
 
 
 def _as_filed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

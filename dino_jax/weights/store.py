@@ -91,8 +91,7 @@ def read(path: str | Path, name: str | None = None, *, branch: str = "teacher", 
     layout = _recognise(there)
     architecture = _architecture(there, layout, options)
     found = mapping.to_ours(there.state, layout, architecture.shapes(), architecture.options, given=there.params)
-    for head, x in there.heads.items():
-        found.manifest.add("skipped", theirs=(head,), their_shapes=(x.shape,), note="a head beside the backbone")
+    found.manifest.rows.extend(there.skipped)
     mean, std = _statistics(there, architecture.options["in_channels"])
     leftover = {**there.leftover, **found.aside}
     bits = _bits(there.beside or {}, there.path / FACTS)
@@ -138,7 +137,8 @@ def save(weights: Weights, path: str | Path, to: str, *, force: bool = False) ->
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / FACTS).write_text(json.dumps(_facts(weights), indent=2) + "\n")
         if to == "hf":
-            (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(weights), indent=2) + "\n")
+            images = configs.preprocessor(weights.architecture.family, weights.mean, weights.std)
+            (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
         if aside:
             safetensors.write(folder / ASIDE, aside)
     return out.manifest
@@ -304,17 +304,3 @@ def _config(weights: Weights, layout: Layout, *, biased: bool) -> dict[str, Any]
     if layout.whose == "timm":
         return configs.timm(weights.architecture, weights.mean, weights.std, biased=biased)
     return {}
-
-
-def _preprocessor(weights: Weights) -> dict[str, Any]:
-    """Returns the preprocessor_config.json that transformers' image processors read."""
-    side = {"height": 224, "width": 224}
-    facts: dict[str, Any] = {"image_processor_type": "BitImageProcessor", "do_resize": True, "size": side}
-    facts |= {
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "resample": 3,
-    }
-    return facts | {"image_mean": list(weights.mean), "image_std": list(weights.std)}

@@ -1,9 +1,12 @@
 """The extractor: grids of every kind of network, what jit sees, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from dino_jax.models import Extractor, build
 from dino_jax.models.readout import last_keys
@@ -101,6 +104,16 @@ def test_images_of_other_types_are_refused(models, dtype):
         models["dino_resnet50"].normalize(np.ones((4, 4, 3), dtype))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_up_to_255_are_refused(models, dtype):
+    """On the host alone: of what is traced or on a device the values would have to be fetched."""
+    model, images = models["dino_resnet50"], np.full((4, 4, 3), 255, dtype)
+    with pytest.raises(ValueError, match=r"images reach 255, floats must be in .* give uint8, or divide by 255"):
+        model.normalize(images)
+    assert model.normalize(jnp.asarray(images)).shape == jax.jit(model.normalize)(images).shape == (4, 4, 3)
+    assert model.normalize(np.full((4, 4, 3), 1.5, dtype)).shape == (4, 4, 3)  # what resizing may overshoot to
+
+
 def test_channels_come_last(models):
     with pytest.raises(ValueError, match=r"height, width, 3\), got \(1, 3, 28, 28\): put channels last"):
         models["dino_resnet50"].normalize(np.zeros((1, 3, 28, 28), np.uint8))
@@ -160,3 +173,28 @@ def test_a_second_call_compiles_nothing(models):
 
 def test_it_is_shown_without_its_weights(models):
     assert len(repr(models["dinov2_vits14_reg"])) < 1500
+
+
+def products(jaxpr):
+    """Yields the precision of every product of a program, those of its parts too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation.params["precision"]
+        for part in jaxprs_in_params(equation.params):
+            yield from products(part)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_products_of_float32_have_its_precision_on_every_device(models, name):
+    """As in PyTorch; JAX's default is faster and coarser on GPUs and TPUs."""
+    model, images = models[name], jnp.zeros((1, 28, 28, 3))
+    calls = [model, lambda x: model.intermediate(x, 1)]
+    calls += [model.attention, model.keys] if name == "dinov2_vits14_reg" else []
+    for call in calls:
+        found = {str(precision) for precision in products(jax.make_jaxpr(call)(images).jaxpr)}
+        assert found == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+    half = dataclasses.replace(model, backbone=model.backbone.clone(dtype=jnp.bfloat16))
+    assert "None" in {str(precision) for precision in products(jax.make_jaxpr(half)(images).jaxpr)}
+    with jax.default_matmul_precision("bfloat16"):  # as the user asks
+        found = {str(precision) for precision in products(jax.make_jaxpr(lambda x: model(x))(images).jaxpr)}
+    assert "(Precision.DEFAULT, Precision.DEFAULT)" in found

@@ -140,7 +140,8 @@ def test_a_sharded_index_is_read(tmp_path):
         safetensors.write(tmp_path / f"model-{number}.safetensors", half)
         index |= dict.fromkeys(half, f"model-{number}.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert store.read(tmp_path).manifest.counts() == store.read(path).manifest.counts()
+    for place in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        assert store.read(place).manifest.counts() == store.read(path).manifest.counts()
     for number, half in enumerate(halves):
         pth_writer.write(tmp_path / f"pytorch_model-{number}.bin", half)
     binary = {
@@ -153,6 +154,52 @@ def test_a_sharded_index_is_read(tmp_path):
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-1\.safetensors cannot be read"):
         store.read(tmp_path)
+
+
+def test_an_index_alone_is_read(tmp_path):
+    drawn = tiny.weights("dinov2")
+    store.save(drawn, tmp_path, "hf", force=True)
+    state = safetensors.read(tmp_path / "model.safetensors")
+    safetensors.write(tmp_path / "model-00001-of-00001.safetensors", state)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}))
+    for name in ("config.json", "dino_jax.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    assert store.read(index, heads=3).params.keys() == drawn.params.keys()
+    assert store.read(tmp_path / "model-00001-of-00001.safetensors", heads=3).params.keys() == drawn.params.keys()
+
+
+def test_a_file_is_read_as_its_folder_unless_that_is_of_another_model(tmp_path):
+    drawn = tiny.weights("dinov2")
+    store.save(drawn, tmp_path / "x", "hf")
+    (tmp_path / "x" / "dino_jax.json").unlink()
+    file = tmp_path / "x" / "model.safetensors"
+    assert store.read(file).architecture.options["heads"] == 3
+    (tmp_path / "x" / "config.json").write_text('{"model_type": "upernet"}')
+    with pytest.raises(ValueError, match=r"model_type 'upernet' in config\.json is not among those read here"):
+        store.read(tmp_path / "x")
+    assert store.read(file, heads=3).params.keys() == drawn.params.keys()
+
+
+def test_one_part_of_several_names_its_folder(tmp_path):
+    part = tmp_path / "model-00001-of-00006.safetensors"
+    part.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"is one of 6 parts: give the folder, {tmp_path}"):
+        store.read(part)
+
+
+def test_the_cache_of_hugging_face_is_read(tmp_path):
+    """A model's folder there, and a file by the name that it is kept under."""
+    folder = tmp_path / "models--facebook--dinov2-tiny"
+    drawn = tiny.weights("dinov2")
+    store.save(drawn, folder / "snapshots" / "0a1b", "hf")
+    assert store.read(folder).params.keys() == drawn.params.keys()
+    (folder / "blobs").mkdir()
+    blob = (folder / "snapshots" / "0a1b" / "model.safetensors").rename(folder / "blobs" / "4b0c5a")
+    assert store.read(blob, heads=3).params.keys() == drawn.params.keys()
+    (folder / "snapshots" / "2c3d").mkdir()
+    with pytest.raises(ValueError, match=r"holds 2 snapshots: give one of them, .*snapshots/0a1b, .*snapshots/2c3d"):
+        store.read(folder)
 
 
 @pytest.mark.parametrize("library", ["hf", "timm"])
@@ -181,6 +228,29 @@ def test_timm_cannot_hold_every_network(family, option, tmp_path):
     changed = dataclasses.replace(drawn, architecture=drawn.architecture.with_options(**{option: there}))
     with pytest.raises(ValueError, match=f"of timm cannot be built with this network's {option}"):
         store.save(changed, tmp_path / "x", "timm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "facts"),
+    [
+        ("dino", "ViTImageProcessor", {"size": {"height": 224, "width": 224}, "resample": 2}),
+        ("dinov2", "BitImageProcessor", {"size": {"shortest_edge": 256}, "resample": 3, "do_center_crop": True}),
+        (
+            "dinov2_registers",
+            "BitImageProcessor",
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
+        ),
+        ("dinov3", "DINOv3ViTImageProcessor", {"size": {"height": 224, "width": 224}, "resample": 2}),
+        ("convnext", "DINOv3ViTImageProcessor", {"size": {"height": 224, "width": 224}, "resample": 2}),
+    ],
+)
+def test_images_are_prepared_as_published(kind, name, facts, tmp_path):
+    own = dataclasses.replace(tiny.weights(kind), mean=(0.43, 0.411, 0.296), std=(0.213, 0.156, 0.143))
+    store.save(own, tmp_path / "x", "hf")
+    there = library("transformers").AutoImageProcessor.from_pretrained(tmp_path / "x").to_dict()
+    expected = facts | {"image_processor_type": name, "do_resize": True, "do_rescale": True, "do_normalize": True}
+    assert {key: there[key] for key in expected} == expected
+    assert (tuple(there["image_mean"]), tuple(there["image_std"])) == (own.mean, own.std)
 
 
 @pytest.mark.parametrize(

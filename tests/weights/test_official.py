@@ -248,15 +248,33 @@ def test_wrappers_of_other_training_programs(changed, tree):
     assert all(same_bits(weights.params[path], x) for path, x in before.params.items())
 
 
-def test_tensors_beside_a_backbone(changed):
+@pytest.mark.parametrize("name", ["decode_head.conv.weight", "classifier.weight", "fc.weight", "decoder.norm.weight"])
+def test_tensors_beside_a_backbone_are_skipped_and_listed(changed, name):
+    state = {f"backbone.{label}": x for label, x in changed.state.items()}
+    pth_writer.write(changed.path, state | {name: np.ones(2, np.float32)})
+    manifest = store.read(changed.path).manifest
+    assert manifest.counts()["skipped"] == 1
+    assert [row.theirs for row in manifest.rows if row.note == "beside the backbone"] == [(name,)]
+
+
+def test_two_backbones_are_not_told_apart(changed):
     state = {f"backbone.{name}": x for name, x in changed.state.items()}
-    changed.state = state | {"decode_head.conv.weight": np.ones(2, np.float32)}
-    pth_writer.write(changed.path, changed.state)
-    assert store.read(changed.path).manifest.counts()["skipped"] == 1
-    changed.state = state | {"neck.conv.weight": np.ones(2, np.float32)}
-    assert "1 unused: neck.conv.weight" in changed.message()
-    changed.state = state | {"norm.weight": np.ones(48, np.float32)}
-    assert "holds backbone.norm.weight and norm.weight, both norm.weight: leave one network in it" in changed.message()
+    changed.state = state | {"momentum_backbone.norm.weight": np.ones(48, np.float32)}
+    assert "1 unused: momentum_backbone.norm.weight" in changed.message()
+    changed.state = state | {"model.backbone.norm.weight": np.ones(48, np.float32)}
+    assert "holds backbone.norm.weight and model.backbone.norm.weight, both norm.weight: leave one" in changed.message()
+
+
+def test_a_network_that_another_was_preferred_to_is_listed(changed):
+    """timm saves the trained network beside its average."""
+    before = store.read(changed.path)
+    halved = {name: x / 2 for name, x in changed.state.items()}
+    pth_writer.write(changed.path, {"state_dict": halved, "state_dict_ema": changed.state})
+    weights = store.read(changed.path)
+    assert all(same_bits(weights.params[path], x) for path, x in before.params.items())
+    rows = [row for row in weights.manifest.rows if row.kind == "skipped"]
+    assert [(row.theirs, row.note) for row in rows] == [(("state_dict",), "state_dict_ema is read instead")]
+    assert any("state_dict_ema is read instead" in cells[-1] for cells in weights.manifest.table())
 
 
 @pytest.mark.parametrize(

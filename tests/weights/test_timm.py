@@ -126,6 +126,18 @@ def test_published_names_exist_in_timm_and_take_our_tensors():
         }
 
 
+def test_a_file_is_read_as_its_folder(tmp_path):
+    """DINO's own names are the same, and its code resizes positions in another way."""
+    drawn = tiny.weights("dino")
+    store.save(drawn, tmp_path / "x", "timm")
+    found = [store.read(place) for place in (tmp_path / "x", tmp_path / "x" / "model.safetensors")]
+    assert [weights.manifest.layout for weights in found] == ["timm_dino", "timm_dino"]
+    assert found[0].architecture == found[1].architecture
+    (tmp_path / "x" / "dino_jax.json").unlink()
+    found = [store.read(place, heads=3) for place in (tmp_path / "x", tmp_path / "x" / "model.safetensors")]
+    assert [weights.architecture.options["pos_offset"] for weights in found] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_statistics_stand_in_either_of_two_places(old, tmp_path):
     store.save(tiny.weights("dinov2"), tmp_path / "x", "timm")
