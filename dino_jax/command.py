@@ -1,11 +1,8 @@
 """What all `python -m dino_jax.<verb>` commands share: errors as one line, exit codes, and a quiet terminal."""
 
 import contextlib
-import ctypes
 import errno
 import gc
-import importlib.metadata
-import importlib.util
 import logging
 import os
 import signal
@@ -16,18 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Options of glibc's mallopt, and what each shall be: one heap for all threads, no mappings of their own for large
-# arrays, and nothing given back to the system.
-KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+from dino_jax import startup
+
 # What JAX traces and imports are many small objects that stay. Python's search for cycles among them, at its usual
 # thresholds (700, 10, 10), takes a seventh of a program's start.
 COLLECT = (50_000, 20, 50)
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of XLA's error
-JOIN_SECONDS = 900  # in which all processes must have started; hundreds may import from one file system
-END_SECONDS = 30 * 24 * 3600  # in which they must end: one may have more to do than the others; JAX's 300 kill it
-MEMORY_SHARE = "0.9"  # the rest is for CUDA's own libraries
-OLDER_LOOPS = "xla_cpu_use_fusion_emitters"
-OLDER_LOOPS_FROM = 128  # hidden features of a head; a smaller one takes the older code minutes to compile
 
 
 def run(command: Callable[[], None], *, interrupted: str = "interrupted", trains: bool = False) -> int:
@@ -35,16 +26,16 @@ def run(command: Callable[[], None], *, interrupted: str = "interrupted", trains
 
     Args:
       interrupted: what Ctrl-C leaves behind, in words.
-      trains: it calls `choose_loops` itself, once it knows its heads.
+      trains: it calls `startup.choose_loops` itself, once it knows its heads.
 
     Returns:
       The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted; each but 0 with one line on stderr.
     """
     gc.set_threshold(*COLLECT)
-    prepare_cpu()
-    reserve_memory()
+    startup.prepare_cpu()
+    startup.reserve_memory()
     if not trains:
-        choose_loops()
+        startup.choose_loops()
     with lasting_streams():
         try:
             code = _attempt(command, interrupted)
@@ -241,94 +232,3 @@ def only_our_lines() -> None:
             shown(problem)
 
     sys.unraisablehook = hook
-
-
-def prepare_cpu() -> None:
-    """Sets a process up for computing on a CPU; call it before JAX starts. With an accelerator, it changes nothing.
-
-    XLA allocates a step's temporary arrays anew for every step. Under Linux, glibc would return them in between, and
-    the system would map and clear each page again: that took a fifth of a ViT-S step's time on two cores.
-    """
-    if _accelerated() or sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # other C libraries have none
-        for option, value in KEEP_MEMORY.values():
-            library.mallopt(option, value)
-
-
-def choose_loops(hidden: int = OLDER_LOOPS_FROM) -> None:
-    """Chooses XLA's code for fused loops on a CPU; call it before JAX computes.
-
-    The older one compiles in half the time of the newer, and ran the quickstart's Gram phase 1.4 times as fast in 0.9
-    instead of 1.5 GiB (jaxlib 0.10.2). XLA refuses unknown flags, so other versions get none.
-
-    Args:
-      hidden: features of the smallest head that is trained.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    older = importlib.metadata.version("jaxlib").startswith("0.10.") and hidden >= OLDER_LOOPS_FROM
-    if older and OLDER_LOOPS not in flags and not _accelerated():
-        os.environ["XLA_FLAGS"] = f"{flags} --{OLDER_LOOPS}=false".strip()
-
-
-def reserve_memory() -> None:
-    """Lets JAX use more of a GPU's memory than three quarters, its default, unless a variable says how much."""
-    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
-        os.environ["XLA_CLIENT_MEM_FRACTION"] = MEMORY_SHARE
-
-
-def _accelerated() -> bool:
-    """Tells whether JAX would compute on something else than a CPU."""
-    there = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
-    return bool(there) and os.environ.get("JAX_PLATFORMS") != "cpu"
-
-
-def join_cluster() -> None:
-    """Connects the processes of a command on several hosts, one per host or per GPU, started by the same line on each.
-
-    With DINO_JAX_DISTRIBUTED=1 on Cloud TPU, Slurm, Open MPI or Kubernetes they find each other; elsewhere
-    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and how many.
-
-    Raises:
-      ValueError: for what is not a number, or addresses that cannot be.
-      TimeoutError: when the others do not come.
-    """
-    import jax
-
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if not address and os.environ.get("DINO_JAX_DISTRIBUTED") != "1":
-        return
-    # On CPUs, programs dispatched ahead may reach their collectives in another order in each process and wait for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    given: dict[str, Any] = {}
-    if address and "JAX_NUM_PROCESSES" in os.environ:
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        try:
-            given = {argument: int(os.environ[name]) for argument, name in names.items()}
-        except (KeyError, ValueError):
-            values = " ".join(f"{name}={os.environ.get(name, '')}" for name in names.values())
-            raise ValueError(f"{values}: with JAX_COORDINATOR_ADDRESS={address}, both must be whole numbers") from None
-        given["coordinator_address"] = address
-    try:
-        jax.distributed.initialize(**given, initialization_timeout=JOIN_SECONDS, shutdown_timeout_seconds=END_SECONDS)
-    except (RuntimeError, ValueError) as error:
-        late = "DEADLINE_EXCEEDED" in str(error)
-        kind = TimeoutError if late else ValueError
-        raise kind(f"this process cannot join the others: {one_line(error)}") from error
-
-
-def check_one_process(name: str) -> None:
-    """Raises ValueError when several processes are meant to run a command that knows of one."""
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("DINO_JAX_DISTRIBUTED") == "1":
-        raise ValueError(
-            f"{name} runs in one process, on all its devices: start it once, without DINO_JAX_DISTRIBUTED and "
-            "JAX_COORDINATOR_ADDRESS"
-        )
-
-
-def describe_devices(devices: list, processes: int) -> str:
-    """Says in a line what the command computes on."""
-    kind = devices[0].device_kind if devices[0].device_kind != devices[0].platform else devices[0].platform.upper()
-    many = f"{len(devices)} devices" if len(devices) > 1 else "1 device"
-    return f"{many} ({kind})" + (f" in {processes} processes" if processes > 1 else "")

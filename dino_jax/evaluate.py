@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dino_jax import command, model_options
+from dino_jax import cluster, command, model_options
 from dino_jax.data.whole import write_json
 from dino_jax.progress import table
 from dino_jax.tasks import ANY_CHANNELS, TASKS, open_task, parse
@@ -77,7 +77,7 @@ def start(arguments: list[str]) -> None:
         raise ValueError(f"which task? There are {', '.join(TASKS)}")
     task = open_task(name)
     options = parse(task_parser(name, task.add_arguments), arguments)
-    command.check_one_process("evaluate")
+    cluster.check_one_process("evaluate")
     command.only_our_lines()
     check_data(options)
     command.check_output(options.json)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dino_jax import command, feature_files, model_options, sharding
+from dino_jax import cluster, command, feature_files, model_options, sharding
 from dino_jax.data.fingerprint import same_images
 from dino_jax.data.fit import FITS
 from dino_jax.data.whole import write_json, write_whole
@@ -75,7 +75,7 @@ def start(options: argparse.Namespace) -> None:
     command.only_our_lines()
     feature_files.require(options.format)
     command.check_output(options.json)
-    command.join_cluster()
+    cluster.join()
     with command.output_folder(options.out):
         write(options)
 

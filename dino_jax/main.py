@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from dino_jax import command
+from dino_jax import cluster, command, startup
 
 EPILOG = """\
 Values of the recipe are changed by key; a misspelt key is an error:
@@ -68,14 +68,14 @@ def start(options: argparse.Namespace, changes: dict[str, str]) -> None:
     if not options.workdir:
         raise ValueError("--workdir DIR is missing: it is the folder of the run")
     command.only_our_lines()
-    command.choose_loops(min(config.dino_head.hidden, config.ibot_head.hidden))
+    startup.choose_loops(min(config.dino_head.hidden, config.ibot_head.hidden))
     import jax
 
     from dino_jax import train
 
-    command.join_cluster()
+    cluster.join()
     if jax.process_index() == 0:
-        devices = command.describe_devices(jax.devices(), jax.process_count())
+        devices = cluster.describe_devices(jax.devices(), jax.process_count())
         print(devices, *recipe.left_behind(options.config, changes), sep="\n", file=sys.stderr)
     train.run(config, options.workdir)
 

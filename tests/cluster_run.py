@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dino_jax import agreement, build, command, initial, sharding
+from dino_jax import agreement, build, cluster, command, initial, sharding
 from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.data.fit import fit
@@ -132,5 +132,5 @@ def everything(folder: Path) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # the first process is killed in the end
-    command.join_cluster()
+    cluster.join()
     sys.exit(command.run(lambda: everything(Path(sys.argv[1]))))

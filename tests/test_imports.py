@@ -12,9 +12,10 @@ PACKAGE = ROOT / "dino_jax"
 # A module imports only from levels below its own; a package counts as one module. README shows the same table.
 LEVELS: tuple[str, ...] = (
     "models losses data evals schedules optim sharding progress throughput phases recipe guard "
-    "host_memory command compiling export_onnx agreement",
-    "state stop metrics checksum collect config validate health feature_files feature_outputs weights pictures views",
-    "objective checkpoint workdir flops gallery extraction initial pretrained",
+    "host_memory startup cluster compiling export_onnx agreement",
+    "state command metrics checksum collect config validate health feature_files feature_outputs weights pictures "
+    "views",
+    "objective stop checkpoint workdir flops gallery extraction initial pretrained",
     "step gram_teacher scores tasks model_options",
     "build record report",
     "memory benches",

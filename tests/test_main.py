@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from dino_jax import command, main, recipe, train
+from dino_jax import main, recipe, startup, train
 from dino_jax.gram_teacher import save_snapshot
 from dino_jax.workdir import Workdir
 from tests.data.images import encode, photograph
@@ -108,7 +108,7 @@ def test_too_large_for_this_machine(capsys, workdir, program):
 
 def test_loops_are_chosen_by_the_smaller_head(monkeypatch, workdir):
     chosen = []
-    monkeypatch.setattr(command, "choose_loops", chosen.append)
+    monkeypatch.setattr(startup, "choose_loops", chosen.append)
     monkeypatch.setattr(train, "run", lambda config, workdir: None)
     assert main.main([TINY, workdir, "--config.dino_head.hidden=512"]) == 0
     assert chosen == [32]
