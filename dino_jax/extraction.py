@@ -27,7 +27,7 @@ from dino_jax.data.fit import FITS, fit
 from dino_jax.data.reading import USABLE, Batch, Prepare, read_batches, read_by_shape, why
 from dino_jax.data.shards import Shards
 from dino_jax.data.sources import Source
-from dino_jax.evals.windows import multiple
+from dino_jax.data.windows import multiple
 from dino_jax.feature_outputs import OUTPUTS
 from dino_jax.models import Extractor, VisionTransformer
 

@@ -20,11 +20,10 @@ from dino_jax.data.fit import centre_crop, resize
 from dino_jax.data.reading import USABLE, read_batches, why
 from dino_jax.data.sources import Source, has_labels
 from dino_jax.data.subset import Joined, evenly, part_of
+from dino_jax.data.windows import multiple, nearest
 from dino_jax.evals.knn import knn, raw_pixels
 from dino_jax.evals.quality import cls_patch_cosine, mean_pairwise_cosine, neighbour_cosine, rankme, uniformity
 from dino_jax.evals.segmentation import quick_miou
-from dino_jax.evals.windows import multiple
-from dino_jax.evals.windows import resize as resize_map
 from dino_jax.extraction import extract_features
 from dino_jax.models import Extractor, VisionTransformer
 from dino_jax.models.stages import STATS
@@ -264,6 +263,6 @@ def read_dense(pairs: MaskPairs, *, count: int, patch: int) -> tuple[np.ndarray,
     height, width = (multiple(side, patch) for side in (rows, columns))
     if all((mask == IGNORE).all() for _, mask in samples):
         raise ValueError(f"every pixel of the {len(samples)} masks is ignored, such as those of {pairs.name(0)}")
-    images = [resize(image, height=height, width=width) for image, _ in samples]
-    masks = [resize_map(mask, (rows, columns), kind="labels") for _, mask in samples]
+    images = [resize(image, (height, width)) for image, _ in samples]
+    masks = [nearest(mask, (rows, columns)) for _, mask in samples]
     return np.stack(images), np.stack(masks)

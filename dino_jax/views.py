@@ -14,7 +14,7 @@ from dino_jax.data.decode import BadImage
 from dino_jax.data.files import is_label, natural
 from dino_jax.data.fit import resize
 from dino_jax.data.sources import Source
-from dino_jax.evals.windows import patch_multiple
+from dino_jax.data.windows import patch_multiple
 from dino_jax.models import Extractor
 
 
@@ -38,7 +38,7 @@ def to_patches(image: np.ndarray, *, size: int, patch: int) -> np.ndarray:
       size: of the shorter side in pixels; 0 keeps the size.
     """
     height, width = patch_multiple(image.shape[:2], size, patch)
-    return resize(image, height=height, width=width)
+    return resize(image, (height, width))
 
 
 def open_some(

@@ -6,7 +6,8 @@ Sources, which give an image by its index: `sources` (opens them by name), `imag
 `fingerprint` and `statistics` of them, `bad_images`.
 Training: `samples` (order and crops), `crops`, `masks`, `pipeline` (batches, in `workers`), then on the device
 `augment` and `photometry`.
-Evaluation: `reading` (batches), `probe_views`, and a module for each kind of truth: `labelled` (classes), `dense`
-(masks), `depths`, `video`, `objects`, `clips`, `landmarks`, `copies`, `warps`.
+Evaluation: `reading` (batches), `probe_views`, `windows` (for dense tasks), and a module for each kind of truth:
+`labelled` (classes), `dense` (masks), `depths`, `video`, `objects`, `clips`, `landmarks` (with `containers_pickle`),
+`copies`, `warps`.
 Writing: `whole` (a file, or nothing), `shards` (arrays in parts).
 """

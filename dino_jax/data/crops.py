@@ -91,6 +91,6 @@ def resized_crop(image: Image.Image | np.ndarray, window: Window, *, size: int) 
     """
     top, left, height, width = window
     if isinstance(image, np.ndarray):
-        return resize(image[top : top + height, left : left + width], height=size, width=size)
+        return resize(image[top : top + height, left : left + width], (size, size))
     cut = image.crop((left, top, left + width, top + height))
     return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))

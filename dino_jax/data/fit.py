@@ -1,5 +1,7 @@
 """Brings images of any size to the size at which a network sees them; 8 or 16 bits, any number of channels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -28,7 +30,7 @@ def fit(image: np.ndarray, *, size: int, how: str = "crop", multiple: int = 1) -
     if how == "crop":
         return centre_crop(image, size=size)
     if how == "squash":
-        return resize(image, height=size, width=size)
+        return resize(image, (size, size))
     if how != "native":
         raise ValueError(f"fit must be one of {FITS}, got {how!r}")
     height, width = (side - side % multiple for side in image.shape[:2])
@@ -46,7 +48,7 @@ def _shorter(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes the shorter side to `size`, the other one in proportion, rounded down."""
     height, width = image.shape[:2]
     shorter = min(height, width)
-    return resize(image, height=max(size, height * size // shorter), width=max(size, width * size // shorter))
+    return resize(image, (max(size, height * size // shorter), max(size, width * size // shorter)))
 
 
 def cut(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -60,8 +62,9 @@ def is_photograph(image: np.ndarray) -> bool:
     return image.dtype == np.uint8 and image.shape[2] == 3
 
 
-def resize(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Resizes `(height, width, channels)`, bicubic and antialiased, to the same dtype."""
+def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes an image `(rows, columns, channels)` to `(height, width)`, bicubic and antialiased, to the same dtype."""
+    height, width = size
     if image.shape[:2] == (height, width):
         return image
     if is_photograph(image):

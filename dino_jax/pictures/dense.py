@@ -71,7 +71,7 @@ def _under(headings: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> lis
     panels = []
     for number, row in enumerate(rows):
         height = to_width(row[0], PANEL).shape[0]
-        scaled = [resize(picture, height=height, width=PANEL) for picture in row]
+        scaled = [resize(picture, (height, PANEL)) for picture in row]
         panels.append([("" if number else heading, picture) for heading, picture in zip(headings, scaled, strict=True)])
     return panels
 

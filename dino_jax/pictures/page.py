@@ -98,11 +98,11 @@ def overview(groups: Sequence[tuple[str, Sequence[np.ndarray]]], *, title: str =
 
 def to_width(picture: np.ndarray, width: int) -> np.ndarray:
     """Resizes a picture in its shape."""
-    return resize(picture, height=max(1, round(picture.shape[0] * width / picture.shape[1])), width=width)
+    return resize(picture, (max(1, round(picture.shape[0] * width / picture.shape[1])), width))
 
 
 def _to_height(picture: np.ndarray, height: int) -> np.ndarray:
-    return resize(picture, height=height, width=max(1, round(picture.shape[1] * height / picture.shape[0])))
+    return resize(picture, (height, max(1, round(picture.shape[1] * height / picture.shape[0]))))
 
 
 def outline(picture: np.ndarray, box: Box, color: str) -> np.ndarray:

@@ -10,11 +10,12 @@ import numpy as np
 from dino_jax.data.decode import IMAGE_EXTENSIONS, BadImage, decode
 from dino_jax.data.dense import read_image
 from dino_jax.data.files import is_image, is_label, open_files
+from dino_jax.data.fit import resize
 from dino_jax.data.subset import evenly
 from dino_jax.data.video import VOID, open_videos
 from dino_jax.data.warps import moved, warp
+from dino_jax.data.windows import patch_multiple
 from dino_jax.evals.correspondence import ALPHAS, match_points, mutual_matches, pck
-from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.matches import matches
 from dino_jax.tasks import Result, patches, refuse

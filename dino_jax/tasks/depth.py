@@ -13,10 +13,10 @@ from tqdm import tqdm
 from dino_jax.data.depths import Depths, open_depths
 from dino_jax.data.reading import read_ahead
 from dino_jax.data.subset import evenly
+from dino_jax.data.windows import nearest, shorter_side
 from dino_jax.evals import patch_head
 from dino_jax.evals.depth import METRICS, align, depth_errors, eigen_crop, mean_errors
 from dino_jax.evals.segmentation import upsample
-from dino_jax.evals.windows import resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.pictures.dense import depths as draw_depths
 from dino_jax.tasks import Result, head_training, patches, refuse
@@ -141,7 +141,7 @@ def _average(data: Within, options: argparse.Namespace, *, size: tuple[int, ...]
     reading = read_ahead(data.__getitem__, indices)
     for _, depth in tqdm(reading, total=len(indices), unit=" images", desc="training maps"):
         known |= bool((depth > 0).any())
-        depth = resize(depth, size, kind="labels")
+        depth = nearest(depth, size)
         total += depth
         count += depth > 0
     if not known:
@@ -163,7 +163,7 @@ def _test_average(average: np.ndarray, data: Within, options: argparse.Namespace
         if not ((truth > 0) & _valid(truth, options)).any():
             where = "inside the Eigen crop" if options.eigen_crop else "anywhere"
             raise ValueError(f"the depth of {data.name(index)} is not known {where}{_reach(data)}: leave the image out")
-        errors.append(_errors(truth, resize(average, truth.shape, kind="labels"), data, options))
+        errors.append(_errors(truth, nearest(average, truth.shape), data, options))
     return errors
 
 

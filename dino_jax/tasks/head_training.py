@@ -13,8 +13,8 @@ import numpy as np
 from dino_jax import host_memory
 from dino_jax.data.reading import read_ahead
 from dino_jax.data.subset import evenly
+from dino_jax.data.windows import random_crop
 from dino_jax.evals import patch_head
-from dino_jax.evals.windows import random_crop
 from dino_jax.progress import Progress
 from dino_jax.tasks.kept import Kept, add_cache
 from dino_jax.tasks.patches import PatchFeatures
@@ -36,7 +36,7 @@ class Pairs(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """How training crops are drawn; see `evals.windows.random_crop`."""
+    """How training crops are drawn; see `data.windows.random_crop`."""
 
     size: tuple[int, int]
     side: int

@@ -13,8 +13,9 @@ from jax import Array
 
 from dino_jax import sharding
 from dino_jax.collect import of_images
+from dino_jax.data.fit import resize
+from dino_jax.data.windows import patch_multiple
 from dino_jax.evals.features import check_finite
-from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.models.extractor import IMAGENET_MEAN, IMAGENET_STD
 

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from dino_jax import host_memory
 from dino_jax.data.dense import IGNORE, MaskPairs, open_masks, unseen_classes
+from dino_jax.data.fit import resize
 from dino_jax.data.reading import read_ahead
 from dino_jax.data.subset import evenly
+from dino_jax.data.windows import cut_windows, merge, multiple, nearest, patch_multiple, shorter_side
 from dino_jax.evals import patch_head
 from dino_jax.evals.segmentation import (
     RIDGE,
@@ -24,7 +26,6 @@ from dino_jax.evals.segmentation import (
     pixel_accuracy,
     upsample,
 )
-from dino_jax.evals.windows import cut, merge, multiple, patch_multiple, resize, shorter_side
 from dino_jax.models import Extractor
 from dino_jax.models.resize import resize_matrix
 from dino_jax.pictures.dense import masks as draw_masks
@@ -128,7 +129,7 @@ def _closed_head(features: PatchFeatures, data: MaskPairs, options: argparse.Nam
     host_memory.check(needed, what, "set --limit or a smaller --size")
     images, labels = np.empty((count, *size, 3), np.uint8), np.empty((count, *size), np.uint8)
     for place, (image, mask) in enumerate(read_ahead(data.__getitem__, indices)):
-        images[place], labels[place] = resize(image, size), resize(mask, size, kind="labels")
+        images[place], labels[place] = resize(image, size), nearest(mask, size)
     weights, bias = linear_patch_probe(features(images), labels, classes=len(data.class_names), ridge=options.ridge)
     return lambda array: jax.numpy.asarray(array @ weights + bias)
 
@@ -173,7 +174,7 @@ def class_maps(
     for number, image in enumerate(resized):
         height, width = (multiple(min(crop, length), features.patch_size) for length in image.shape[:2])
         window, stride = (height, width), (round(height * STRIDE), round(width * STRIDE))
-        parts, places = cut(image, window, stride)
+        parts, places = cut_windows(image, window, stride)
         groups.setdefault(window, []).append((number, parts))
         cuts.append(places)
     logits: list[np.ndarray] = [np.empty(0)] * len(images)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dino_jax.data.fit import resize
 from dino_jax.data.subset import evenly
 from dino_jax.data.video import Videos, open_videos
+from dino_jax.data.windows import patch_multiple
 from dino_jax.evals.tracking import CONTEXT, RADIUS, TEMPERATURE, TOP_K, propagate, score_video
-from dino_jax.evals.windows import patch_multiple, resize
 from dino_jax.models import Extractor
 from dino_jax.pictures.video import gif, strips
 from dino_jax.tasks import Result, patches

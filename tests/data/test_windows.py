@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dino_jax.evals import windows
+from dino_jax.data import windows
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_windows_cover_an_axis(length, window, stride, expected):
 def test_merging_undoes_cutting():
     image = np.random.default_rng(0).random((37, 50, 3)).astype(np.float32)
     for window, stride in (((16, 16), (10, 10)), ((48, 64), (32, 32)), ((37, 20), (37, 20))):
-        parts, places = windows.cut(image, window, stride)
+        parts, places = windows.cut_windows(image, window, stride)
         assert parts.shape == (len(places), *window, 3)
         np.testing.assert_allclose(windows.merge(parts, places, image.shape[:2]), image, rtol=1e-6)
 

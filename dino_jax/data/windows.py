@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-FILTERS = {"image": Image.Resampling.BICUBIC, "labels": Image.Resampling.NEAREST}
+from dino_jax.data.fit import resize
 
 
-def resize(array: np.ndarray, size: Sequence[int], *, kind: str = "image") -> np.ndarray:
-    """Resizes an image or a map of labels or depths to `(height, width)`; "labels" takes the nearest pixel."""
-    if array.shape[:2] == tuple(size):
-        return array
-    return np.asarray(Image.fromarray(array).resize((size[1], size[0]), FILTERS[kind]))
+def nearest(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes a map of labels or depths `(rows, columns)` to `(height, width)`, taking the nearest pixel."""
+    if labels.shape == tuple(size):
+        return labels
+    return np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def multiple(size: float, of: int) -> int:
@@ -40,7 +40,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [min(index * stride, length - window) for index in range(count)]
 
 
-def cut(
+def cut_windows(
     image: np.ndarray, window: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Cuts an image into overlapping windows.
@@ -99,7 +99,7 @@ def random_crop(
     """
     factor = random.uniform(*scale)
     size = [max(1, round(length * factor)) for length in shorter_side(image.shape[:2], side)]
-    image, target = resize(image, size), resize(target, size, kind="labels")
+    image, target = resize(image, size), nearest(target, size)
     if random.random() < 0.5:
         image, target = image[:, ::-1], target[:, ::-1]
     padding = [(0, max(0, wanted - length)) for wanted, length in zip(crop, size, strict=True)]
