@@ -3,21 +3,27 @@
 "centered-" is the fast set-up of DINOv2: centered targets, and one weight-normalised head for both losses; "convnext-"
 a ConvNeXt, with DINO and KoLeo alone, and crops of two sizes.
 
-Leaves FOLDER/<shape>/metrics.jsonl, and prints as JSON how many bytes of the state the first device holds.
+Leaves FOLDER/<shape>/metrics.jsonl, and prints as JSON how many bytes of the state the first device holds; under
+"moved", what a checkpoint of a 2x4 mesh is on others, see `moved`.
 """
 
+import dataclasses
 import json
 import logging
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dino_jax import build, config, sharding
-from dino_jax.checkpoint import Checkpoints
+from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.stop import StopRequest
 from dino_jax.train import Trainer
 from dino_jax.workdir import Workdir
+from tests import linear_networks
+from tests.linear_networks import normal
 from tests.tiny_recipe import get_config
 
 SHARDS = 8  # slices of the batch in which stochastic depth draws its subset, on a single device too
@@ -76,7 +82,7 @@ def train(folder: Path, images: Path, kind: str, data: int, fsdp: int) -> int:
     class Holding(Trainer):
         def initialise(self):
             state = super().initialise()
-            held.append(sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)))
+            held.append(first_bytes(state))
             return state
 
     with Workdir(folder) as workdir, StopRequest() as stop:
@@ -87,12 +93,52 @@ def train(folder: Path, images: Path, kind: str, data: int, fsdp: int) -> int:
     return held[0]
 
 
+def small_state():
+    """Returns a state of few arrays; 4 devices split the rows of two kernels, 8 their columns."""
+    kernels = {"blocks": {"mlp": {"kernel": normal(2, 12, 16)}}, "patch_embed": {"kernel": normal(8, 8, 3, 16)}}
+    head = {"prototypes": {"kernel": normal(12, 64)}}
+    student = {"backbone": kernels | {"cls_token": normal(16)}, "dino_head": head}
+    parts = {"step": jnp.int32(5), "student": student, "teacher": {}, "gram_teacher": None}
+    return dataclasses.replace(linear_networks.state(), **parts)
+
+
+def moved(folder: Path) -> dict[str, dict]:
+    """Saves a state on a 2x4 mesh and restores it on others, where arrays are whole or split along another dimension.
+
+    Returns:
+      By mesh, the names of arrays that are not what they were or not where they belong, and how many bytes of the
+      state its first device holds.
+    """
+    state, found = small_state(), {}
+    with Checkpoints(folder, keep_last=1, keep_every=0) as checkpoints:
+        split = sharding.of_state(state, sharding.make_mesh(data=2, fsdp=4))
+        checkpoints.save(5, jax.device_put(state, split), {"batches_taken": 5})
+    with Checkpoints(folder, keep_last=1, keep_every=0) as checkpoints:
+        for data, fsdp in ((1, 1), (1, 8)):
+            mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
+            like = with_sharding(jax.eval_shape(lambda: state), mesh)
+            restored = checkpoints.restore(lambda step, like=like: like, note=print)
+            leaves = [jax.tree.leaves(tree) for tree in (state, like, restored.state)]
+            wrong = [
+                name
+                for name, x, wanted, array in zip(sharding.shapes_by_path(state), *leaves, strict=True)
+                if array.sharding != wanted.sharding or not np.array_equal(array, x)
+            ]
+            found[f"{data}x{fsdp}"] = {"wrong": wrong, "bytes": first_bytes(restored.state)}
+    return found
+
+
+def first_bytes(state) -> int:
+    """Returns how many bytes of a state its first device holds."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+
+
 if __name__ == "__main__":
-    Checkpoints.save = lambda *_: None
     logging.getLogger("absl").setLevel(logging.ERROR)
-    held = {}
+    found = {"moved": moved(Path(sys.argv[1]) / "moved")}
+    Checkpoints.save = lambda *_: None
     for shape in sys.argv[3:]:
         kind, _, sides = shape.rpartition("-")
         rows, columns = (int(side) for side in sides.split("x"))
-        held[shape] = train(Path(sys.argv[1]) / shape, Path(sys.argv[2]), kind, rows, columns)
-    print(json.dumps(held))
+        found[shape] = train(Path(sys.argv[1]) / shape, Path(sys.argv[2]), kind, rows, columns)
+    print(json.dumps(found))

@@ -16,12 +16,9 @@ from dino_jax import state as states
 from dino_jax.checkpoint import Checkpoints, with_sharding
 from dino_jax.checksum import checksums, opened, sealed
 from dino_jax.gram_teacher import check_snapshot, restore_snapshot, save_snapshot
+from tests import linear_networks
+from tests.linear_networks import normal
 from tests.tiny_recipe import get_config
-
-
-@pytest.fixture(scope="module")
-def networks():
-    return build.networks(get_config(), shards=1)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +26,27 @@ def mesh():
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-@pytest.fixture(scope="module")
-def saved(networks, mesh, tmp_path_factory):
-    """Returns (a state, the shapes to restore it with, a workdir that holds it at steps 1 and 2)."""
-    optimizer = build.optimizer(get_config().phases["pretrain"])
-    state = states.init(networks, optimizer, mesh, seed=0, centered=("dino", "ibot"))
-    centers = jax.tree.map(lambda center: center + 1.5, state.centers)
-    state = dataclasses.replace(state, centers=centers)
-    like = with_sharding(states.abstract(networks, optimizer, gram=False, centered=("dino", "ibot")), mesh)
-    workdir = tmp_path_factory.mktemp("checkpoints") / "run"
+def small_params(seed, width):
+    backbone = {"patch_embed": {"kernel": normal(8, 8, 3, width, seed=seed)}, "cls_token": normal(width, seed=seed)}
+    return {"backbone": backbone, "dino_head": {"prototypes": {"kernel": normal(width, 64, seed=seed)}}}
+
+
+def write(workdir, state, steps):
     with Checkpoints(workdir, keep_last=2, keep_every=0) as checkpoints:
-        for step in (0, 1, 2):
+        for step in steps:
             checkpoints.save(step, dataclasses.replace(state, step=jnp.int32(step)), {"batches_taken": 10 * step})
-    return state, like, workdir
+
+
+@pytest.fixture(scope="module")
+def saved(mesh, tmp_path_factory):
+    """Returns (a state of few arrays, the shapes to restore it with, a workdir that holds it at steps 1 and 2)."""
+    # One array takes most of the space, so that it is what a byte in the middle of the largest file belongs to.
+    networks = {"student": small_params(0, width=64), "teacher": small_params(1, width=8)}
+    state = dataclasses.replace(linear_networks.state(), **networks, gram_teacher=None)
+    state = jax.device_put(state, sharding.of_state(state, mesh))
+    workdir = tmp_path_factory.mktemp("checkpoints") / "run"
+    write(workdir, state, steps=(0, 1, 2))
+    return state, with_sharding(jax.eval_shape(lambda: state), mesh), workdir
 
 
 def restore(workdir, like):
@@ -94,7 +99,20 @@ def digit(folder):
     file.write_text(file.read_text().replace("20", "30"))
 
 
-def test_restores_what_was_saved(saved):
+def test_restores_what_was_saved(mesh, tmp_path):
+    """All parts of a state, as a run has it."""
+    networks, optimizer = build.networks(get_config(), shards=1), build.optimizer(get_config().phases["pretrain"])
+    state = states.init(networks, optimizer, mesh, seed=0, centered=("dino", "ibot"))
+    state = dataclasses.replace(state, centers=jax.tree.map(lambda center: center + 1.5, state.centers))
+    like = with_sharding(states.abstract(networks, optimizer, gram=False, centered=("dino", "ibot")), mesh)
+    write(tmp_path, state, steps=(2,))
+    restored, notes = restore(tmp_path, like)
+    assert not notes
+    assert (restored.step, int(restored.state.step), restored.data) == (2, 2, {"batches_taken": 20})
+    jax.tree.map(np.testing.assert_array_equal, restored.state, dataclasses.replace(state, step=jnp.int32(2)))
+
+
+def test_restores_the_newest(saved):
     state, like, workdir = saved
     restored, notes = restore(workdir, like)
     assert not notes

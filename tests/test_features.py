@@ -138,16 +138,18 @@ from dino_jax import extraction, feature_files, features, pretrained, sharding
 from tests.test_extraction import Photographs
 from tests.tiny_model import tiny_model
 extraction.MOST_IMAGES = extraction.LEAST_IMAGES = 8
-class Slow(Photographs):
+folder = Path(sys.argv[1])
+class Stuck(Photographs):
     def __getitem__(self, index):
-        time.sleep(0.2)
+        if index >= 16 and list(folder.glob("features-00000*")):  # in the third part; all are sampled before the first
+            time.sleep(600)
         return super().__getitem__(index)
-work = extraction.Extraction(tiny_model(), Slow(), size=16, outputs=("cls",), batch_size=4, mesh=sharding.make_mesh())
-features.write_parts(work, Path(sys.argv[1]), kind="npz")
+work = extraction.Extraction(tiny_model(), Stuck(), size=16, outputs=("cls",), batch_size=4, mesh=sharding.make_mesh())
+features.write_parts(work, folder, kind="npz")
 """
     command = [sys.executable, "-c", script, str(tmp_path / "killed")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("killed/features-00000*")):
+    while not list(tmp_path.glob("killed/features-00001*")):  # what is half written would stay for an hour
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

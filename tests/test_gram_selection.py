@@ -4,12 +4,12 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax import build, gram_teacher, sharding
-from dino_jax import state as states
+from dino_jax import gram_teacher, sharding
 from dino_jax.gram_teacher import GramTeachers
 from dino_jax.metrics import read_metrics
 from dino_jax.phases import in_order
@@ -27,50 +27,65 @@ def selecting_phases():
     return in_order(config)
 
 
-def filled(state, value):
-    """Returns the state with a teacher whose backbone holds one value everywhere."""
-    backbone = jax.tree.map(lambda leaf: jax.numpy.full_like(leaf, value), state.teacher["backbone"])
-    return dataclasses.replace(state, teacher=state.teacher | {"backbone": backbone})
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def filled(value, gram_teacher=None):
+    """Returns a state with a teacher whose backbone is one parameter, which holds one value everywhere."""
+    teacher = {"backbone": {"cls_token": jnp.full(8, value, jnp.float32)}}
+    return dataclasses.replace(linear_networks.state(), teacher=teacher, gram_teacher=gram_teacher)
 
 
 @pytest.mark.parametrize("peak", [2, 4, 8])
-def test_the_snapshot_with_the_best_dense_score_becomes_gram_teacher(tmp_path, peak):
-    config, (pretrain, gram) = get_config(), selecting_phases()
-    networks, mesh = build.networks(config, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
-    state = states.init(networks, build.optimizer(pretrain.options), mesh, seed=0)
+def test_the_snapshot_with_the_best_dense_score_becomes_gram_teacher(tmp_path, mesh, peak):
+    pretrain, gram = selecting_phases()
     notes = []
     teachers = GramTeachers(tmp_path, mesh, notes.append, lambda params: 1 - abs(float(params["cls_token"][0]) - peak))
     for step in range(1, 9):
-        teachers.after_step(pretrain, step, filled(state, step))
-    entered = teachers.enter(gram, filled(state, 8))
+        teachers.after_step(pretrain, step, filled(step))
+    entered = teachers.enter(gram, filled(8))
     np.testing.assert_array_equal(entered.gram_teacher["cls_token"], peak)
     assert any(f"best dense features of 4 snapshots: step {peak}, dense score 1.0000" in note for note in notes)
     assert f"the snapshot of step {peak}, whose dense features are best" in teachers.describe(gram, 8)
     # A snapshot of the Gram phase's own, from a refresh, is no candidate when the phase is entered again.
-    teachers.snapshot(10, filled(state, peak))
+    teachers.snapshot(10, filled(peak))
     assert teachers.best_dense(gram.first) == (peak, 1.0)
 
 
-def test_a_refresh_copies_the_ema_teacher(tmp_path):
+@pytest.mark.parametrize(
+    ("teacher", "value"), [("gram_teacher/0", 1), ("gram_teacher/4", 2), ("{other}/gram_teacher/4", 3)]
+)
+def test_a_phase_begins_with_the_snapshot_that_it_names(tmp_path, mesh, teacher, value):
+    """Of this run, also that of its initial weights, or of another run."""
+    config = get_config()
+    config.phases.gram.gram.teacher = teacher.format(other=tmp_path / "other")
+    own, other = (GramTeachers(tmp_path / run, mesh, print) for run in ("own", "other"))
+    own.snapshot(0, filled(1))
+    own.snapshot(4, filled(2))
+    other.snapshot(4, filled(3))
+    entered = own.enter(in_order(config)[1], filled(9))
+    np.testing.assert_array_equal(entered.gram_teacher["cls_token"], value)
+
+
+def test_a_refresh_copies_the_ema_teacher(tmp_path, mesh):
     config = get_config()
     config.phases.gram.gram.update({"teacher": "ema", "refresh_every": 2, "max_refreshes": 1})
     _, gram = in_order(config)
-    networks, mesh = build.networks(config, shards=1), sharding.make_mesh(devices=jax.devices()[:1])
-    state = filled(states.init(networks, build.optimizer(gram.options), mesh, seed=0), 2)
     teachers = GramTeachers(tmp_path, mesh, print)
-    state = teachers.enter(gram, state)
+    state = teachers.enter(gram, filled(2))
     np.testing.assert_array_equal(state.gram_teacher["cls_token"], 2)
     found = []
     for step in range(gram.first + 1, gram.first + 5):
         if teachers.due(gram, step):
-            state = teachers.after_step(gram, step, filled(state, step))
+            state = teachers.after_step(gram, step, filled(step, state.gram_teacher))
         found.append(int(state.gram_teacher["cls_token"][0]))
     assert found == [2, gram.first + 2, gram.first + 2, gram.first + 2]
     assert (tmp_path / "gram_teacher" / str(gram.first + 2)).is_dir()
 
 
-def test_scores_of_steps_that_are_taken_again_are_forgotten(tmp_path):
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+def test_scores_of_steps_that_are_taken_again_are_forgotten(tmp_path, mesh):
     teachers = GramTeachers(tmp_path, mesh, print)
     teachers.forget_scores(after=0)
     assert not teachers.scores_file.exists()
@@ -83,23 +98,21 @@ def test_scores_of_steps_that_are_taken_again_are_forgotten(tmp_path):
     assert teachers.scores() == GramTeachers(tmp_path, mesh, print).scores() == {0: 0.2}
 
 
-def test_a_process_knows_the_scores_that_it_does_not_write(tmp_path, monkeypatch):
+def test_a_process_knows_the_scores_that_it_does_not_write(tmp_path, mesh, monkeypatch):
     """The file that the first process writes may be seen late by the others, which choose a snapshot all the same."""
-    state, mesh = linear_networks.state(), sharding.make_mesh(devices=jax.devices()[:1])
     measured = iter((0.3, 0.5, 0.4))
     teachers = GramTeachers(tmp_path, mesh, lambda words: None, lambda params: next(measured))
     teachers.forget_scores(after=0)
     monkeypatch.setattr(gram_teacher, "save_snapshot", lambda folder, params: None)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     for step in (2, 4, 6):
-        teachers.snapshot(step, state)
+        teachers.snapshot(step, linear_networks.state())
     assert not teachers.scores_file.exists()
     assert teachers.best_dense(6) == (4, 0.5)
 
 
-def test_without_scores_it_says_what_is_missing(tmp_path):
+def test_without_scores_it_says_what_is_missing(tmp_path, mesh):
     _, gram = selecting_phases()
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="no snapshot up to step 8 has a dense score"):
         GramTeachers(tmp_path, mesh, print).best_dense(gram.first)
 

@@ -21,7 +21,7 @@ UNWANTED = "rematerialization|reshard|donated|not usable|Traceback"
 
 @pytest.fixture(scope="module")
 def runs(program, tmp_path_factory):
-    """Returns (folder of all runs, what they said on standard error, bytes of state on a device by shape)."""
+    """Returns (folder of all runs, what they said on standard error, what `tests.sharded_run` printed)."""
     folder = tmp_path_factory.mktemp("sharded")
     arguments = ("tests.sharded_run", str(folder), str(program.images), *SHAPES, *CENTERED, *CONVNEXT)
     done = program.finish(program.start(*arguments, devices=8))
@@ -48,6 +48,14 @@ def test_state_is_split(runs):
     assert held["2x4"] < 0.4 * held["1x1"]
     assert held["centered-8x1"] == held["centered-1x1"]
     assert held["convnext-1x8"] < 0.5 * held["convnext-1x1"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_restored_on_other_devices(runs):
+    """Every array is what it was, and is split as the other mesh wants it."""
+    _, _, printed = runs
+    assert {mesh: found["wrong"] for mesh, found in printed["moved"].items()} == {"1x1": [], "1x8": []}
+    assert printed["moved"]["1x8"]["bytes"] < 0.2 * printed["moved"]["1x1"]["bytes"]
 
 
 @pytest.mark.slow

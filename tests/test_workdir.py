@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import jax
 import pytest
 
 from dino_jax.config import set_phases
-from dino_jax.workdir import Workdir
+from dino_jax.workdir import FREE, Workdir
 from tests.tiny_recipe import get_config
 
 
@@ -18,9 +19,8 @@ def test_second_process_is_refused_and_told_by_whom(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(
-            ValueError, match=rf"{tmp_path} is in use by process {other.pid} on .*: wait for it, stop it"
-        ):
+        said = rf"{re.escape(str(tmp_path))} is in use by process {other.pid} on .*: wait for it, stop it"
+        with pytest.raises(ValueError, match=said):
             Workdir(tmp_path)
     finally:
         other.kill()
@@ -30,14 +30,49 @@ def test_second_process_is_refused_and_told_by_whom(tmp_path):
 
 
 def test_same_configuration_is_adopted_again(tmp_path):
-    config = get_config()
-    for workers in (0, 2):  # where and how fast it computes, and what it reports, may change
-        config.data.workers = workers
-        config.eval.dense.path = f"masks {workers}"
-        config.data.path, config.eval.size, config.eval.knn.k = f"disk {workers}", 32 + workers, 3 + workers
+    for _ in range(2):
         with Workdir(tmp_path) as workdir:
-            workdir.adopt(config)
+            assert workdir.adopt(get_config()) == ""
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+MAY_CHANGE = {
+    "mesh.data": 1,
+    "mesh.fsdp": 2,
+    "remat": "full",
+    "model.attention": "cudnn",
+    "checkpoint.every": 5,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_every": 6,
+    "log.pictures": True,
+    "nonfinite_limit": 0,
+    "eval.size": 64,
+    "eval.knn.k": 5,
+    "eval.knn.every": 7,
+    "eval.dense.path": "masks",
+    "eval.quality.images": 9,
+    "data.workers": 2,
+    "data.path": "another disk",
+    "data.homogeneous_path": "another disk",
+    "data.test_path": "another disk",
+    "data.max_bad_share": 0.5,
+}
+
+
+@pytest.mark.parametrize("key", MAY_CHANGE)
+def test_where_and_how_fast_it_computes_and_what_it_reports_may_change(tmp_path, key):
+    config = get_config()
+    with Workdir(tmp_path) as workdir:
+        workdir.adopt(config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config.update_from_flattened_dict({key: MAY_CHANGE[key]})
+    with Workdir(tmp_path) as workdir:
+        assert workdir.adopt(config) == ""
+    assert json.loads((tmp_path / "config.json").read_text())[key] == MAY_CHANGE[key]
+
+
+def test_all_that_may_change_is_tried():
+    assert not [start for start in FREE if not any(key.startswith(start) for key in MAY_CHANGE)]
 
 
 def test_options_that_an_earlier_version_did_not_have_were_off(tmp_path):

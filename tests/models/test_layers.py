@@ -27,7 +27,8 @@ def test_equals_the_function_of_jax(dtype, tolerance):
 def test_gradients_equal_those_of_the_function_of_jax():
     cotangent = jax.random.normal(jax.random.key(9), SHAPE)
     ours, theirs = (
-        jax.grad(lambda x, f=f: (f(*x) * cotangent).sum())(qkv()) for f in (attend, jax.nn.dot_product_attention)
+        jax.jit(jax.grad(lambda x, f=f: (f(*x) * cotangent).sum()))(qkv())
+        for f in (attend, jax.nn.dot_product_attention)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), ours, theirs)
 
@@ -43,14 +44,25 @@ def test_equal_keys_average_the_values():
     np.testing.assert_allclose(found, jnp.broadcast_to(v.mean(1, keepdims=True), SHAPE), atol=1e-6)
 
 
+def with_gradients(function, cotangent, *inputs):
+    """Returns what a function gives and its gradients, all from one program."""
+
+    @jax.jit
+    def run(cotangent, *inputs):
+        out, backward = jax.vjp(function, *inputs)
+        return out, backward(cotangent)
+
+    return run(cotangent, *inputs)
+
+
 @pytest.mark.parametrize("block", [1, 3, 7, 16])
 def test_blocks_of_queries_equal_all_at_once(block):
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in qkv())
     cotangent = jax.random.normal(jax.random.key(9), q.shape)
-    whole, whole_gradients = jax.vjp(layers.attend_heads, q, k, v)
-    found, gradients = jax.vjp(lambda *x: layers.attend_by_blocks(*x, block=block), q, k, v)
+    whole, whole_gradients = with_gradients(layers.attend_heads, cotangent, q, k, v)
+    found, gradients = with_gradients(lambda *x: layers.attend_by_blocks(*x, block=block), cotangent, q, k, v)
     np.testing.assert_allclose(found, whole, atol=1e-6)
-    for ours, theirs in zip(gradients(cotangent), whole_gradients(cotangent), strict=True):
+    for ours, theirs in zip(gradients, whole_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-6)
 
 
@@ -70,8 +82,8 @@ def test_gelu_is_exact_with_its_gradient(dtype, tolerance):
     exact = 0.5 * np.asarray(x, np.float64) * (1 + erf(np.asarray(x, np.float64) / np.sqrt(2)))
     assert gelu(x).dtype == dtype
     np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact, atol=tolerance)
-    theirs = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x.astype(jnp.float32))
-    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x).astype(np.float32), theirs, atol=tolerance)
+    theirs = jax.jit(jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False))))(x.astype(jnp.float32))
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(gelu)))(x).astype(np.float32), theirs, atol=tolerance)
 
 
 @pytest.mark.parametrize(("rate", "shards", "kept"), [(0.3, 1, 5), (0.3, 2, 2), (0.9, 2, 1)])
@@ -87,7 +99,7 @@ def test_stochastic_depth_runs_a_subset_of_each_shard(rate, shards, kept):
     def add(key):
         return layers.residual_on_subset(branch, x, key, rate=rate, shards=shards)
 
-    added = np.asarray(jax.vmap(add)(jax.random.split(jax.random.key(0), 200)))
+    added = np.asarray(jax.jit(jax.vmap(add))(jax.random.split(jax.random.key(0), 200)))
     assert seen == [(shards * kept, 3, 2)]
     np.testing.assert_allclose(np.unique(added), [0, size / kept], rtol=1e-6)
     assert (added == added[..., :1, :1]).all()  # a sample is kept or skipped as a whole
@@ -124,9 +136,11 @@ def test_fused_attention_leaves_out_the_tokens_that_fill_up(portable_cudnn):
     inputs = [jnp.concatenate([x, x[:, :1]], axis=1) for x in qkv()]
     cotangent = jax.random.normal(jax.random.key(9), inputs[0].shape)
     for length in (None, 7, 5):
-        found, backward = jax.vjp(lambda *x, length=length: layers.attend_fused(*x, length)[:, :length], *inputs)
-        whole, theirs = jax.vjp(attend, *(x[:, :length] for x in inputs))
+        found, ours = with_gradients(
+            lambda *x, length=length: layers.attend_fused(*x, length)[:, :length], cotangent[:, :length], *inputs
+        )
+        whole, theirs = with_gradients(attend, cotangent[:, :length], *(x[:, :length] for x in inputs))
         np.testing.assert_allclose(found, whole, atol=1e-6)
-        for a, b in zip(backward(cotangent[:, :length]), theirs(cotangent[:, :length]), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a[:, :length], b, atol=5e-6)
             assert not a[:, b.shape[1] :].any()
