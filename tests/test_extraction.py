@@ -241,17 +241,18 @@ def test_a_source_without_usable_images(model):
 
 
 def test_eight_devices_equal_one(model, tmp_path):
+    outputs = ("cls", "patches", "gem_patch")
     script = (
         "import numpy as np; from dino_jax import sharding; from dino_jax.extraction import extract_features;"
         "from tests.test_extraction import Photographs, tiny_model; import jax; assert len(jax.devices()) == 8;"
-        "out = [extract_features(tiny_model(), Photographs(), size=16, outputs=('cls', 'patches'), batch_size=6,"
+        f"out = [extract_features(tiny_model(), Photographs(), size=16, outputs={outputs}, batch_size=6,"
         "    mesh=sharding.make_mesh(fsdp=f)) for f in (1, 4)];"
-        f"np.savez(r'{tmp_path}/out.npz', *[o[k] for o in out for k in ('cls', 'patches', 'ids')])"
+        f"np.savez(r'{tmp_path}/out.npz', *[o[k] for o in out for k in (*{outputs}, 'ids')])"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, env=os.environ | cpus(8))
-    one = extract_features(model, Photographs(), size=16, outputs=("cls", "patches"), batch_size=6)
+    one = extract_features(model, Photographs(), size=16, outputs=outputs, batch_size=6)
     with np.load(tmp_path / "out.npz") as out:
-        for index, name in enumerate(("cls", "patches", "ids") * 2):
+        for index, name in enumerate((*outputs, "ids") * 2):
             np.testing.assert_allclose(out[f"arr_{index}"], one[name], atol=1e-5)
 
 

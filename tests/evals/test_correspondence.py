@@ -41,9 +41,14 @@ def test_finer_places_lie_between_patches():
 
 
 def test_noise_finds_by_chance():
-    points = correspondence.centers((6, 8))
-    found, _ = correspondence.match_points(features(seed=0), features(seed=1), points)
-    assert correspondence.pck(found, points, size=1.0, alpha=0.1) < 0.15
+    """All places are as likely: the chance of a point is the share of them that count as right."""
+    points = correspondence.centers((20, 20))
+    distances = np.linalg.norm(points[:, None] - points, axis=-1)
+    pairs = [(features((20, 20), seed=seed), features((20, 20), seed=seed + 1)) for seed in (0, 2, 4)]
+    found = np.concatenate([correspondence.match_points(*pair, points, finer=1)[0] for pair in pairs])
+    for alpha in (0.22, 0.42):  # no distance on the grid is as long
+        share = correspondence.pck(found, np.tile(points, (3, 1)), size=1.0, alpha=alpha)
+        assert share == pytest.approx(np.mean(distances <= alpha), abs=0.03)  # two deviations of 1200 coins
 
 
 def test_only_mutual_neighbours_match():

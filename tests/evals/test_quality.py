@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
+from scipy.special import gamma, iv
 
 from dino_jax.evals import quality
 
@@ -18,6 +19,15 @@ def test_uniformity_equals_scipy(block):
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     expected = np.log(np.mean(np.exp(-2 * pdist(unit, "sqeuclidean"))))
     assert quality.uniformity(features, block=block) == pytest.approx(expected, abs=1e-5)
+
+
+def test_points_spread_over_the_sphere_have_the_known_uniformity_and_full_rank():
+    """E exp(4 cos) is that of a von Mises-Fisher density of concentration 4: a Bessel function."""
+    noise = np.random.default_rng(0).normal(size=(2000, 16))
+    expected = np.log(gamma(8) * (2 / 4) ** 7 * iv(7, 4)) - 4
+    assert expected == pytest.approx(-3.5130, abs=1e-4)
+    assert quality.uniformity(noise) == pytest.approx(expected, abs=0.02)
+    assert 15.9 < quality.rankme(noise) <= 16
 
 
 def test_uniformity_of_planted_features():

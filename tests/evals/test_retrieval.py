@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 from dino_jax.evals.retrieval import (
     average_precision,
@@ -32,8 +32,34 @@ def test_average_precision_equals_scikit_learn():
         truth, scores = rng.random(30) < 0.3, rng.normal(size=30)
         ranks = np.flatnonzero(truth[np.argsort(-scores)])
         assert average_precision(ranks, int(truth.sum())) == pytest.approx(average_precision_score(truth, scores))
-        # The trapezoidal area differs from it by less than half a step of precision.
-        assert abs(trapezoidal_ap(ranks, int(truth.sum())) - average_precision(ranks, int(truth.sum()))) < 0.3
+
+
+def area_by_scikit_learn(truth):
+    """Returns the area under precision over recall by trapezia, of relevance `(images,)` in the order of a ranking."""
+    precision, recall, _ = precision_recall_curve(truth, -np.arange(len(truth)))
+    return auc(recall, precision)
+
+
+def test_trapezoidal_ap_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth = rng.permutation(np.arange(30) < rng.integers(1, 30))
+        expected = area_by_scikit_learn(truth)
+        assert trapezoidal_ap(np.flatnonzero(truth), truth.sum()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_landmark_map_equals_scikit_learn_without_what_is_ignored():
+    rng = np.random.default_rng(0)
+    ranking = np.stack([rng.permutation(40) for _ in range(6)])
+    kinds = rng.choice(["easy", "hard", "junk", "irrelevant"], size=ranking.shape, p=[0.15, 0.15, 0.2, 0.5])
+    truth = [{kind: np.flatnonzero(row == kind) for kind in ("easy", "hard", "junk")} for row in kinds]
+    found = landmark_map(ranking, truth)
+    ordered = np.take_along_axis(kinds, ranking, axis=1)
+    relevant = {"easy": ["easy"], "medium": ["easy", "hard"], "hard": ["hard"]}
+    for protocol, good in relevant.items():
+        counted = [row[np.isin(row, [*good, "irrelevant"])] for row in ordered]
+        expected = np.mean([area_by_scikit_learn(np.isin(row, good)) for row in counted])
+        assert found[f"{protocol}/map"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_protocols_by_hand():
