@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +119,23 @@ class Checkpoints:
             self._saving = step
             self._manager.save(step, args=items, force=True)
 
+    def _agreed_steps(self) -> list[int]:
+        """Lists the saved steps once all processes see the same; a network file system may show some to one only.
+
+        Raises:
+          OSError: when they do not for a minute.
+        """
+        for _ in range(int(agreement.PATIENCE)):
+            steps = self.steps()
+            if jax.process_count() == 1:
+                return steps
+            everywhere = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(steps).encode())))
+            if (everywhere == everywhere[0]).all():
+                return steps
+            time.sleep(1)
+            self._manager.reload()
+        raise OSError(f"the processes see different checkpoints in {self.folder}: run the same command again")
+
     def restore(self, like: Callable[[int], TrainState], *, note: Callable[[str], None]) -> Restored | None:
         """Restores the newest good checkpoint; damaged ones are reported and moved out of the way.
 
@@ -132,10 +150,8 @@ class Checkpoints:
           ValueError: when there are checkpoints but none can be read; all of them then stay where they are.
           OSError: when the machine does not let one be read.
         """
-        # A network file system may show one process what another does not see yet.
-        agreement.check({f"the checkpoints in {self.folder}": self.steps()})
         damaged: dict[int, str] = {}
-        for step in self.steps():
+        for step in self._agreed_steps():
             restored, problem = self._attempt(step, like(step))
             if restored is not None:
                 self._set_aside(damaged, note)

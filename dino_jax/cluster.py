@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 JOIN_SECONDS = 900  # in which all processes must have started; hundreds may import from one file system
-END_SECONDS = 30 * 24 * 3600  # in which they must end: one may have more to do than the others; JAX's 300 kill it
+END_SECONDS = 30 * 24 * 3600  # in which they must end: one may have more to do, and JAX's default of 300 would kill it
 
 
 def join() -> None:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--outputs",
         default="cls",
         metavar="A,B",
-        help=f"one or more of {','.join(OUTPUTS)} (default cls); gem_patch is their generalised mean",
+        help=f"one or more of {','.join(OUTPUTS)} (default cls); gem_patch is the generalised mean of the patches",
     )
     parser.add_argument("--layers", type=int, default=1, metavar="N", help="number of last blocks to take (default 1)")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the images (default 224)")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -131,12 +132,15 @@ class Recorder:
         return True
 
     def finish(self, phase: Phase, step: int, state: TrainState, values: dict[str, float]) -> None:
-        """Evaluates a step after which an earlier process was interrupted, and writes its record if it is not there.
+        """Evaluates a step after whose checkpoint an earlier process ended, and writes its record if it is not there.
 
         Args:
           values: of the record, without the evaluation.
         """
-        if self._recorded >= step:  # by this run before it ended, or by another restart from the same checkpoint
+        recorded = np.int32(self._recorded)
+        if jax.process_count() > 1:  # which may not all see the newest records yet
+            recorded = multihost_utils.broadcast_one_to_all(recorded)
+        if recorded >= step:  # by this run before it ended, or by another restart from the same checkpoint
             return
         self.enter(phase)
         self._write(phase, step, values | self._evaluate(phase, step, state), self._measures_health(phase, step))

@@ -106,7 +106,7 @@ class Report:
         elif self.scores.held_out is None:
             print("no k-NN accuracy: set data.test_path or eval.knn.path to labelled images to get one")
         else:
-            print("no k-NN accuracy: the images have no labels (sub-folders named after two classes or more)")
+            print("no k-NN accuracy: the images have no labels (sub-folders named after classes, two at least)")
         if "dense/miou" in results:
             print(f"mIoU of a linear probe on the trained teacher's patches: {100 * results['dense/miou']:.1f} %")
         print(f"{results['time/seconds']:.0f} s, peak memory {results['memory/peak_gib']:.2f} GiB")

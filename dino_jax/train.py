@@ -198,7 +198,7 @@ class Trainer:
         checkpoints: Checkpoints,
         record: Recorder,
     ) -> tuple[TrainState, bool]:
-        """Trains from where the state is to the phase's end; (state, True) if it was asked to stop before."""
+        """Trains from where the state is to the phase's end; the second result says that it was asked to stop."""
         schedules, train_step = build.phase_schedules(phase.options), self.compiled_step(phase, state)
         guard = Guard(limit=self.config.nonfinite_limit, name=self.source.name, note=self.progress.note)
         record.enter(phase)
@@ -217,7 +217,7 @@ class Trainer:
                         state = self.gram.after_step(phase, step, state)
                 record.after_step(phase, step, state, batch, metrics, hyper)
                 stopped, saved = self.stop.now(), False
-                # An evaluation may take longer than a machine that is taken away is still there.
+                # An evaluation may outlast the notice that a machine gets before it is taken away.
                 if stopped or step == phase.last or step % self.config.checkpoint.every == 0:
                     self.save(checkpoints, step, state, batches, record, guard)
                     saved = True

@@ -15,7 +15,7 @@ set -euo pipefail
 python=$(printf %q "${PYTHON:-python3}") workdir=$(printf %q "$WORKDIR")
 
 if [ "$1" = stop ]; then
-  command="pkill -TERM -f 'dino_jax[.]main'"
+  command="pkill -TERM -f '^[^ ]*python[^ ]* -m dino_jax[.]main'"  # not the shells that show the output
 else
   log="$workdir/logs/\$(hostname).log"
   command="cd $(printf %q "${REPOSITORY:-dino_jax}") && mkdir -p $workdir/logs && touch $log || exit"

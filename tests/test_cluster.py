@@ -27,6 +27,16 @@ def test_processes_that_cannot_join(variables, message, monkeypatch):
         cluster.join()
 
 
+def test_processes_wait_for_each_other(monkeypatch):
+    given = {}
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **named: given.update(named))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    cluster.join()
+    assert given["initialization_timeout"] >= 600  # hundreds may import from one file system
+    assert given["shutdown_timeout_seconds"] > 24 * 3600  # parts of a long extraction end far apart
+
+
 def test_processes_that_come_late_are_no_wrong_input(monkeypatch):
     """Those that came may try again."""
 

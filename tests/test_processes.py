@@ -21,6 +21,8 @@ CHANGES = {
     "mesh__fsdp": 2,
     "log__health_every": 100,
     "data__test_path": "",
+    "eval__quality__every": 2,
+    "eval__quality__images": 8,
 }
 
 

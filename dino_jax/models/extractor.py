@@ -181,7 +181,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
     """Compiles once for each network, shape and question, and keeps that as long as the process lives.
 
     A Flax module applied as it is compiles its scan over blocks anew in every call. Where the network computes in
-    float32, so do its products, as in PyTorch; by themselves, JAX's have fewer bits on GPUs and TPUs.
+    float32, so do its products, as matrix products in PyTorch; JAX's default on GPUs and TPUs has fewer bits.
     """
 
     @functools.wraps(function)

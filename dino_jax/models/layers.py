@@ -46,26 +46,33 @@ def plus(x: Array, parameter: Array) -> Array:
     return (x.astype(jnp.float32) + parameter).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(spec: str, a: Array, b: Array) -> Array:
     """Computes an `einsum` of two arrays of one type, summed and returned in float32.
 
     Its gradients are products in the arrays' own type, as in fused kernels: JAX would multiply in float32, which takes
     GPUs several times as long as 16 bits.
     """
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    # Gradients are traced later, when what is asked for here may not hold any more.
+    return _product(spec, jax.config.jax_default_matmul_precision, a, b)  # type: ignore[attr-defined]
 
 
-def _product_forward(spec: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(spec, a, b), (a, b)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(spec: str, precision: str | None, a: Array, b: Array) -> Array:
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _product_backward(spec: str, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    _, pull = jax.vjp(functools.partial(jnp.einsum, spec), *operands)
+def _product_forward(spec: str, precision: str | None, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(spec, precision, a, b), (a, b)
+
+
+def _product_backward(
+    spec: str, precision: str | None, operands: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    _, pull = jax.vjp(functools.partial(jnp.einsum, spec, precision=precision), *operands)
     return pull(gradient.astype(operands[0].dtype))
 
 
-product.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 def rows_times(x: Array, kernel: Array) -> Array:

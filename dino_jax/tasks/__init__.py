@@ -1,7 +1,7 @@
 """Evaluation tasks, one module each: its options on the command line, and its run on a model and data.
 
 What several have in common is in `images` (features of whole images), `classes` (classification), `patches` (features
-of patches) and `head_training`.
+of patches), `head_training`, and `kept` (heads survive a stop).
 
 A task module has two functions:
 

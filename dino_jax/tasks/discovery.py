@@ -20,7 +20,7 @@ from dino_jax.tasks import Result, patches
 from dino_jax.tasks.patches import PatchFeatures
 
 PICTURES = 8
-ENOUGH = 4  # images of which most being filled by one object tells that these are no masks of objects
+ENOUGH = 4  # images; with fewer, masks that one object fills prove nothing
 
 
 @functools.partial(

@@ -123,12 +123,12 @@ def training_batches(
     options: argparse.Namespace,
     done: int = 0,
 ) -> Iterator[Batch]:
-    """Yields patch features and targets of batches of crops, for all steps at least.
+    """Yields patch features and targets of batches of crops, for the steps after `done`.
 
     Args:
       indices: of the training images.
       options: of `add_arguments`, and the batch size.
-      done: steps whose batches are left out.
+      done: steps that were taken already.
     """
     if done == options.steps:
         return
@@ -138,6 +138,7 @@ def training_batches(
         patches, targets = _fixed_views(features, data, indices, crops=crops, options=options)
         while chosen := [index for _, index in itertools.islice(order, options.batch_size)]:
             yield patches[chosen], targets[chosen]
+        return
     for images, targets in _fresh_views(data, order, crops=crops, options=options):
         yield features(images), targets
 

@@ -22,7 +22,8 @@ def add_extraction_arguments(parser: argparse.ArgumentParser, *, size: int = 224
     """Adds the options of the feature extraction, with the default of --size."""
     parser.add_argument("--size", type=int, default=size, metavar="PIXELS", help="side of the images")
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch, over all devices")
-    text = "folder that keeps the features, to continue after a stop; delete it if images change under their old names"
+    text = "folder that keeps features, and heads in training, to continue after a stop; delete it if images change "
+    text += "under their old names"
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 

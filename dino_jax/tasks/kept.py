@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dino_jax.command import check_output_folder
 from dino_jax.data.whole import write_whole
 from dino_jax.extraction import digest, identity
 from dino_jax.models import Extractor
@@ -24,7 +25,8 @@ NOT_OF_THE_HEAD = ("out", "json", "cache", "weights", "given", "split", "test", 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """Adds the option that says where."""
-    text = "folder that keeps the head while it is trained, to continue after a stop"
+    text = "folder that keeps the head while it is trained, to continue after a stop; delete it if images or maps "
+    text += "change under their old names"
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 
@@ -49,6 +51,7 @@ class Kept:
             chosen = {key: str(value) for key, value in vars(options).items() if key not in NOT_OF_THE_HEAD}
             key = digest([network, data(), chosen])[:16]
             self._path = options.cache.expanduser() / f"head-{key}.npz"
+            check_output_folder(self._path.parent)
         self._arrays = _read(self._path) if self._path is not None and self._path.exists() else {}
         self.step = int(self._arrays.get("step", 0))
         self._due = time.monotonic() + SECONDS
@@ -61,6 +64,7 @@ class Kept:
             return new
         leaves, structure = jax.tree.flatten(new)
         kept = [self._arrays[str(place)] for place in range(len(leaves))]
+        self._arrays = {}  # heads of many classes are large
         found = [jnp.asarray(x) if isinstance(leaf, Array) else x for leaf, x in zip(leaves, kept, strict=True)]
         return jax.tree.unflatten(structure, found)
 
@@ -76,7 +80,7 @@ class Kept:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """Reads a file whose name says what it is of; says on stderr when it is damaged, and returns nothing."""
+    """Reads a kept head; says on stderr when it is damaged, and returns nothing."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

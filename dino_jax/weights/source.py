@@ -212,7 +212,7 @@ def tensors_of(stored: Any, path: Path, branch: str) -> tuple[dict[str, np.ndarr
     """Finds the tensors of one network by name in what a file holds, inside of the nesting of training checkpoints.
 
     Returns:
-      The tensors, and a row for every network that it was preferred to.
+      The tensors, and a row for every network of `NESTED` that it was preferred to.
 
     Raises:
       ValueError: when there are none.
@@ -258,7 +258,7 @@ def _holds_tensors(content: Any, key: str, depth: int = DEEPEST) -> bool:
 def split_backbone(state: StateDict, path: Path) -> tuple[dict[str, np.ndarray], tuple[Row, ...]]:
     """Brings the names of a backbone's tensors to their shortest form.
 
-    Where names say "backbone", all others are a row each; a second backbone, such as `momentum_backbone`, is not.
+    Where names say "backbone", all others are a row each, but not a second backbone such as `momentum_backbone.`.
 
     Raises:
       ValueError: when two tensors would get the same name.

@@ -120,6 +120,9 @@ def test_few_shot_needs_enough_images_and_a_draw(clusters):
         few_shot(*parts, shots=31)
     with pytest.raises(ValueError, match="set draws to 1 or more"):
         few_shot(*parts, shots=1, draws=0)
+    known = parts[1] < 4
+    with pytest.raises(ValueError, match="class 4 has 0 training images"):
+        few_shot(parts[0][known], parts[1][known], test, test_labels, shots=1)
 
 
 def test_wrong_input_is_refused(clusters):

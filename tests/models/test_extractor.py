@@ -193,6 +193,8 @@ def test_products_of_float32_have_its_precision_on_every_device(models, name):
     for call in calls:
         found = {str(precision) for precision in products(jax.make_jaxpr(call)(images).jaxpr)}
         assert found == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+    gradient = jax.make_jaxpr(jax.grad(lambda x: model(x)["cls"].sum()))(images)
+    assert {str(precision) for precision in products(gradient.jaxpr)} == {"(Precision.HIGHEST, Precision.HIGHEST)"}
     half = dataclasses.replace(model, backbone=model.backbone.clone(dtype=jnp.bfloat16))
     assert "None" in {str(precision) for precision in products(jax.make_jaxpr(half)(images).jaxpr)}
     with jax.default_matmul_precision("bfloat16"):  # as the user asks

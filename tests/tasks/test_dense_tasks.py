@@ -186,10 +186,12 @@ def test_masks_that_nothing_labels_are_said_before_the_training(tmp_path):
 
 def test_tracking_of_a_moving_square(tmp_path):
     words = ("--data", planted.video(tmp_path / "data"), "--size", 0)
+    (tmp_path / "tracking_earlier.gif").touch()
     result = tracking.run(PIXELS, options("tracking", *words, "--pixels"), tmp_path)
     numbers = checked(result)
     assert numbers["tracking/jf"] > 0.85
     assert numbers["tracking/jf"] == pytest.approx((numbers["tracking/j"] + numbers["tracking/f"]) / 2)
+    assert list(tmp_path.glob("*.gif")) == [result.pictures[1]]
     with Image.open(result.pictures[1]) as gif:
         assert gif.n_frames == 5
     blind = checked(tracking.run(Blind(PATCH), options("tracking", *words), tmp_path))
@@ -357,6 +359,7 @@ def test_masks_of_classes_are_none_of_objects(tmp_path):
     words = ("--data", data / "train", "--size", 0)
     with pytest.raises(ValueError, match=r"in (\d+) of \1 masks the object reaches all edges of its image: class"):
         discovery.run(PIXELS, options("discovery", *words), tmp_path)
+    checked(discovery.run(PIXELS, options("discovery", *words, "--limit", 1), tmp_path))  # one may well be filled
 
 
 # Two copies of the features of 4 images, of 4 x 6 patches and 48 dimensions, take 36864 bytes without the images.

@@ -124,6 +124,29 @@ def test_heads_are_kept_now_and_then(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_heads_that_take_long_to_write_are_kept_less_often(tmp_path, monkeypatch):
+    head = Kept(PixelPatches(PATCH), list, options("segmentation", "--data", "here", "--cache", tmp_path))
+    written, now = [], [0.0]
+
+    def write(path, _):
+        written.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(kept, "write_whole", write)
+    monkeypatch.setattr(kept.time, "monotonic", lambda: now[0])
+    head._due = 60.0
+    for _ in range(40):
+        head.keep(1, [np.zeros(1)])
+        now[0] += 10.0
+    assert written == [60, 213, 366]  # 3 / 0.02 seconds after the last
+
+
+def test_a_cache_that_cannot_be_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file cannot be written to"):
+        Kept(PixelPatches(PATCH), list, options("segmentation", "--data", "here", "--cache", tmp_path / "file"))
+
+
 def test_a_damaged_head_is_trained_anew(tmp_path, capsys):
     found = options("segmentation", "--data", "here", "--cache", tmp_path)
     Kept(PixelPatches(PATCH), list, found).keep(9, [np.zeros(100)], last=True)
