@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -27,14 +28,18 @@ from tests.program import Program, write_images
 gc.set_threshold(*COLLECT)
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN_FOLDERS = (
-    [Path(os.environ["DINO_JAX_GOLDENS"])]
-    if "DINO_JAX_GOLDENS" in os.environ
-    else [ROOT / "tests" / "golden", ROOT.parent / "shared" / "goldens"]
-)
 
-if "DINO_JAX_GOLDENS" in os.environ and not GOLDEN_FOLDERS[0].is_dir():  # or all tests on them would be skipped
-    raise pytest.UsageError(f"DINO_JAX_GOLDENS = {GOLDEN_FOLDERS[0]} is not a folder")
+
+def golden_folders(named: str | None) -> list[Path]:
+    """Returns where golden files are sought: in a folder that somebody named, or else in ours."""
+    if named is None:
+        return [ROOT / "tests" / "golden", ROOT.parent / "shared" / "goldens"]
+    if not [*Path(named).glob("*.npz"), *Path(named).glob("hf_*/io.npz")]:  # or all tests on them would be skipped
+        raise pytest.UsageError(f"DINO_JAX_GOLDENS = {named} is not a folder with golden files")
+    return [Path(named)]
+
+
+GOLDEN_FOLDERS = golden_folders(os.environ.get("DINO_JAX_GOLDENS"))
 
 
 def golden_path(name: str) -> Path | None:
@@ -52,11 +57,21 @@ def golden_runs(pattern: str) -> list[str]:
     return [name for name in golden_names(pattern) if not name.endswith("_batches.npz")]
 
 
+def golden_parts(name: str, pattern: str) -> list:
+    """Lists what the groups of a regular expression stand for in the names of a golden file's arrays, each once.
+
+    For tests with a case for each: strings, or tuples of them where the expression has several groups.
+    """
+    path = golden_path(name)
+    if path is None:
+        return []
+    with np.load(path) as file:
+        return sorted({found for array in file.files for found in re.findall(f"^{pattern}$", array)})
+
+
 def golden_grids(name: str) -> list[int]:
     """Lists the sides N of the grids whose arrays a golden file has under `gridN/`."""
-    path = golden_path(name)
-    names = np.load(path).files if path else []
-    return sorted({int(array.split("/")[0].removeprefix("grid")) for array in names if array.startswith("grid")})
+    return sorted(map(int, golden_parts(name, r"grid(\d+)/targets")))
 
 
 class Golden(dict):

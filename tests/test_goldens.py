@@ -1,4 +1,4 @@
-"""Every recorded file has a test that reads it."""
+"""Every recorded file has a test that reads it, and none is missed unseen."""
 
 import fnmatch
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import golden_names
+from tests.conftest import golden_folders, golden_names
 
 TESTS = Path(__file__).resolve().parent
 
@@ -21,3 +21,10 @@ def mentioned() -> set[str]:
 @pytest.mark.parametrize("name", golden_names("v*.npz"))
 def test_some_test_reads(name):
     assert any(fnmatch.fnmatch(name, pattern) for pattern in mentioned()), f"no test mentions {name}"
+
+
+def test_a_folder_without_golden_files_is_refused(tmp_path):
+    with pytest.raises(pytest.UsageError, match="not a folder with golden files"):
+        golden_folders(str(tmp_path))
+    (tmp_path / "v1_train.npz").touch()
+    assert golden_folders(str(tmp_path)) == [tmp_path]

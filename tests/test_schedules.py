@@ -66,6 +66,13 @@ def test_scaling_rules():
         learning_rate_scale("cosine", 64)
 
 
+def assert_schedule(schedule, expected, name="") -> None:
+    """Compares all values in float64; an end near 0 is a difference of larger ones and has their rounding."""
+    assert len(expected)
+    absolute = 4e-16 * np.abs(expected).max()
+    np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=1e-13, atol=absolute, err_msg=name)
+
+
 def cosine_schedule(
     *, base_value, final_value, total_iters, warmup_iters=0, start_warmup_value=0, freeze_iters=0, trunc_extra=0.0
 ):
@@ -97,9 +104,11 @@ def warmup_cosine(options, *, epoch, total, factor=1.0):
 @pytest.mark.golden
 def test_golden_of_cosine_schedules(golden):
     file = golden("v3_schedules.npz")
-    for case, expected in file.under("cosine_scheduler/").items():
+    cases = file.under("cosine_scheduler/")
+    assert cases
+    for case, expected in cases.items():
         schedule = cosine_schedule(**file.config[f"cosine_scheduler/{case}"])
-        np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=1e-13, atol=1e-18, err_msg=case)
+        assert_schedule(schedule, expected, case)
         for step, value in enumerate(file[f"cosine_scheduler_beyond_end/{case}"]):
             assert schedule(len(expected) + 1000 * step) == value
 
@@ -107,10 +116,12 @@ def test_golden_of_cosine_schedules(golden):
 @pytest.mark.golden
 def test_golden_of_warmup_cosine(golden):
     file = golden("v3_schedules.npz")
-    for case, expected in file.under("linear_warmup_cosine_decay/").items():
+    cases = file.under("linear_warmup_cosine_decay/")
+    assert cases
+    for case, expected in cases.items():
         options = file.config[f"linear_warmup_cosine_decay/{case}"]
         schedule = WarmupCosine(**{key.removesuffix("_iterations"): value for key, value in options.items()})
-        np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=1e-13, atol=1e-18, err_msg=case)
+        assert_schedule(schedule, expected, case)
 
 
 @pytest.mark.golden
@@ -125,7 +136,7 @@ def test_golden_of_the_first_form(golden):
         end=c["min_lr"],
         total=total,
         warmup=c["warmup_epochs"] * epoch,
-        truncated=c["schedule_trunc_extra"],
+        truncated=c["schedule_trunc_extra"],  # of this one alone: files with 0.25 show the others untruncated
     )
     temperature_warmup = c["warmup_teacher_temp_epochs"] * epoch
     schedules = {
@@ -142,20 +153,21 @@ def test_golden_of_the_first_form(golden):
         ),
     }
     for name, schedule in schedules.items():
-        expected = file[f"build_schedulers_v1/{name}"]
-        np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=1e-13, err_msg=name)
+        assert_schedule(schedule, file[f"build_schedulers_v1/{name}"], name)
 
 
 @pytest.mark.golden
 def test_golden_of_dino(golden):
     file = golden("v1_schedules_param_groups.npz")
-    for name, expected in file.under("cosine_scheduler/").items():
+    cases = file.under("cosine_scheduler/")
+    assert cases
+    for name, expected in cases.items():
         c = file.config[name]
         epoch = c["niter_per_ep"]
         schedule = CosineSchedule(
             base=c["base"], end=c["final"], total=c["epochs"] * epoch, warmup=c.get("warmup_epochs", 0) * epoch
         )
-        np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=1e-13, err_msg=name)
+        assert_schedule(schedule, expected, name)
 
 
 @pytest.mark.golden
@@ -195,9 +207,10 @@ def test_golden_of_the_training_runs(golden, name):
 
 def check_run(*, expected, sections, epoch, total, factor):
     """Compares the schedules of a run with its configuration's sections."""
+    assert expected
     for name, array in expected.items():
         options = sections[name.removeprefix("last_layer_")]
         schedule = warmup_cosine(options, epoch=epoch, total=total, factor=factor if name.endswith("lr") else 1.0)
         if name == "last_layer_lr":
             schedule = FrozenStart(schedule, options["freeze_last_layer_epochs"] * epoch)
-        np.testing.assert_allclose(values(schedule, len(array)), array, rtol=1e-13, err_msg=name)
+        assert_schedule(schedule, array, name)

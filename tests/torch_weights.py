@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 
 RENAMED = {
@@ -85,6 +86,18 @@ def tree(state_dict: dict[str, np.ndarray]) -> dict:
         for key in path[:-1]:
             node = node.setdefault(key, {})
         node[path[-1]] = array
+    return out
+
+
+def by_block(params: dict) -> dict:
+    """Takes stacked blocks apart, `blocks/...` to `blocks/0/...` and so on: tensors as the references have them."""
+    out = {}
+    for key, node in params.items():
+        if key == "blocks":
+            depth = len(jax.tree.leaves(node)[0])
+            out[key] = {str(i): jax.tree.map(lambda x, i=i: x[i], node) for i in range(depth)}
+        else:
+            out[key] = by_block(node) if isinstance(node, dict) else node
     return out
 
 

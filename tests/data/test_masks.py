@@ -1,5 +1,8 @@
 """Mask counts exactly, mask shapes by the reference's statistics."""
 
+import fnmatch
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -7,11 +10,17 @@ from dino_jax.data import masks
 from tests.conftest import golden_grids
 
 RECIPE = {"ratio": (0.1, 0.5), "probability": 0.5}
+DRAWS, IN_DETAIL = 2000, 500  # masks; of these, as in the recorded files, those whose components are counted
 
 
-def draw(grid, target, number=2000, function=masks.block_mask):
+def draw(grid, target, function=masks.block_mask):
     rng = np.random.default_rng(0)
-    return np.stack([function(rng, grid=(grid, grid), target=target) for _ in range(number)])
+    return np.stack([function(rng, grid=(grid, grid), target=target) for _ in range(DRAWS)])
+
+
+def sigmas(scores: int) -> float:
+    """Returns what the largest of so many normal scores exceeds for one in 10,000 recorded files."""
+    return -NormalDist().inv_cdf(1e-4 / (2 * scores))
 
 
 def components(mask):
@@ -31,15 +40,34 @@ def components(mask):
 
 
 def neighbours(drawn):
-    """Returns the share of masked cells whose right (lower) neighbour is masked too, and its standard error."""
+    """Returns the share of masked cells whose right (lower) neighbour is masked too, and its deviation over masks."""
     pairs = [(drawn[:, :, :-1], drawn[:, :, 1:]), (drawn[:, :-1], drawn[:, 1:])]
     share = np.array([(first & second).sum() / first.sum() for first, second in pairs])
     # That of a quotient of sums, as single masks may have no such cell.
-    error = [
+    deviation = [
         ((first & second).sum((1, 2)) - quotient * first.sum((1, 2))).std() / first.sum((1, 2)).mean()
         for quotient, (first, second) in zip(share, pairs, strict=True)
     ]
-    return share, np.array(error) / np.sqrt(len(drawn))
+    return share, np.array(deviation)
+
+
+def check_shapes(drawn, recorded, *, targets: int) -> None:
+    """Compares where masks lie and how they hang together with recorded ones, of a file with so many targets."""
+    number, frequency = recorded["count_histogram"].sum(), recorded["cell_frequency"]
+    both = (drawn.sum(0) + number * frequency + 1) / (DRAWS + number + 2)  # one more of each: never 0 or 1
+    scores = np.abs(drawn.mean(0) - frequency) / np.sqrt(both * (1 - both) * (1 / DRAWS + 1 / number))
+    assert scores.max() < sigmas(scores.size * targets)
+
+    allowed = sigmas(4 * targets) * np.sqrt(1 / DRAWS + 1 / number)  # of four numbers for each target
+    share, deviation = neighbours(drawn)
+    assert (np.abs(share - recorded["p_neighbour_masked_right_down"]) <= allowed * deviation).all()
+
+    allowed = sigmas(4 * targets) * np.sqrt(1 / IN_DETAIL + 1 / min(IN_DETAIL, number))
+    pieces, isolated = np.array([components(mask) for mask in drawn[:IN_DETAIL]]).T
+    mean, deviation = recorded["n_components_mean_std"]
+    assert abs(pieces.mean() - mean) <= allowed * max(deviation, pieces.std())
+    mean = float(recorded["n_isolated_cells_mean"])
+    assert abs(isolated.mean() - mean) <= allowed * max(mean**0.5, isolated.std())  # rare ones spread as Poisson's
 
 
 @pytest.mark.golden
@@ -47,82 +75,83 @@ def neighbours(drawn):
 def test_statistics_equal_the_reference(golden, grid):
     file = golden("v3_masking_stats.npz")
     for target in file[f"grid{grid}/targets"].tolist():
-        recorded = file.under(f"grid{grid}/target{target}/")
         drawn = draw(grid, target)
         assert (drawn.sum((1, 2)) == target).all()
-
-        # Both sides are 2000 draws, so a difference has the sum of two variances. 4.5 sigma: of the largest of a few
-        # hundred normal scores. All other comparisons are at 4 sigma.
-        frequency, expected = drawn.mean(0), recorded["cell_frequency"]
-        spread = np.sqrt((frequency * (1 - frequency) + expected * (1 - expected)) / len(drawn))
-        assert (np.abs(frequency - expected) / np.maximum(spread, 1e-3)).max() < 4.5
-
-        share, error = neighbours(drawn)
-        assert (np.abs(share - recorded["p_neighbour_masked_right_down"]) <= 4 * np.sqrt(2) * error).all()
-
-        counted = np.array([components(mask) for mask in drawn[:500]])
-        mean, deviation = recorded["n_components_mean_std"]
-        assert abs(counted[:, 0].mean() - mean) <= 4 * deviation * np.sqrt(2 / 500)
-        isolated = counted[:, 1].std() * np.sqrt(2 / 500)
-        assert abs(counted[:, 1].mean() - recorded["n_isolated_cells_mean"]) <= 4 * isolated
+        check_shapes(drawn, file.under(f"grid{grid}/target{target}/"), targets=number_of_targets(file))
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("grid", golden_grids("v2_masking_stats.npz"))
 def test_blocks_alone_stop_short_as_often_as_dinov2(golden, grid):
+    """And lie where its do."""
     file = golden("v2_masking_stats.npz")
+    targets = number_of_targets(file)
     for target in file[f"grid{grid}/targets"].tolist():
-        counts = draw(grid, target, function=masks.blocks_only).sum((1, 2))
-        mean, deviation, _, most = file[f"grid{grid}/target{target}/count_mean_std_min_max"]
-        assert counts.max() <= most == target
-        assert abs(counts.mean() - mean) <= 4 * max(deviation, counts.std()) * np.sqrt(2 / len(counts))
+        drawn, recorded = draw(grid, target, masks.blocks_only), file.under(f"grid{grid}/target{target}/")
+        counts, number = drawn.sum((1, 2)), recorded["count_histogram"].sum()
+        mean, deviation, _, _ = recorded["count_mean_std_min_max"]
+        assert counts.max() <= target
+        error = max(deviation, counts.std()) * np.sqrt(1 / DRAWS + 1 / number)
+        assert abs(counts.mean() - mean) <= sigmas(targets) * error
+        check_shapes(drawn, recorded, targets=targets)
+
+
+def number_of_targets(file) -> int:
+    return sum(len(file[name]) for name in fnmatch.filter(file, "grid*/targets"))
+
+
+def masked_counts(file) -> np.ndarray:
+    """Returns the masked patches of every crop of the recorded batches, (batches, crops), in order of their number."""
+    (name,) = fnmatch.filter(file, "collate/masked_counts_*_batches")  # the name has the number of batches
+    return np.sort(file[name])
 
 
 @pytest.mark.golden
 def test_counts_equal_the_reference_collate(golden):
     file = golden("v3_masking_stats.npz")
-    crops, patches = 2 * file.config["B"], int(file["collate/N_tokens"])
+    crops, patches, ratio = 2 * file.config["B"], int(file["collate/N_tokens"]), tuple(file.config["mask_ratio"])
     targets = masks.group_targets(
-        crops=crops,
-        patches=patches,
-        ratio=tuple(file.config["mask_ratio"]),
-        probability=file.config["mask_probability"],
+        crops=crops, patches=patches, ratio=ratio, probability=file.config["mask_probability"]
     )
     np.testing.assert_array_equal(targets, file["collate/int_N_times_prob_max"])
-    for counts in file["collate/masked_counts_200_batches"]:
-        np.testing.assert_array_equal(np.sort(counts)[-len(targets) :], targets)
-        assert counts.sum() == targets.sum()
+    np.testing.assert_array_equal(masks.linspace(*ratio, len(targets) + 1), file["collate/probs_linspace"])
+    for counts in masked_counts(file):
+        np.testing.assert_array_equal(counts, [0] * (crops - len(targets)) + targets.tolist())
 
 
 @pytest.mark.golden
 def test_drawn_counts_have_the_statistics_of_dinov2s_collate(golden):
     file = golden("v2_masking_stats.npz")
-    recorded = np.sort(file["collate/masked_counts_200_batches"])
-    crops, patches = 2 * file.config["B"], int(file["collate/N_tokens"])
+    recorded, ends = masked_counts(file), file["collate/int_N_times_prob_max"]
+    crops, patches, ratio = 2 * file.config["B"], int(file["collate/N_tokens"]), tuple(file.config["mask_ratio"])
     options = {
         "crops": crops,
         "grid": (file.config["grid"], patches // file.config["grid"]),
-        "ratio": tuple(file.config["mask_ratio"]),
+        "ratio": ratio,
         "probability": file.config["mask_probability"],
         "drawn_sizes": True,
     }
     groups = [masks.draw_masks(np.random.default_rng(seed), **options) for seed in range(len(recorded))]
     drawn = np.sort([group["masks"].sum(1) for group in groups])
 
-    bound = file["collate/int_N_times_prob_max"].sum()
+    np.testing.assert_array_equal(masks.linspace(*ratio, len(ends) + 1), file["collate/probs_linspace"])
+    bound = ends.sum()
     for group, counts in zip(groups, drawn, strict=True):
         assert len(group["mask_indices"]) == bound + -bound % masks.ALIGNMENT
         np.testing.assert_array_equal(group["mask_indices"][: counts.sum()], np.flatnonzero(group["masks"]))
         assert (group["mask_weights"][counts.sum() :] == 0).all()
-    # A crop's size is uniform in its interval, so its mean over the batches has the standard error of that: 4.5 sigma
-    # for the largest of as many scores as there are crops. The spread of n uniform numbers has an error of
-    # 0.45 / sqrt(n) of itself, twice here: 4.5 sigma again.
-    unmasked = crops - len(file["collate/int_N_times_prob_max"])
+    unmasked = crops - len(ends)
     assert not drawn[:, :unmasked].any() and not recorded[:, :unmasked].any()
-    ours, theirs = drawn[:, unmasked:], recorded[:, unmasked:]
-    error = np.sqrt((ours.var(0) + theirs.var(0)) / len(recorded))
-    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * error).all()
-    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=3 / np.sqrt(len(recorded)))
+    # In a narrow interval a crop's size may be the same in all batches but a few, so it is not taken as uniform.
+    (ours, our_spread), (theirs, their_spread) = (moments(counts[:, unmasked:]) for counts in (drawn, recorded))
+    allowed = sigmas(ours.size) * np.sqrt((our_spread**2 + their_spread**2) / len(recorded))
+    assert (np.abs(ours - theirs) <= allowed).all()
+
+
+def moments(counts):
+    """Returns mean and variance over batches of each crop's count, and the spreads of the numbers they are means of."""
+    values = np.stack([counts, (counts - counts.mean(0)) ** 2])
+    return values.mean(1), values.std(1)
 
 
 def test_the_published_recipe_masks_1274_patches_of_32_crops():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dino_jax.losses.contrastive import contrastive_loss
+from tests.conftest import golden_names
 from tests.torch_weights import assert_close
 
 value_and_gradients = jax.jit(jax.value_and_grad(contrastive_loss, argnums=(0, 1, 2)))
@@ -54,7 +55,7 @@ def test_unpaired():
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v3_dist_world1.npz", "v3_dist_world2.npz"])
+@pytest.mark.parametrize("name", golden_names("v3_dist_world*.npz"))
 def test_golden_over_ranks(golden, name):
     """The mean over ranks is the global loss; a rank's gradient for its features is that of the sum over ranks."""
     file = golden(name)

@@ -99,7 +99,9 @@ def test_v1_golden(golden):
     file = golden("v1_dinoloss.npz")
     batch, center = file.config["B"], file["center/before_0"][0]
     same = {"student_temperature": file.config["student_temp"], "ignore_diagonal": True}
-    for i in range(sum(name.endswith("/epoch") for name in file)):
+    calls = sum(name.endswith("/epoch") for name in file)
+    assert calls
+    for i in range(calls):
         student = file[f"in/{i}/student"].reshape(-1, batch, file.config["out_dim"]).swapaxes(0, 1)
         teacher = file[f"in/{i}/teacher"].reshape(2, batch, -1).swapaxes(0, 1)
         temperature = file["teacher_temp_schedule_per_epoch"][int(file[f"in/{i}/epoch"])]

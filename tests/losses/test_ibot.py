@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dino_jax.losses.ibot import ibot_loss
+from tests.conftest import golden_names
 from tests.torch_weights import assert_close
 
 
@@ -50,7 +51,7 @@ def test_teacher_gets_no_gradient():
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v3_ibot.npz", "v2_ibot.npz"])
+@pytest.mark.parametrize("name", golden_names("v[23]_ibot.npz"))
 def test_golden(golden, name):
     file = golden(name)
     images, temperature = file.config["B2"], file.config["student_temp"]
@@ -63,7 +64,7 @@ def test_golden(golden, name):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v3_ibot.npz", "v2_ibot.npz"])
+@pytest.mark.parametrize("name", golden_names("v[23]_ibot.npz"))
 def test_dense_golden(golden, name):
     """All patches with their mask as weights give the same loss as the masked ones alone."""
     file = golden(name)

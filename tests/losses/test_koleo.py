@@ -1,9 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dino_jax.losses.koleo import koleo_loss
+from tests.conftest import golden_names, golden_parts
 from tests.torch_weights import assert_close
 
 # A mean of logarithms may be near 0: each is rounded by some 1e-7.
@@ -70,19 +73,16 @@ def test_bad_groups():
         koleo_loss(x, group_size=3, topk=3)
 
 
+def neighbours_in(case: str) -> int:
+    """Reads how many neighbours a recorded loss has from its name, which says so unless there is one."""
+    number = re.search(r"topk(\d+)", case)
+    return int(number[1]) if number else 1
+
+
 @pytest.mark.golden
-@pytest.mark.parametrize(
-    ("name", "topk"),
-    [
-        ("v3_koleo", 1),
-        ("v2_koleo", 1),
-        ("v3_koleo_dist_topk1", 1),
-        ("v3_koleo_dist_topk2", 2),
-        ("v3_koleo_dist_topk2_group", 2),
-    ],
-)
-def test_golden(golden, name, topk):
-    file = golden("v3_koleo.npz")
+@pytest.mark.parametrize("name", golden_parts("v3_koleo.npz", r"out/(v\w+)"))
+def test_golden(golden, name):
+    file, topk = golden("v3_koleo.npz"), neighbours_in(name)
     value, gradient = loss_and_gradient(file["in/x"], topk=topk)
     assert_close(value, file[f"out/{name}"], absolute=ROUNDING, relative=1e-6)
     assert_close(gradient, file[f"grad_input/{name}"], relative=2e-6)
@@ -91,14 +91,29 @@ def test_golden(golden, name, topk):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v3_dist_world1.npz", "v3_dist_world2.npz"])
+@pytest.mark.parametrize("topk", golden_parts("v3_koleo.npz", r"out/nn_index_top(\d+)"))
+def test_golden_of_the_neighbours(golden, topk):
+    """The distances to the recorded neighbours make up our loss."""
+    file = golden("v3_koleo.npz")
+    x, neighbours = file["in/x"].astype(np.float64), file[f"out/nn_index_top{topk}"].reshape(-1, int(topk))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    expected = -np.log(np.linalg.norm(x[:, None] - x[neighbours], axis=-1)).mean()
+    value, _ = loss_and_gradient(file["in/x"], topk=int(topk))
+    assert_close(value, expected, absolute=ROUNDING, relative=1e-6)
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize(
-    ("case", "topk", "local"),
-    [("topk1", 1, False), ("topk2", 2, False), ("topk1_group_local", 1, True), ("topk2_group_all", 2, False)],
+    ("name", "case"),
+    [
+        (name, case)
+        for name in golden_names("v3_dist_world*.npz")
+        for case in golden_parts(name, r"rank0/koleo/out/(\w+)")
+    ],
 )
-def test_golden_over_ranks(golden, name, case, topk, local):
+def test_golden_over_ranks(golden, name, case):
     """The mean over ranks is the global loss; a rank's gradient is that of the sum over ranks."""
-    file = golden(name)
+    file, topk, local = golden(name), neighbours_in(case), case.endswith("_local")
     ranks = [file.under(f"rank{rank}/koleo/") for rank in range(file.config["world"])]
     x = np.concatenate([rank["in/x"] for rank in ranks])
     value, gradient = loss_and_gradient(x, topk=topk, group_size=len(ranks[0]["in/x"]) if local else None)

@@ -8,10 +8,11 @@ import pytest
 from dino_jax import sharding
 from dino_jax.models import CONVNEXT_VARIANTS, ConvNext, intermediate_stages
 from tests.conftest import golden_names
-from tests.torch_weights import assert_close, assert_trees_close, convnext_tree, sum_tolerance
+from tests.torch_weights import assert_close, assert_trees_close, by_block, convnext_tree, sum_tolerance
 
-FORWARD = 1e-5  # largest error relative to each array's scale: a few float32 roundings per block
-GRADIENT = 1e-4
+# Largest errors relative to each array's scale, a few float32 roundings per block: 8e-7 and 1.7e-6 were the most in 12
+# networks.
+FORWARD, GRADIENT = 3e-6, 1e-5
 GOLDENS = golden_names("v3convnext_*.npz")
 OUTPUTS = {"cls": "x_norm_clstoken", "patches": "x_norm_patchtokens", "prenorm": "x_prenorm"}
 
@@ -32,7 +33,9 @@ def channels_last(images: np.ndarray) -> np.ndarray:
 
 def sizes_of(g) -> list[str]:
     """Lists the recorded image sizes, in the file's order."""
-    return [name.split("/")[1] for name in g if name.endswith("/image")]
+    sizes = [name.split("/")[1] for name in g if name.endswith("/image")]
+    assert sizes
+    return sizes
 
 
 @pytest.mark.golden
@@ -102,7 +105,8 @@ def test_gradients(golden, name):
 
     (value, out), grads = jax.value_and_grad(scalar, has_aux=True)(params)
     assert_close(value, g["out/grad_scalar"], absolute=sum_tolerance(products(out)))
-    assert_trees_close(jax.tree.map(np.asarray, grads), convnext_tree(g.under("grad/")), relative=GRADIENT)
+    actual, expected = by_block(jax.tree.map(np.asarray, grads)), by_block(convnext_tree(g.under("grad/")))
+    assert_trees_close(actual, expected, relative=GRADIENT)
 
 
 @pytest.fixture(scope="module")

@@ -33,16 +33,17 @@ def test_forward_and_gradients(golden, name):
 
     differentiate = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)
     (_, logits), (grads, input_grad) = differentiate(params, g["in/x"])
-    assert_close(logits, g["out/logits"], relative=1e-5, name="logits")
+    # 6e-7 of the largest entry was the most in 45 heads, and 4.5e-6 of gradients, in one of seven narrow layers.
+    assert_close(logits, g["out/logits"], relative=3e-6, name="logits")
     # Prototypes along the axes show what is scored.
     axes = params | {"prototypes": {"kernel": jnp.eye(g.config["bottleneck_dim"])}}
     bottleneck = head.clone(prototypes=g.config["bottleneck_dim"], gain="none").apply({"params": axes}, g["in/x"])
-    assert_close(bottleneck, g["out/bottleneck_normalized"], relative=1e-5, name="bottleneck")
+    assert_close(bottleneck, g["out/bottleneck_normalized"], relative=3e-6, name="bottleneck")
     expected = tree({f"head.{name}": array for name, array in g.under("grad/").items()})["head"]
     if gain == "frozen":  # it has no gradient there
         expected["prototypes"]["gain"] = np.zeros(g.config["out_dim"])
-    assert_trees_close(jax.tree.map(np.asarray, grads), expected, relative=1e-4)
-    assert_close(input_grad, g["grad_input/x"], relative=1e-4, name="input gradient")
+    assert_trees_close(jax.tree.map(np.asarray, grads), expected, relative=2e-5)
+    assert_close(input_grad, g["grad_input/x"], relative=2e-5, name="input gradient")
 
 
 def test_by_hand():

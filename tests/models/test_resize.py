@@ -62,6 +62,7 @@ def test_bad_arguments():
 @pytest.mark.parametrize(("antialias", "method"), CASES)
 def test_golden(golden, antialias, method):
     file = golden("v3_gram_resize.npz")
+    assert file.config["pairs"]
     for old, new in file.config["pairs"]:
         name = f"{old}to{new}"
         out = resize(file[f"in/{name}/teacher_patches"], (old, old), (new, new), antialias=antialias, method=method)

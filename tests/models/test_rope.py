@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from dino_jax.models import rope
+from tests.conftest import golden_parts
 from tests.torch_weights import assert_close
 
-TABLES = [("base100", kind) for kind in ("separate", "min", "max")]
-TABLES += [(periods, kind) for periods in ("base10000", "minmax") for kind in ("separate", "min", "max")]
+PERIODS = golden_parts("v3_rope.npz", r"periods/(\w+)/fp32")
+TABLES = golden_parts("v3_rope.npz", r"out/(\w+)/(\w+)/fp32/\d+x\d+/sin")
+BFLOAT16_TABLES = golden_parts("v3_rope.npz", r"out/(\w+)/(\w+)/bf16/\d+x\d+/sin")
 
 
 def tolerance(coords, periods) -> float:
@@ -31,7 +33,7 @@ def periods_of(config: dict, name: str) -> np.ndarray:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["base100", "base10000", "minmax"])
+@pytest.mark.parametrize("name", PERIODS)
 def test_periods(golden, name):
     g = golden("v3_rope.npz")
     assert_close(periods_of(g.config, name), g[f"periods/{name}/fp32"], relative=2e-7)
@@ -41,44 +43,47 @@ def test_periods(golden, name):
 @pytest.mark.parametrize(("name", "normalize"), TABLES)
 def test_tables(golden, name, normalize):
     g = golden("v3_rope.npz")
-    shapes = {key.split("/")[0] for key in g.under(f"out/{name}/{normalize}/fp32/")}
-    assert shapes
-    for shape in shapes:
-        height, width = map(int, shape.split("x"))
-        coords, periods = rope.coordinates(height, width, normalize=normalize), periods_of(g.config, name)
-        for ours, function in zip(rope.tables(coords, periods), ("sin", "cos"), strict=True):
-            expected = g[f"out/{name}/{normalize}/fp32/{shape}/{function}"]
-            assert_close(ours, expected, absolute=tolerance(coords, periods), name=f"{shape} {function}")
+    periods = periods_of(g.config, name)
+    for coords, expected, shape in recorded_tables(g, f"out/{name}/{normalize}/fp32/", normalize):
+        for function, ours in zip(("sin", "cos"), rope.tables(coords, periods), strict=True):
+            assert_close(ours, expected[function], absolute=tolerance(coords, periods), name=f"{shape} {function}")
+
+
+def recorded_tables(g, prefix: str, normalize: str):
+    """Yields the coordinates of each grid below `prefix`, its recorded sines and cosines, and its name."""
+    for shape in dict.fromkeys(key.split("/")[0] for key in g.under(prefix)):
+        coords = rope.coordinates(*map(int, shape.split("x")), normalize=normalize)
+        yield coords, g.under(f"{prefix}{shape}/"), shape
 
 
 @pytest.mark.golden
-def test_bfloat16_tables_differ_by_their_rounding(golden):
-    """Each bfloat16 angle is off by up to 2**-8 of itself at several places: coordinate, 2 pi, period, quotient."""
+@pytest.mark.parametrize(("name", "normalize"), BFLOAT16_TABLES)
+def test_tables_in_bfloat16_differ_by_their_rounding(golden, name, normalize):
+    """Each of their angles is off by up to 2**-8 of itself at several places: coordinate, 2 pi, period, quotient."""
     g = golden("v3_rope.npz")
-    differences = []
-    for height, width in g.config["hws"]:
-        shape = f"{height}x{width}"
-        table = rope.tables(rope.coordinates(height, width), periods_of(g.config, "base100"))
-        for ours, function in zip(table, ("sin", "cos"), strict=True):
+    periods = periods_of(g.config, name)
+    # A power is rounded, and its exponent, which counts by the logarithm of the base.
+    rounding = 2**-8 * (1 + np.log(periods.max() / periods.min()))
+    np.testing.assert_allclose(periods, g[f"periods/{name}/bf16"], rtol=rounding)
+    for coords, expected, shape in recorded_tables(g, f"out/{name}/{normalize}/bf16/", normalize):
+        for function, ours in zip(("sin", "cos"), rope.tables(coords, periods), strict=True):
             assert ours.dtype == jnp.float32
-            expected = g[f"out/base100/separate/bf16/{shape}/{function}"]
-            assert_close(ours, expected, absolute=2 * np.pi * 4 * 2**-8, name=f"{shape} {function}")
-            differences.append(np.abs(ours - expected).max())
-    assert max(differences) > 1e-3, "the reference's tables are not in bfloat16"
+            angle = 2 * np.pi * np.abs(coords).max() / periods.min()
+            assert_close(ours, expected[function], absolute=4 * 2**-8 * angle, name=f"{shape} {function}")
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", ["shift", "jitter", "rescale", "all"])
 def test_augmented_tables(golden, case):
     """Feeds the recorded raw draws; those that a case does not use are 0."""
-    g = golden("v3_rope.npz").under(f"aug/{case}/")
-    config = golden("v3_rope.npz").config
+    file = golden("v3_rope.npz")
+    g = file.under(f"aug/{case}/")
     kinds = ("offset", "log_jitter", "log_rescale")
     used = kinds if case == "all" else [kinds[("shift", "jitter", "rescale").index(case)]]
     draws = {kind: np.zeros(1 if kind == "log_rescale" else 2, np.float32) for kind in kinds}
     draws |= {kind: g[f"draw{index}"] for index, kind in enumerate(used)}
     coords = rope.move_box(rope.coordinates(*g["HW"]), **draws)
-    periods = periods_of(config, "base100")
+    periods = periods_of(file.config, BFLOAT16_TABLES[0][0])  # the reference's default, also recorded in bfloat16
     for ours, function in zip(rope.tables(coords, periods), ("sin", "cos"), strict=True):
         assert_close(ours, g[function], absolute=tolerance(coords, periods), name=function)
 

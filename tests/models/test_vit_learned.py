@@ -9,10 +9,11 @@ from dino_jax.models import VisionTransformer, intermediate_layers, last_attenti
 from dino_jax.models.readout import last_keys
 from dino_jax.models.variants import DINO, DINOV2
 from tests.conftest import golden_names
-from tests.torch_weights import assert_close, assert_trees_close, sum_tolerance, tree
+from tests.torch_weights import assert_close, assert_trees_close, by_block, sum_tolerance, tree
 
-FORWARD = 1e-5  # largest error relative to each array's scale: a few float32 roundings per block
-GRADIENT = 1e-4
+# Largest errors relative to each array's scale, a few float32 roundings per block: 1.7e-6 and 2.5e-6 were the most in
+# 23 networks. An epsilon of 1e-5 for one of 1e-6 changes these outputs by 1.2e-5 or more.
+FORWARD, GRADIENT = 5e-6, 1e-5
 DINO_GOLDENS, DINOV2_GOLDENS = golden_names("v1vit_*.npz"), golden_names("v2vit_*.npz")
 OUTPUTS = {
     "cls": "x_norm_clstoken",
@@ -70,6 +71,7 @@ def from_reference(name: str, config: dict) -> VisionTransformer:
 def images_of(g) -> dict[str, np.ndarray]:
     """Returns the stored images by size, channels last."""
     sizes = [name.split("/")[1] for name in g if name.endswith("/image")]
+    assert sizes
     return {size: g[f"in/{size}/image"].transpose(0, 2, 3, 1) for size in sizes}
 
 
@@ -164,7 +166,7 @@ def test_gradients(golden, name):
     grads, expected = jax.tree.map(np.asarray, grads), tree(g.under("grad/"))
     if model.masking:  # without a mask the reference has no gradient for its token
         np.testing.assert_array_equal(grads.pop("mask_token"), 0)
-    assert_trees_close(grads, expected, relative=GRADIENT)
+    assert_trees_close(by_block(grads), by_block(expected), relative=GRADIENT)
 
 
 @pytest.fixture(scope="module")
