@@ -6,6 +6,9 @@ import pytest
 from dino_jax.losses.gram import gram_loss, gram_matrix
 from tests.torch_weights import assert_close
 
+# A difference of similarities that nearly cancel: 2.3e-6 of the largest was the most in nine files.
+GOLDEN = 8e-6
+
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -110,8 +113,8 @@ def test_golden(golden, image_level, normalize, case):
         remove_negatives="both" if case == "remove_neg" else "none",
     )
     name = f"img_level_{image_level}/normalized_{normalize}/{case}"
-    assert_close(value, file[f"out/{name}"], relative=3e-6)
-    assert_close(gradient, file[f"grad_input/{name}"], relative=3e-6)
+    assert_close(value, file[f"out/{name}"], relative=GOLDEN)
+    assert_close(gradient, file[f"grad_input/{name}"], relative=GOLDEN)
 
 
 @pytest.mark.golden
@@ -130,8 +133,8 @@ def test_golden_of_the_references_teacher_negatives(golden, image_level, normali
         return jnp.mean((gram_matrix(student, **options) - targets) ** 2)
 
     value, gradient = as_the_reference(file["in/student"])
-    assert_close(value, file[f"out/{name}"], relative=3e-6)
-    assert_close(gradient, file[f"grad_input/{name}"], relative=3e-6)
+    assert_close(value, file[f"out/{name}"], relative=GOLDEN)
+    assert_close(gradient, file[f"grad_input/{name}"], relative=GOLDEN)
     ours, _ = value_and_gradient(file["in/student"], file["in/teacher"], remove_negatives="teacher", **options)
     assert ours < value
 
@@ -142,13 +145,13 @@ def test_golden_of_selected_tokens(golden, tokens):
     file = golden("v3_gramloss.npz")
     mask = file["in/token_mask"] if tokens == "masked" else ~file["in/token_mask"]
     value, gradient = value_and_gradient(file["in/student"], file["in/teacher"], image_level=False, token_mask=mask)
-    assert_close(value, file[f"out/tokens_{tokens}"], relative=3e-6)
-    assert_close(gradient, file[f"grad_input/tokens_{tokens}"], relative=3e-6)
+    assert_close(value, file[f"out/tokens_{tokens}"], relative=GOLDEN)
+    assert_close(gradient, file[f"grad_input/tokens_{tokens}"], relative=GOLDEN)
 
 
 @pytest.mark.golden
 def test_golden_of_dinotxt(golden):
     file = golden("v3_gramloss.npz")
     value, gradient = value_and_gradient(file["in/student"], file["in/teacher"])
-    assert_close(value, file["out/dinotxt_gram_normalized"], relative=3e-6)
-    assert_close(gradient, file["grad_input/dinotxt_gram_normalized"], relative=3e-6)
+    assert_close(value, file["out/dinotxt_gram_normalized"], relative=GOLDEN)
+    assert_close(gradient, file["grad_input/dinotxt_gram_normalized"], relative=GOLDEN)

@@ -66,4 +66,5 @@ def test_golden(golden, antialias, method):
     for old, new in file.config["pairs"]:
         name = f"{old}to{new}"
         out = resize(file[f"in/{name}/teacher_patches"], (old, old), (new, new), antialias=antialias, method=method)
-        assert_close(out, file[f"out/{name}/{method}/antialias_{antialias}"], relative=5e-6)
+        # A source coordinate, up to `old`, is rounded before its fraction becomes a weight: 3.9e-6 was the most.
+        assert_close(out, file[f"out/{name}/{method}/antialias_{antialias}"], relative=1.5e-5)

@@ -11,9 +11,9 @@ from dino_jax.models.variants import DINO, DINOV2
 from tests.conftest import golden_names
 from tests.torch_weights import assert_close, assert_trees_close, by_block, sum_tolerance, tree
 
-# Largest errors relative to each array's scale, a few float32 roundings per block: 1.7e-6 and 2.5e-6 were the most in
-# 23 networks. An epsilon of 1e-5 for one of 1e-6 changes these outputs by 1.2e-5 or more.
-FORWARD, GRADIENT = 5e-6, 1e-5
+# Largest errors relative to each array's scale, a few float32 roundings per block: 2.7e-6 and 2.5e-6 were the most in
+# 45 networks. An epsilon of 1e-5 for one of 1e-6 changes these outputs by 1.2e-5 or more.
+FORWARD, GRADIENT = 8e-6, 1e-5
 DINO_GOLDENS, DINOV2_GOLDENS = golden_names("v1vit_*.npz"), golden_names("v2vit_*.npz")
 OUTPUTS = {
     "cls": "x_norm_clstoken",
@@ -82,7 +82,7 @@ def test_positions(golden, name):
     model, params = from_reference(name, g.config), tree(g.under("param/"))
     for size, images in images_of(g).items():
         positions = model.apply({"params": params}, images.shape[1:3], method="learned_positions")
-        assert_close(positions, g[f"out/{size}/pos_embed"][0], relative=2e-6, name=size)
+        assert_close(positions, g[f"out/{size}/pos_embed"][0], relative=4e-6, name=size)
 
 
 @pytest.mark.golden
