@@ -27,9 +27,9 @@ from tests.test_step import (
 from tests.torch_weights import assert_close, tree
 
 # Adam turns roundings of tiny gradients into whole steps: half an ulp on the weights moves later losses by up to 1.2e-5
-# of themselves and gradient norms by 4.1e-5, measured on 16 runs of a plain PyTorch form of these steps. Four times
-# that; the first step is held to what `test_step` says.
-LATER = {"loss/": 5e-5, "grad_norm/": 1.6e-4}
+# of themselves and gradient norms by 4.1e-5, measured on 16 runs of a plain PyTorch form of these steps. Two and a half
+# times that; the first step is held to what `test_step` says.
+LATER = {"loss/": 3e-5, "grad_norm/": 1e-4}
 CENTER = {"absolute": 1e-7, "relative": 3e-6}  # 9e-7 was the most in 27 runs
 
 
